@@ -1,0 +1,70 @@
+"""`python -m dhr_lightning`: one entry for every command."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from dhr_lightning.errors import DHRError
+from dhr_lightning.progress import configure_logging
+
+LIGHTNING = {
+    "fit": "train one task from YAML files",
+    "validate": "score a checkpoint on the validation split",
+    "test": "the same, under Lightning's name for it",
+    "predict": "write a task's artifacts from a checkpoint",
+}
+COMMANDS = {
+    "prepare": "make or check a dataset",
+    "status": "show every artifact as fresh, stale (why) or absent",
+    "evaluate": "score a folder of masks against ground truth",
+    "report": "write report.html and report.json",
+}
+log = logging.getLogger("dhr_lightning")
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = ["usage: python -m dhr_lightning COMMAND [options]", "", "Commands (each has --help):"]
+    lines += [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines += ["", "Lightning's commands (--config FILE ..., --help):"]
+    lines += [f"  {name:<10}{text}" for name, text in LIGHTNING.items()]
+    return "\n".join(lines)
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int] | None:
+    """Import only what the command needs: `status` must not wait for torch."""
+    if name in LIGHTNING:
+        from dhr_lightning.cli import lightning_command
+
+        return lambda arguments: lightning_command(name, arguments)
+    if name in COMMANDS:
+        from dhr_lightning import commands
+
+        command: Callable[[Sequence[str]], int] = getattr(commands, name)
+        return command
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 checks failed, 2 an error that the user can repair."""
+    configure_logging()
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("--help", "-h", "help"):
+        log.info(usage())
+        return 0
+    command = _command(name)
+    if command is None:
+        log.error("Unknown command %r.\n\n%s", name, usage())
+        return 2
+    try:
+        return command(rest)
+    except DHRError as error:
+        log.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; run the same command again to continue")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Disk format of the files that stages hand to each other."""

@@ -1,0 +1,1 @@
+"""Callbacks: writers, mask refresh, panels, guards."""

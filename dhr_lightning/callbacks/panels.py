@@ -1,0 +1,98 @@
+"""TensorBoard pictures: photo, CAM, masks of every step, prediction and truth, for the same few images."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from dhr_lightning.artifacts.files import read_cam, read_mask
+from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
+from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.sample import collate
+from dhr_lightning.tasks.base import BaseTask
+
+
+class Panels(L.Callback):
+    """Log one panel of training images after some epochs.
+
+    Args:
+        images: number of images; those with most tags come first.
+        every: epochs between panels; the last epoch always has one.
+    """
+
+    def __init__(self, images: int = 6, every: int = 5) -> None:
+        self.images, self.every = images, every
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
+        """Draw and log."""
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards or not trainer.is_global_zero or not (last or epoch % self.every == 0):
+            return
+        picture = draw_panel(pl_module, trainer.datamodule, self.images)
+        for board in boards:
+            board.experiment.add_image("panel/train", picture, trainer.global_step, dataformats="HWC")
+
+
+def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels:
+    """Panel of the `count` training images with most tags (ground truth is shown, never used)."""
+    records = sorted(datamodule.records("train"), key=lambda record: (-len(record.tags), record.id))[:count]
+    rows: list[dict[str, Pixels]] = []
+    found: set[int] = set()
+    for record in records:
+        image = np.array(read_image(record.image))
+        masks = _stored_masks(datamodule, record) | _predicted(task, datamodule, record)
+        found |= set(record.tags)
+        row = {"image": image}
+        row |= {title: picture for title, picture in _cam(datamodule.store, record, image).items()}
+        row |= {title: overlay(image, mask, datamodule.classes) for title, mask in masks.items()}
+        if record.mask is not None:
+            row["truth"] = overlay(image, read_truth(record.mask), datamodule.classes)
+        rows.append(row)
+    titles = [title for title in rows[0] if all(title in row for row in rows)]
+    names = [datamodule.classes.names[value] for value in sorted(found)]
+    return panel([[row[title] for title in titles] for row in rows], titles, names, datamodule.classes)
+
+
+def _cam(store: ArtifactStore, record: Record, image: Pixels) -> dict[str, Pixels]:
+    path = store.path("cam", "train", record.id)
+    if not path.is_file():
+        return {}
+    _, maps = read_cam(path)
+    if not len(maps):
+        return {"CAM": image}
+    score = torch.from_numpy(maps.astype(np.float32)).amax(0)[None, None]
+    size = torch.nn.functional.interpolate(score, image.shape[:2], mode="bilinear", align_corners=False)
+    return {"CAM": heat(image, size[0, 0].numpy())}
+
+
+def _stored_masks(datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
+    kinds = {"base mask": "base_mask", "MARS mask": "mars_mask"}
+    if datamodule.mask_round is not None:
+        kinds["DHR mask"] = round_kind(datamodule.mask_round)
+    paths = {title: datamodule.store.path(kind, "train", record.id) for title, kind in kinds.items()}
+    return {title: read_mask(path) for title, path in paths.items() if path.is_file()}
+
+
+@torch.no_grad()
+def _predicted(task: BaseTask, datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
+    """What the network says now, if it is one that segments."""
+    if not hasattr(task, "confusion"):
+        return {}
+    dataset = datamodule.dataset_of([record])
+    batch = datamodule.transfer_batch_to_device(collate([dataset[0]], divisor=16), task.device, 0)
+    batch = datamodule.on_after_batch_transfer(batch, 0)
+    training = task.training
+    task.eval()
+    logits: Tensor = task(batch["image"])
+    task.train(training)
+    height, width = batch["geometry"][0].size
+    return {"prediction": logits.argmax(1)[0, :height, :width].to(torch.uint8).cpu().numpy()}

@@ -1,0 +1,44 @@
+"""Training progress as plain lines, for logs without a terminal."""
+
+import logging
+import time
+
+import lightning as L
+
+from dhr_lightning.progress import describe
+
+log = logging.getLogger("dhr_lightning")
+
+
+class PlainProgress(L.Callback):
+    """One line after each epoch: metrics, time spent, time left."""
+
+    def __init__(self) -> None:
+        self._start, self._first = 0.0, 0
+        self._done = self._total = 0
+        self._last = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start, self._first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the epoch's line."""
+        metrics = ", ".join(f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        epochs, seconds = trainer.current_epoch + 1, time.monotonic() - self._start
+        progress = describe(epochs - self._first, (trainer.max_epochs or 0) - self._first, seconds)
+        log.info("%s epoch %d: %s [%s]", getattr(pl_module, "step", "fit"), epochs, metrics, progress)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._last = time.monotonic()
+        self._total = int(sum(trainer.num_predict_batches))
+        self._done = 0
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        """Print a line every ten seconds."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last > 10:
+            log.info("%s predict: %s", getattr(pl_module, "step", ""), describe(self._done, self._total, now - self._start))
+            self._last = now

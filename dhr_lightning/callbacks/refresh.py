@@ -1,0 +1,165 @@
+"""Regenerate DHR masks between epochs."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.artifacts.writer import ArtifactWriter
+from dhr_lightning.callbacks.writers import refinement
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.files import read_truth
+from dhr_lightning.data.provenance import describe_artifact
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.metrics import confusion_matrix, scores
+from dhr_lightning.progress import duration, track
+from dhr_lightning.tasks.dhr import DHRTask
+
+log = logging.getLogger("dhr_lightning")
+
+
+class PseudoMaskRefresh(L.Callback):
+    """Writes round k of the DHR masks, seals it and moves the datamodule to it.
+
+    Round 0 is made before the first epoch, round k at the end of epoch `k * every`, before the checkpoint of that epoch.
+    A round depends on weights, inputs and settings only: a resumed run finds a finished round, or continues a partial one.
+
+    Args:
+        every: epochs between rounds, >= 1.
+
+    Source: the recursion of DHR (arXiv:2404.00380), Sec. 3.
+    Differs: the published code rebuilds the mask of every crop at every step; here masks of whole images are kept on disk.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        if every < 1:
+            raise ConfigError(f"Expected PseudoMaskRefresh.every >= 1, but got {every}.")
+        self.every = every
+        self.recipe: Mapping[str, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+        """Make round 0, unless a resumed run already trains on a later one."""
+        if trainer.datamodule.mask_round is None:
+            self._pending = 0
+        else:
+            self._pending = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+        """Make the first round now that the task has loaded its weights."""
+        if self._pending is not None:
+            self.refresh(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+        """Make the next round if one is due and another epoch will use it."""
+        finished = trainer.current_epoch + 1
+        if finished % self.every == 0 and finished < (trainer.max_epochs or 0):
+            self.refresh(trainer, pl_module, finished // self.every)
+
+    def refresh(self, trainer: L.Trainer, task: DHRTask, number: int) -> None:
+        """Regenerate the masks of all training images with the current weights."""
+        datamodule: WSSSDataModule = trainer.datamodule
+        records = datamodule.records("train")
+        kind, start = round_kind(number), time.monotonic()
+        identity = self._identity(datamodule, kind, records, weights_digest(task), number)
+        sealed = datamodule.store.manifest(kind, "train")
+        if sealed is None or sealed.digest != identity.digest:
+            writer = datamodule.store.open_writer(
+                kind,
+                "train",
+                identity=identity,
+                ids=[record.id for record in records],
+                palette=datamodule.classes.palette,
+                owner=trainer.is_global_zero,
+            )
+            with writer:
+                self._write(trainer, task, writer, records, f"dhr_mask round {number}")
+                trainer.strategy.barrier("refreshed")
+                if trainer.is_global_zero:
+                    writer.seal(seconds=time.monotonic() - start, refine=refinement(task))
+        datamodule.set_mask_round(number)
+        self._report(trainer, datamodule, number, time.monotonic() - start)
+
+    def _identity(
+        self, datamodule: WSSSDataModule, kind: str, records: list[Record], weights: str, number: int
+    ) -> Manifest:
+        identity = describe_artifact(
+            datamodule.settings, kind, "train", records={"train": records}, store=datamodule.store, info={"recipe": self.recipe}
+        )
+        checkpoint = {"path": f"weights before round {number}", "sha256": weights}
+        return Manifest(**{**vars(identity), "checkpoint": checkpoint})
+
+    def _write(
+        self, trainer: L.Trainer, task: DHRTask, writer: ArtifactWriter, records: list[Record], what: str
+    ) -> None:
+        """Write the masks that are missing; ranks take every n-th image."""
+        missing = set(writer.missing())
+        mine = [record for record in records if record.id in missing][trainer.global_rank :: trainer.world_size]
+        if not mine:
+            return
+        datamodule: WSSSDataModule = trainer.datamodule
+        training = task.training
+        task.eval()
+        loader = datamodule.refresh_dataloader(mine)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in track(loader, what):
+                batch = datamodule.transfer_batch_to_device(batch, task.device, 0)
+                batch = datamodule.on_after_batch_transfer(batch, 0)
+                masks = task.pseudo_masks(batch).mask.to(torch.uint8).cpu().numpy()
+                for image_id, mask, geometry in zip(batch["id"], masks, batch["geometry"], strict=True):
+                    writer.write(image_id, np.ascontiguousarray(mask[: geometry.size[0], : geometry.size[1]]))
+        task.train(training)
+
+    def _report(self, trainer: L.Trainer, datamodule: WSSSDataModule, number: int, seconds: float) -> None:
+        """Log how the masks changed; mIoU on the training split only where ground truth exists, for evaluation."""
+        if not trainer.is_global_zero:
+            return
+        previous = round_kind(number - 1) if number else datamodule.needs.predict_masks
+        figures = compare_masks(datamodule, round_kind(number), str(previous))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"refresh/{name}": value for name, value in figures.items()}, step=trainer.global_step)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        log.info("dhr_mask round %d: %s (%s)", number, text, duration(seconds))
+
+
+def compare_masks(datamodule: WSSSDataModule, kind: str, previous: str) -> dict[str, float]:
+    """Share of pixels that differ from `previous`, share of tags without a pixel and, with ground truth, mIoU in [0, 1]."""
+    store, classes = datamodule.store, datamodule.classes
+    changed = pixels = vanished = tags = 0
+    matrix = torch.zeros(1, dtype=torch.int64)
+    for record in datamodule.records("train"):
+        mask = read_mask(store.path(kind, "train", record.id))
+        before = read_mask(store.path(previous, "train", record.id))
+        changed, pixels = changed + int((mask != before).sum()), pixels + mask.size
+        found = set(np.unique(mask).tolist())
+        tags, vanished = tags + len(record.tags), vanished + len(set(record.tags) - found)
+        if record.mask is not None:
+            truth = torch.from_numpy(read_truth(record.mask).astype(np.int64))
+            matrix = matrix + confusion_matrix(
+                torch.from_numpy(mask.astype(np.int64)),
+                truth,
+                num_classes=classes.num_classes,
+                ignore_index=classes.ignore_index,
+            )
+    figures = {"changed_pixels": changed / max(pixels, 1), "vanished_tags": vanished / max(tags, 1)}
+    if matrix.numel() > 1:
+        figures["miou"] = float(scores(matrix).miou)
+    return figures
+
+
+def weights_digest(task: torch.nn.Module) -> str:
+    """SHA-256 of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(task.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+

@@ -1,0 +1,130 @@
+"""Write what a task predicts as artifacts, and seal them when complete."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+
+from dhr_lightning.artifacts.layout import extension
+from dhr_lightning.artifacts.writer import ArtifactWriter
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.provenance import describe_artifact
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ArtifactError
+from dhr_lightning.tasks.base import BaseTask
+
+log = logging.getLogger("dhr_lightning")
+
+
+def to_arrays(kind: str, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors of one image in the dtypes that its artifact kind stores."""
+    if extension(kind) == ".npz":
+        keys, cam = tensors
+        return [keys.numpy().astype(np.int16), cam.float().numpy().astype(np.float16)]
+    dtype = np.float16 if extension(kind) == ".npy" else np.uint8
+    return [tensors[0].numpy().astype(dtype)]
+
+
+class ArtifactWriters(L.Callback):
+    """Opens a writer for every artifact of the task, skips images that are done, seals at the end.
+
+    With several ranks all write, then rank 0 seals.
+
+    Args:
+        recipe: how the artifacts are made (configuration files and overrides); recorded, never compared.
+        checkpoint: the weights that will predict (Lightning tells callbacks only after their set-up).
+    """
+
+    def __init__(self, recipe: Mapping[str, Any] | None = None, checkpoint: Path | None = None) -> None:
+        self.recipe, self.checkpoint = dict(recipe or {}), checkpoint
+        self._writers: dict[tuple[str, str], ArtifactWriter] = {}
+        self._open = ExitStack()
+        self._start = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
+        """Lock the folders before any work and tell the datamodule which images are done."""
+        if stage != "predict":
+            return
+        datamodule: WSSSDataModule = trainer.datamodule
+        if self.checkpoint is None:
+            raise ArtifactError("predict writes artifacts, so it must know the weights. Add --ckpt_path PATH.")
+        self._start = time.monotonic()
+        for split, kinds in pl_module.writes.items():
+            for kind in kinds:
+                self._writers[kind, split] = self._writer(datamodule, kind, split, self.checkpoint, trainer)
+        datamodule.skip = frozenset(
+            (split, record.id)
+            for split, kinds in pl_module.writes.items()
+            for record in datamodule.records(split)
+            if all(self._writers[kind, split].done(record.id) for kind in kinds)
+        )
+        if datamodule.skip:
+            log.info("%s: continuing, %d images are already written", pl_module.step, len(datamodule.skip))
+
+    def _writer(
+        self, datamodule: WSSSDataModule, kind: str, split: str, checkpoint: Path, trainer: L.Trainer
+    ) -> ArtifactWriter:
+        records = {name: datamodule.records(name) for name in {"train", split}}
+        identity = describe_artifact(
+            datamodule.settings,
+            kind,
+            split,
+            records=records,
+            store=datamodule.store,
+            checkpoint=checkpoint,
+            info={"recipe": self.recipe},
+        )
+        writer = datamodule.store.open_writer(
+            kind,
+            split,
+            identity=identity,
+            ids=[record.id for record in records[split]],
+            palette=datamodule.classes.palette,
+            owner=trainer.is_global_zero,
+        )
+        if trainer.world_size > 1 and not trainer.is_global_zero:
+            trainer.strategy.barrier("writers")
+        opened = self._open.enter_context(writer)
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            trainer.strategy.barrier("writers")
+        return opened
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: BaseTask,
+        outputs: dict[str, list[Sequence[Tensor]]],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the files of one batch."""
+        split = pl_module.needs.predict_splits[dataloader_idx]
+        for kind, payloads in outputs.items():
+            for image_id, tensors in zip(batch["id"], payloads, strict=True):
+                self._writers[kind, split].write(image_id, *to_arrays(kind, tensors))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
+        """Seal every artifact once all ranks have written."""
+        trainer.strategy.barrier("written")
+        seconds = time.monotonic() - self._start
+        if trainer.is_global_zero:
+            for writer in self._writers.values():
+                writer.seal(seconds=seconds, refine=refinement(pl_module))
+
+    def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
+        """Release the folders."""
+        self._open.close()
+        self._writers = {}
+
+
+def refinement(task: BaseTask) -> str:
+    """Name of the refinement that a task really used."""
+    refiner = getattr(task, "refine_final", None) or getattr(task, "refiner", None)
+    return refiner.resolved if refiner is not None else "none"

@@ -1,0 +1,187 @@
+"""The command line: Lightning's fit, validate, test and predict, and commands of our own."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from dhr_lightning.callbacks.panels import Panels
+from dhr_lightning.callbacks.progress import PlainProgress
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
+from dhr_lightning.callbacks.writers import ArtifactWriters
+from dhr_lightning.config import apply_overrides, resolve
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.tasks.base import BaseTask
+from dhr_lightning.tasks.cam import CAMTask
+from dhr_lightning.tasks.dhr import DHRTask
+from dhr_lightning.tasks.mars import MARSTask
+from dhr_lightning.tasks.uss import USSTask
+from dhr_lightning.tasks.wss import WSSTask
+
+# Imported so that a configuration may name them shortly: `class_path: CAMTask`.
+TASKS = (CAMTask, USSTask, WSSTask, MARSTask, DHRTask)
+log = logging.getLogger("dhr_lightning")
+
+
+class DHRCommandLine(LightningCLI):
+    """Lightning's command line with our defaults: loggers, checkpoints, progress and artifact writers.
+
+    Args:
+        recipe: configuration files and overrides, recorded in manifests.
+        config: the resolved configuration as plain data.
+        run_dir: continue logging in this folder; default: a new version under `runs/`.
+        checkpoint: the weights that `predict` will use.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        recipe: dict[str, Any],
+        config: dict[str, Any],
+        run_dir: Path | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.recipe, self.resolved, self.run_dir, self.checkpoint = recipe, config, run_dir, checkpoint
+        super().__init__(
+            BaseTask,
+            WSSSDataModule,
+            args=list(arguments),
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": "Train and run one task; a task, its data and its trainer come from YAML files."},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the class list from the data."""
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
+        parser.link_arguments("data.has_background", "model.init_args.has_background", apply_on="instantiate")
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:  # noqa: ANN401 - Lightning's own
+        """Add what every run has, unless the configuration says otherwise."""
+        self.datamodule.settings = self.resolved
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.logger in (None, True):
+            options["logger"] = self._loggers()
+        if trainer.enable_checkpointing is None:
+            options["enable_checkpointing"] = True
+        if trainer.plugins is None:
+            options["plugins"] = [AtomicCheckpointIO()]
+        bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
+        extra: list[L.Callback] = [LastCheckpoint(), ArtifactWriters(self.recipe, self.checkpoint), bar]
+        if trainer.enable_model_summary is None:
+            options["enable_model_summary"] = False
+        if not sys.stderr.isatty() and trainer.enable_progress_bar is None:
+            options["enable_progress_bar"] = False
+        if trainer.logger is not False:
+            extra += [LearningRateMonitor(), Panels()]
+        options["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *extra]
+        for callback in options["callbacks"]:
+            if isinstance(callback, PseudoMaskRefresh):
+                callback.recipe = self.recipe
+        return super().instantiate_trainer(**options)
+
+    def _loggers(self) -> list[Any]:
+        folder = self.datamodule.workspace / "runs" / self.datamodule.info.name
+        version = self.run_dir.name if self.run_dir else None
+        board = TensorBoardLogger(folder, name=self.model.step, version=version, default_hp_metric=False)
+        return [board, CSVLogger(folder, name=self.model.step, version=board.version)]
+
+
+def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> DHRCommandLine:
+    """Run one of Lightning's subcommands after merging all `--config` files into one.
+
+    Args:
+        arguments: `fit|validate|test|predict`, then options.
+        run_dir: continue logging in this folder.
+
+    Raises:
+        DHRError: for anything a user can repair.
+    """
+    subcommand, *rest = arguments
+    paths, overrides, others = split_arguments(rest)
+    config = resolve(paths) if paths else {}
+    recipe = {"configs": [str(path) for path in paths], "overrides": overrides}
+    quiet()
+    parsed = [subcommand]
+    if config:
+        parsed += ["--config", yaml.safe_dump(config, sort_keys=False)]
+    if subcommand == "predict" and "--return_predictions" not in others:
+        others = [*others, "--return_predictions", "false"]
+    if "--ckpt_path" in others and "--weights_only" not in others:
+        others = [*others, "--weights_only", "true"]
+    checkpoint = next((Path(b) for a, b in zip(others, others[1:], strict=False) if a == "--ckpt_path"), None)
+    return DHRCommandLine(
+        [*parsed, *overrides, *others],
+        recipe=recipe,
+        config=apply_overrides(config, overrides),
+        run_dir=run_dir,
+        checkpoint=checkpoint,
+    )
+
+
+def lightning_command(name: str, arguments: Sequence[str]) -> int:
+    """`fit`, `validate`, `test` or `predict` from the command line."""
+    run_lightning([name, *arguments])
+    return 0
+
+
+_SECTIONS = ("model", "data", "trainer", "seed_everything")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Split command-line options into configuration files, overrides of the configuration, and all others."""
+    paths: list[str] = []
+    overrides: list[str] = []
+    others: list[str] = []
+    items = list(arguments)
+    while items:
+        item = items.pop(0)
+        name, has_value, value = item.partition("=")
+        follows = [] if has_value or not items or items[0].startswith("--") else [items.pop(0)]
+        if name in ("--config", "-c"):
+            chosen = value if has_value else next(iter(follows), "")
+            if not chosen:
+                raise ConfigError("--config needs a file. Write --config configs/stage1_cam.yaml.")
+            paths.append(chosen)
+        elif name.startswith("--") and name[2:].split(".")[0] in _SECTIONS:
+            overrides += [item, *follows]
+        else:
+            others += [item, *follows]
+    return paths, overrides, others
+
+
+def quiet() -> None:
+    """Silence notes of the libraries that a user can do nothing about."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*`training_step` returned `None`.*",
+        ".*`LightningModule.configure_optimizers` returned `None`.*",
+        ".*Found .* module\\(s\\) in eval mode.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*No positive samples found in target.*",
+        ".*Experiment logs directory.*exists and is not empty.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
+        ".*GPU available but not used.*",
+        ".*litmodels.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    torch.set_float32_matmul_precision("high")

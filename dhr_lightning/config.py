@@ -1,0 +1,133 @@
+"""Resolve configuration files and overrides to one plain dictionary, without importing torch."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dhr_lightning.errors import ConfigError
+
+PER_TASK = "per_task"
+# What cannot change an artifact's content is left out of its digest.
+_IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size")
+_IGNORED_TRAINER = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "logger",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "default_root_dir",
+    "profiler",
+    "num_sanity_val_steps",
+    "check_val_every_n_epoch",
+)
+
+
+def find_config(name: str | Path) -> Path:
+    """Locate a configuration file: as given, or among those shipped with the package.
+
+    Raises:
+        ConfigError: if there is no such file; names the shipped ones.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    package = Path(__file__).resolve().parent
+    relative = Path(*path.parts[1:]) if path.parts and path.parts[0] == "configs" else path
+    for folder in (package.parent / "configs", package / "_configs"):
+        if (folder / relative).is_file():
+            return folder / relative
+    shipped = sorted(p.relative_to(package.parent).as_posix() for p in (package.parent / "configs").rglob("*.yaml"))
+    raise ConfigError(f"There is no configuration file {str(name)!r}. Shipped: {', '.join(shipped)}.")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping; an empty file is an empty mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"Expected a mapping in {path}, but got {type(content).__name__}.")
+    return content
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep-merge two mappings, `top` wins; a key `name+` appends its list to the list `name`.
+
+    A `class_path` that changes drops the arguments of the class it replaces.
+    """
+    merged = copy.deepcopy(dict(base))
+    if "class_path" in top and "class_path" in merged and top["class_path"] != merged["class_path"]:
+        merged.pop("init_args", None)
+    for key, value in top.items():
+        if key.endswith("+"):
+            merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *value]
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply command-line overrides `--a.b value` or `--a.b=value` to a configuration.
+
+    Raises:
+        ConfigError: if an override does not start with `--` or has no value.
+    """
+    result = copy.deepcopy(dict(config))
+    for name, text in _pairs(overrides):
+        *parents, leaf = name.split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"Override --{name} goes through {parent!r}, which is not a section.")
+        node[leaf] = yaml.safe_load(text)
+    return result
+
+
+def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
+    items = list(overrides)
+    while items:
+        item = items.pop(0)
+        if not item.startswith("--"):
+            raise ConfigError(f"Expected an override like --model.init_args.lr 0.01, but got {item!r}.")
+        name, has_value, text = item[2:].partition("=")
+        if not has_value:
+            if not items:
+                raise ConfigError(f"Override --{name} has no value. Write --{name} VALUE.")
+            text = items.pop(0)
+        yield name, text
+
+
+def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Merge configuration files left to right, pick the task's own section, then apply overrides.
+
+    A file may hold a section `per_task: {CAMTask: {...}, ...}`: an overlay such as `quickstart.yaml` says there what
+    differs between tasks. The part named like the final `model.class_path` is merged last.
+
+    Returns:
+        A plain dictionary in the layout of the command line: `model`, `data`, `trainer`, `seed_everything`.
+    """
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merge(config, read_yaml(find_config(path)))
+    sections = config.pop(PER_TASK, {})
+    task = str(config.get("model", {}).get("class_path", "")).rpartition(".")[2]
+    config = merge(config, sections.get(task, {}))
+    return apply_overrides(config, overrides)
+
+
+def output_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides what an artifact contains."""
+    data = {key: value for key, value in config.get("data", {}).items() if key not in _IGNORED_DATA}
+    trainer = {key: value for key, value in config.get("trainer", {}).items() if key not in _IGNORED_TRAINER}
+    return {"model": config.get("model", {}), "data": data, "trainer": trainer, "seed": config.get("seed_everything")}

@@ -1,0 +1,122 @@
+"""Classes, splits and readers of the known datasets: the one place for class bookkeeping."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dhr_lightning.errors import ConfigError
+
+IGNORE_INDEX = 255
+
+
+def voc_palette() -> npt.NDArray[np.uint8]:
+    """The PASCAL VOC colour map: `(256, 3)` uint8, bits of the id interleaved into R, G, B."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Names and numbers of the classes of one dataset.
+
+    Class values are indices into `names`; tags count foreground only, so `value = tag + offset`.
+
+    Args:
+        names: all classes, background first if there is one.
+        has_background: whether value 0 is background. Context, ADE and Stuff have none: there 0 is a real class.
+        ignore_index: the mask value that is neither trained nor scored.
+    """
+
+    names: tuple[str, ...]
+    has_background: bool = True
+    ignore_index: int = IGNORE_INDEX
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"Class names repeat: {', '.join(self.names)}. Give each class its own name.")
+        if self.num_tags < 1 or self.num_classes > self.ignore_index:
+            raise ConfigError(f"Expected 1 to {self.ignore_index - 1} classes, but got {self.num_tags} besides background.")
+
+    @property
+    def offset(self) -> int:
+        """Value of the first tag: 1 with background, else 0."""
+        return int(self.has_background)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes including background."""
+        return len(self.names)
+
+    @property
+    def num_tags(self) -> int:
+        """Number of classes that can be tags."""
+        return len(self.names) - self.offset
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """Names of the foreground classes, in tag order."""
+        return self.names[self.offset :]
+
+    @cached_property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """Colours `(256, 3)`: the VOC map, shifted by one where there is no background, ignore in cream."""
+        palette = voc_palette()
+        if not self.has_background:
+            palette = np.roll(palette, -1, axis=0)
+        palette[self.ignore_index] = (224, 224, 192)
+        return palette
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image on disk: its id, files and tags (as class values, ascending)."""
+
+    id: str
+    image: Path
+    tags: tuple[int, ...]
+    mask: Path | None = None
+    stuff: Path | None = None
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset before looking at its files.
+
+    Args:
+        name: the key in the catalog; also the folder name of its artifacts.
+        classes: class list.
+        read: `(root, split, classes) -> records`.
+        root: default folder.
+        prepare: makes or checks the files; `None` where the user must bring them.
+        adjacent: pairs (minor, large neighbour) whose minor class propagation tends to lose.
+        background_pairs: pairs (stuff, class) that co-occur so often that a class activation map confuses them.
+        head: frequent classes of the long tail.
+        tail: rare classes of the long tail.
+        stuff_names: names of the extra background map, if the dataset has one.
+    """
+
+    name: str
+    classes: ClassSet
+    read: Callable[[Path, str, ClassSet], list[Record]]
+    root: Path
+    prepare: Callable[[Path, Mapping[str, int]], None] | None = None
+    adjacent: tuple[tuple[str, str], ...] = ()
+    background_pairs: tuple[tuple[str, str], ...] = ()
+    head: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+    stuff_names: tuple[str, ...] = field(default=())
+
+
+def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.float32]:
+    """Class values -> multi-hot `(T,)` float32 over foreground."""
+    vector = np.zeros(classes.num_tags, np.float32)
+    vector[[tag - classes.offset for tag in tags]] = 1.0
+    return vector

@@ -1,0 +1,280 @@
+"""The datamodule that every task shares."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.datasets import PathOf, SegmentationDataset
+from dhr_lightning.data.registry import get_dataset
+from dhr_lightning.data.sample import Batch, collate
+from dhr_lightning.data.transforms import Augmentation
+from dhr_lightning.data.untagged import apply_untagged_policy
+from dhr_lightning.errors import ArtifactError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Needs(NamedTuple):
+    """What a task wants to find in its batches.
+
+    Args:
+        train_masks: artifact kind to train on; `truth` for full supervision, `None` for tags only.
+        train_features: USS features in training batches.
+        neighbours: with each training image a crop of one of its nearest neighbours.
+        augment: random crops in training batches; whole images otherwise.
+        predict_splits: splits that prediction runs over.
+        predict_masks: artifact kind that prediction starts from.
+        predict_features: USS features in prediction batches.
+    """
+
+    train_masks: str | None = None
+    train_features: bool = False
+    neighbours: bool = False
+    augment: bool = True
+    predict_splits: tuple[str, ...] = ("train",)
+    predict_masks: str | None = None
+    predict_features: bool = False
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles by seed and epoch alone and hands `(epoch, index)` to the dataset, so that a resumed run repeats exactly.
+
+    Derives from `DistributedSampler` so that Lightning keeps it and sets its epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield `(epoch, index)` of this rank."""
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class WSSSDataModule(L.LightningDataModule):
+    """Images and tags of one dataset, with the masks and features that the running task asks for.
+
+    Args:
+        dataset: name in the catalog.
+        root: folder of the dataset; default: the catalog's.
+        workspace: folder that holds `artifacts/` and `runs/`.
+        options: arguments of a built-in dataset (`seed`, `train`, `val`: number of images).
+        batch_size: images in a training batch.
+        predict_batch_size: images in a prediction or refresh batch.
+        num_workers: loader processes; 0 loads in the main process.
+        crop_size: side of the training crop in pixels.
+        scale: range of the random resize; above 10 it is the long side in pixels.
+        flip: probability of a mirror.
+        jitter: strengths of brightness, contrast, saturation, hue.
+        untagged: what happens to images without tags: `drop`, `background` or `error`.
+        seed: seed of order and augmentation.
+
+    The number of the current DHR mask round is part of this module's checkpoint state.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "microworld",
+        root: str | None = None,
+        workspace: str = ".",
+        options: dict[str, int] | None = None,
+        batch_size: int = 16,
+        predict_batch_size: int = 8,
+        num_workers: int = 4,
+        crop_size: int = 512,
+        scale: tuple[float, float] = (320, 640),
+        flip: float = 0.5,
+        jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1),
+        untagged: str = "drop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.info = get_dataset(dataset)
+        self.root = Path(root) if root else self.info.root
+        self.workspace = Path(workspace)
+        self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)
+        self.options = dict(options or {})
+        self.batch_size, self.predict_batch_size, self.num_workers = batch_size, predict_batch_size, num_workers
+        self.augmentation = Augmentation(crop_size, tuple(scale), flip, tuple(jitter))
+        self.untagged, self.seed = untagged, seed
+        self.mask_round: int | None = None
+        self.skip: frozenset[tuple[str, str]] = frozenset()
+        self.settings: Mapping[str, Any] = {}
+        self.neighbours: Tensor | None = None
+        self._records: dict[str, list[Record]] = {}
+
+    @property
+    def classes(self) -> ClassSet:
+        """Class list of the dataset."""
+        return self.info.classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of all classes, background first if there is one."""
+        return list(self.classes.names)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class value 0 is background."""
+        return self.classes.has_background
+
+    @property
+    def needs(self) -> Needs:
+        """What the attached task asks for."""
+        task = getattr(self.trainer, "lightning_module", None)
+        return getattr(task, "needs", Needs())
+
+    def prepare_data(self) -> None:
+        """Make the built-in dataset if it is not there."""
+        if self.info.prepare is not None:
+            self.info.prepare(self.root, self.options)
+
+    def records(self, split: str) -> list[Record]:
+        """Usable images of a split, after the policy for untagged images."""
+        if split not in self._records:
+            found = self.info.read(self.root, split, self.classes)
+            self._records[split], _ = apply_untagged_policy(found, self.classes, policy=self.untagged)
+        return self._records[split]
+
+    def set_mask_round(self, number: int | None) -> None:
+        """Train on another round of DHR masks from the next epoch on."""
+        self.mask_round = number
+
+    def state_dict(self) -> dict[str, Any]:
+        """State kept in checkpoints."""
+        return {"mask_round": self.mask_round}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the mask round of a checkpoint."""
+        self.mask_round = state_dict["mask_round"]
+
+    def mask_path(self, kind: str, split: str, image_id: str) -> Path:
+        """File of a mask to train on; for `dhr_mask` that of the current round."""
+        if kind == "dhr_mask":
+            kind = f"dhr_mask/round_{self.mask_round or 0:02d}"
+        return self.store.path(kind, split, image_id)
+
+    def checkpoint_of(self, kind: str, split: str = "train") -> Path:
+        """Path of the weights that an artifact was made with.
+
+        Raises:
+            ArtifactError: if the artifact is not there or records no checkpoint.
+        """
+        manifest = self.store.manifest(kind, split)
+        if manifest is None or manifest.checkpoint is None:
+            raise ArtifactError(
+                f"No finished {kind!r} artifact with a checkpoint in {self.store.folder(kind, split)}. "
+                "Run the stage that makes it first (`make stage1` for cam), or set model.init_args.init_from: null."
+            )
+        return Path(manifest.checkpoint["path"])
+
+    def _masks(self, kind: str | None, split: str) -> PathOf | None:
+        if kind is None or kind == "truth":
+            return None
+        return functools.partial(self.mask_path, kind, split)
+
+    def _features(self, wanted: bool, split: str) -> PathOf | None:
+        return functools.partial(self.store.path, "uss", split) if wanted else None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
+        needs = self.needs
+        dataset = SegmentationDataset(
+            self.records("train"),
+            self.classes,
+            augmentation=self.augmentation if needs.augment else None,
+            masks=self._masks(needs.train_masks, "train"),
+            features=self._features(needs.train_features, "train"),
+            truth=needs.train_masks == "truth",
+            neighbours=self.neighbours if needs.neighbours else None,
+            seed=self.seed,
+        )
+        trainer = self.trainer
+        sampler = EpochSampler(
+            dataset,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=False,
+        )
+        drop_last = needs.augment and len(dataset) > self.batch_size
+        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole validation images with ground truth where there is any."""
+        return self._whole(self.records("val"), "val", truth=True)
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader for each split that the task predicts, without the images that are already written."""
+        needs = self.needs
+        return [
+            self._whole(
+                [record for record in self.records(split) if (split, record.id) not in self.skip],
+                split,
+                masks=self._masks(needs.predict_masks, split),
+                features=self._features(needs.predict_features, split),
+            )
+            for split in needs.predict_splits
+        ]
+
+    def refresh_dataloader(self, records: list[Record]) -> DataLoader[Any]:
+        """Whole training images with initial masks and features, for regenerating masks."""
+        needs = self.needs
+        return self._whole(
+            records,
+            "train",
+            masks=self._masks(needs.predict_masks, "train"),
+            features=self._features(needs.predict_features, "train"),
+        )
+
+    def dataset_of(self, records: list[Record]) -> SegmentationDataset:
+        """Whole images without masks or features."""
+        return SegmentationDataset(records, self.classes)
+
+    def _whole(
+        self,
+        records: list[Record],
+        split: str,
+        *,
+        truth: bool = False,
+        masks: PathOf | None = None,
+        features: PathOf | None = None,
+    ) -> DataLoader[Any]:
+        dataset = SegmentationDataset(records, self.classes, truth=truth, masks=masks, features=features)
+        return self._loader(dataset, batch_size=self.predict_batch_size, shuffle=False)
+
+    def _loader(self, dataset: SegmentationDataset, **options: Any) -> DataLoader[Any]:  # noqa: ANN401 - DataLoader's own
+        divisor = 16 if dataset.augmentation is None else 1
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            collate_fn=functools.partial(collate, divisor=divisor),
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise on the device; padding stays zero."""
+        if isinstance(batch, dict) and "pixels" in batch:
+            batch["image"] = normalize(batch["pixels"], batch["valid"])
+            if "neighbour" in batch:
+                batch["neighbour_image"] = normalize(batch["neighbour"], torch.ones_like(batch["valid"]))
+            if "truth" in batch and self.needs.train_masks == "truth" and self.trainer and self.trainer.training:
+                batch["mask"] = batch["truth"]
+        return batch
+
+
+def normalize(pixels: Tensor, valid: Tensor) -> Tensor:
+    """ImageNet normalisation of uint8 `(B, 3, H, W)` -> float32, zero where `valid` `(B, H, W)` is False."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    image = (pixels.float() / 255 - mean) / std * valid[:, None]
+    return image.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,76 @@
+"""Read photos and ground-truth masks, with errors that name the file."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.errors import DataError, MaskError
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a photo as RGB, turned upright as its EXIF tag says.
+
+    Raises:
+        DataError: if the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list.") from error
+
+
+def read_truth(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a single-channel mask `(H, W)` uint8.
+
+    Raises:
+        MaskError: if the file is unreadable or has colour channels (a palette that was expanded to RGB).
+    """
+    try:
+        with Image.open(path) as image:
+            mask = np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise MaskError(f"Mask {path} cannot be read ({error}). Replace the file.") from error
+    if mask.ndim != 2:
+        raise MaskError(
+            f"Mask {path} has {mask.shape[-1]} channels: its palette was expanded to colours. Save it as palette or grey PNG."
+        )
+    if mask.dtype != np.uint8:
+        raise MaskError(f"Mask {path} holds {mask.dtype} values; expected 8-bit class values. Save it as an 8-bit PNG.")
+    return mask
+
+
+def check_mask(
+    mask: npt.NDArray[np.uint8], *, path: Path, size: tuple[int, int], classes: ClassSet
+) -> npt.NDArray[np.uint8]:
+    """Check a mask against the image's `(width, height)` and the class list, and return it.
+
+    Raises:
+        MaskError: names the file, the sizes, or the unknown values with their pixel counts.
+    """
+    if mask.shape != (size[1], size[0]):
+        raise MaskError(
+            f"Mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels, but its image is {size[0]}x{size[1]}. "
+            "Make the mask again at the size of the image."
+        )
+    values, counts = np.unique(mask, return_counts=True)
+    unknown = (values >= classes.num_classes) & (values != classes.ignore_index)
+    if unknown.any():
+        found = ", ".join(f"{v} ({c} px)" for v, c in zip(values[unknown], counts[unknown], strict=True))
+        raise MaskError(
+            f"Mask {path} holds values outside the {classes.num_classes} classes and {classes.ignore_index}: {found}. "
+            "The file may hold raw dataset ids or palette colours; convert it to class values."
+        )
+    return mask
+
+
+def check_record(record: Record, classes: ClassSet) -> None:
+    """Decode the image and the mask of one record and check them against each other."""
+    image = read_image(record.image)
+    if record.mask is not None:
+        check_mask(read_truth(record.mask), path=record.mask, size=image.size, classes=classes)

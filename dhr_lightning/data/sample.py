@@ -1,0 +1,125 @@
+"""The batch that every task sees, and the geometry that travels with it."""
+
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Geometry(NamedTuple):
+    """Where a crop comes from, in pixels; whole images have the identity.
+
+    Args:
+        source: `(x0, y0, x1, y1)` box in the original image that was taken, before mirroring.
+        destination: `(x0, y0, x1, y1)` box of the canvas that it fills; the rest is padding.
+        scale: canvas pixels per original pixel, `(x, y)`.
+        flip: whether the box was mirrored left to right.
+        size: `(height, width)` of the original image.
+    """
+
+    source: tuple[float, float, float, float]
+    destination: tuple[int, int, int, int]
+    scale: tuple[float, float]
+    flip: bool
+    size: tuple[int, int]
+
+
+class Sample(TypedDict, total=False):
+    """One image as the dataset yields it; keys after `geometry` are present when a task asks for them."""
+
+    id: str
+    pixels: Tensor  # (3, H, W) uint8
+    valid: Tensor  # (H, W) bool, False in padding
+    tags: Tensor  # (T,) float32 multi-hot over foreground
+    geometry: Geometry
+    mask: Tensor  # (H, W) int64 class values to train on, 255 ignore
+    truth: Tensor  # (H, W) int64 ground truth, for evaluation only
+    uss: Tensor  # (D, h, w) float32 features of the whole, unmirrored image
+    neighbour: Tensor  # (3, H, W) uint8 crop of a similar image
+
+
+class Batch(TypedDict, total=False):
+    """A collated batch; images smaller than the largest are padded at the right and bottom."""
+
+    id: list[str]
+    pixels: Tensor  # (B, 3, H, W) uint8
+    image: Tensor  # (B, 3, H, W) float32, normalised, 0 in padding; made on the device
+    valid: Tensor  # (B, H, W) bool
+    tags: Tensor  # (B, T) float32
+    geometry: list[Geometry]
+    mask: Tensor  # (B, H, W) int64
+    truth: Tensor  # (B, H, W) int64
+    uss: Tensor  # (B, D, h, w) float32 on a grid over the canvas, 0 in padding
+    neighbour: Tensor  # (B, 3, H, W) uint8
+    neighbour_image: Tensor  # (B, 3, H, W) float32, normalised
+
+
+def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Bring features of the whole image onto the grid of an augmented crop.
+
+    Args:
+        features: `(D, h, w)` float, cells evenly over the original image.
+        geometry: how the crop was cut.
+        canvas: height and width of the crop in pixels.
+        grid: height and width of the result in cells, evenly over the canvas.
+
+    Returns:
+        `(D, *grid)`; zero where the cell lies outside the image.
+
+    Source: DHR matches features and masks cell by cell (arXiv:2404.00380, Eq. 3).
+    Differs: the published code leaves the features unaligned with the crop; here flip, scale and box are undone.
+    """
+    rows = (torch.arange(grid[0]) + 0.5) * canvas[0] / grid[0]  # canvas pixels
+    columns = (torch.arange(grid[1]) + 0.5) * canvas[1] / grid[1]
+    left, top, right, bottom = geometry.destination
+    inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))[None]  # (h, w)
+    x = (columns - left) / geometry.scale[0]
+    x = (right - left) / geometry.scale[0] - x if geometry.flip else x
+    y = geometry.source[1] + (rows - top) / geometry.scale[1]
+    x = geometry.source[0] + x
+    where = torch.stack(torch.broadcast_tensors(x[None] / geometry.size[1], y[:, None] / geometry.size[0]), dim=-1)
+    sampled = F.grid_sample(features[None], where[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
+    return sampled * inside
+
+
+def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
+    return F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value)
+
+
+def collate(samples: list[Sample], *, divisor: int = 1) -> Batch:
+    """Stack samples, padding to the largest height and width, rounded up to `divisor` pixels."""
+    height, width = (
+        -(-max(sample["pixels"].shape[axis] for sample in samples) // divisor) * divisor for axis in (-2, -1)
+    )
+    batch = Batch(
+        id=[sample["id"] for sample in samples],
+        pixels=torch.stack([_pad(sample["pixels"], height, width, 0) for sample in samples]),
+        valid=torch.stack([_pad(sample["valid"], height, width, 0) for sample in samples]),
+        tags=torch.stack([sample["tags"] for sample in samples]),
+        geometry=[sample["geometry"] for sample in samples],
+    )
+    if "mask" in samples[0]:
+        batch["mask"] = torch.stack([_pad(sample["mask"], height, width, 255) for sample in samples])
+    if "truth" in samples[0]:
+        batch["truth"] = torch.stack([_pad(sample["truth"], height, width, 255) for sample in samples])
+    if "neighbour" in samples[0]:
+        batch["neighbour"] = torch.stack([sample["neighbour"] for sample in samples])
+    if "uss" in samples[0]:
+        batch["uss"] = torch.stack(_features_on_canvas(samples, (height, width)))
+    return batch
+
+
+def _features_on_canvas(samples: list[Sample], canvas: tuple[int, int]) -> list[Tensor]:
+    """Sample each image's features at the finest cell density of the batch."""
+    cells = [
+        (
+            s["uss"].shape[-2] / (s["geometry"].size[0] * s["geometry"].scale[1]),
+            s["uss"].shape[-1] / (s["geometry"].size[1] * s["geometry"].scale[0]),
+        )
+        for s in samples
+    ]
+    density = np.median(np.array(cells), axis=0)
+    grid = (max(1, round(canvas[0] * float(density[0]))), max(1, round(canvas[1] * float(density[1]))))
+    return [sample_features(s["uss"], s["geometry"], canvas=canvas, grid=grid) for s in samples]

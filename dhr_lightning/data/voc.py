@@ -1,0 +1,114 @@
+"""Reader of the PASCAL VOC layout; the built-in dataset is written in the same layout."""
+
+import csv
+import difflib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.errors import DataError, TagError
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+
+def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
+    """Read one split: ids from `ImageSets/Segmentation/<split>.txt`, tags from XML or `tags.csv`, masks if present.
+
+    Args:
+        root: the folder that holds `JPEGImages` (usually `VOCdevkit/VOC2012`).
+        split: `train` reads `train_aug.txt` where it exists, as is the custom of the field.
+        classes: known classes; a tag outside them is an error.
+
+    Returns:
+        Records in the order of the list; images without tags have `tags == ()`.
+
+    Raises:
+        DataError: if the list or an image is missing, or the split is empty.
+        TagError: if a tag is unknown; names file, line and the nearest known class.
+    """
+    ids = _read_ids(root, split)
+    names = {image_id: _find_image(root, image_id, split) for image_id in ids}
+    table = root / "tags.csv"
+    annotations = root / "Annotations"
+    if not annotations.is_dir() and not table.is_file():
+        raise DataError(f"{root} has neither Annotations/*.xml nor tags.csv, so no image has a tag. Add one of them.")
+    from_csv = {} if annotations.is_dir() else _tags_from_csv(table, classes)
+    mask_folder = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+    stuff = root / "Stuff"
+    records = []
+    for image_id in ids:
+        tags = _tags_from_xml(annotations / f"{image_id}.xml", classes) if annotations.is_dir() else from_csv.get(image_id, ())
+        mask = mask_folder / f"{image_id}.png" if mask_folder else None
+        records.append(
+            Record(
+                id=image_id,
+                image=names[image_id],
+                tags=tuple(sorted(set(tags))),
+                mask=mask if mask and mask.is_file() else None,
+                stuff=stuff / f"{image_id}.png" if stuff.is_dir() else None,
+            )
+        )
+    return records
+
+
+def _read_ids(root: Path, split: str) -> list[str]:
+    folder = root / "ImageSets" / "Segmentation"
+    candidates = [folder / "train_aug.txt", folder / "train.txt"] if split == "train" else [folder / f"{split}.txt"]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"Split {split!r} has no list: expected {' or '.join(str(p) for p in candidates)}. "
+            "Check --data.root, or run `python -m dhr_lightning prepare` for the built-in dataset."
+        )
+    ids = path.read_text(encoding="utf-8").split()
+    if not ids:
+        raise DataError(f"Split {split!r} is empty: {path} lists no image id. Add ids, one in a line.")
+    if len(set(ids)) != len(ids):
+        first = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
+        raise DataError(f"{path} lists {len(ids) - len(set(ids))} ids more than once, first {first!r}. Remove the repeats.")
+    return ids
+
+
+def _find_image(root: Path, image_id: str, split: str) -> Path:
+    for suffix in _IMAGE_SUFFIXES:
+        path = root / "JPEGImages" / f"{image_id}{suffix}"
+        if path.is_file():
+            return path
+    raise DataError(
+        f"Image {image_id!r} of split {split!r} is missing: {root / 'JPEGImages' / image_id}.jpg. "
+        "Restore the file or remove the id from the list."
+    )
+
+
+def _tag_value(name: str, classes: ClassSet, where: str) -> int:
+    if name not in classes.tag_names:
+        near = difflib.get_close_matches(name, classes.tag_names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise TagError(f"Unknown tag {name!r} in {where}.{hint} Known: {', '.join(classes.tag_names)}.")
+    return classes.names.index(name)
+
+
+def _tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        tree = ElementTree.parse(path)  # noqa: S314 - local annotation files of the user
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path} is not valid XML ({error}). Restore the annotation file.") from error
+    return tuple(_tag_value((node.text or "").strip(), classes, str(path)) for node in tree.iterfind("object/name"))
+
+
+def _tags_from_csv(path: Path, classes: ClassSet) -> dict[str, tuple[int, ...]]:
+    tags: dict[str, tuple[int, ...]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for line, row in enumerate(csv.reader(file), start=1):
+            if line == 1 or not row:
+                continue
+            names = [name.strip() for name in row[1].split(";") if name.strip()] if len(row) > 1 else []
+            tags[row[0].strip()] = tuple(_tag_value(name, classes, f"{path}, line {line}") for name in names)
+    return tags

@@ -1,0 +1,116 @@
+"""Encoders by name: our small one for a CPU, and every encoder of segmentation-models-pytorch and timm (`tu-...`)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.encoders import encoders, get_encoder
+from segmentation_models_pytorch.encoders._base import EncoderMixin
+from torch import Tensor, nn
+
+from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+
+
+class _Block(nn.Module):
+    """Basic residual block with batch norm; `stride` on the first convolution, `dilation` on both."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        same = stride == 1 and inputs == outputs
+        self.skip: nn.Module = nn.Identity() if same else nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.body(x) + self.skip(x))
+
+
+class Small32Encoder(nn.Module, EncoderMixin):
+    """Residual network of 0.5 M parameters and output stride 8, for small images on a CPU.
+
+    Feature maps have strides 1, 2, 4, 8, 8, 8; the last stage is dilated. Random initialisation only.
+    """
+
+    def __init__(self, depth: int = 5, output_stride: int = 8, **_: Any) -> None:
+        super().__init__()
+        self._depth, self._in_channels, self._output_stride = depth, 3, 8
+        self._out_channels = [3, 32, 64, 96, 128, 128]
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
+                _Block(32, 64, stride=2),
+                _Block(64, 96, stride=2),
+                _Block(96, 128),
+                _Block(128, 128, dilation=2),
+            ]
+        )
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Nothing to do: the network has output stride 8 by construction."""
+        if output_stride != 8:
+            raise ConfigError(f"Encoder 'small32' has output stride 8, but got {output_stride}. Set output_stride: 8.")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at strides 1, 2, 4, 8, 8, 8."""
+        features = [x]
+        for stage in self.stages[: self._depth]:
+            features.append(stage(features[-1]))
+        return features
+
+
+encoders["small32"] = {"encoder": Small32Encoder, "pretrained_settings": {}, "params": {}}
+
+
+def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: int = 16) -> nn.Module:
+    """Build an encoder that returns a list of six feature maps, finest first.
+
+    Args:
+        name: `small32`, a name of segmentation-models-pytorch (`resnet50`), or `tu-` and a timm name.
+        pretrained: `False` for random weights, `True` for ImageNet weights by name (downloads on first use), or a path.
+        output_stride: 8 or 16; strides beyond it become dilation.
+
+    Raises:
+        ConfigError: if the name is unknown, or has no ImageNet weights.
+        DependencyError: if a download was asked for and failed.
+        CheckpointError: if the file of weights does not fit.
+    """
+    if not name.startswith("tu-") and name not in encoders:
+        raise ConfigError(f"Unknown backbone {name!r}. Known: small32, tu-<timm name>, {', '.join(sorted(encoders))}.")
+    if pretrained is True and name == "small32":
+        raise ConfigError("Backbone 'small32' has no pretrained weights. Set pretrained: false.")
+    weights: Any = (True if name.startswith("tu-") else "imagenet") if pretrained is True else None
+    try:
+        encoder: nn.Module = get_encoder(name, weights=weights, output_stride=output_stride)
+    except OSError as error:
+        raise DependencyError(
+            f"ImageNet weights of {name!r} could not be downloaded ({type(error).__name__}). "
+            "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
+        ) from error
+    if isinstance(pretrained, str):
+        load_weights(encoder, Path(pretrained), what=f"backbone {name!r}")
+    return encoder
+
+
+def load_weights(module: nn.Module, path: Path, *, what: str) -> None:
+    """Load a plain state dict; classifier weights that the module lacks are ignored, anything else must fit.
+
+    Raises:
+        CheckpointError: if the file is absent or its tensors do not fit.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"Weights of {what} are missing: {path}. Put the file there or set pretrained: false.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    result = module.load_state_dict(state, strict=False)
+    if result.missing_keys:
+        raise CheckpointError(
+            f"{path} does not fit {what}: {len(result.missing_keys)} tensors missing, first {result.missing_keys[0]!r}."
+        )

@@ -1,0 +1,63 @@
+"""Frozen vision transformers of timm as dense feature extractors."""
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+
+
+class FrozenViT(nn.Module):
+    """Last-layer patch tokens of a vision transformer, without gradient.
+
+    Args:
+        name: timm model name, for example `vit_base_patch8_224.dino`.
+        pretrained: `False` (random), `True` (downloads by name on first use), or the path of a timm state dict.
+
+    Raises:
+        ConfigError: if timm does not know the name or the model has no patches.
+        DependencyError: if the download fails.
+        CheckpointError: if the file does not fit.
+
+    Source: DINO (arXiv:2104.14294) features as used by STEGO (arXiv:2203.08414).
+    """
+
+    def __init__(self, name: str, *, pretrained: bool | str = False) -> None:
+        super().__init__()
+        if not timm.is_model(name.split(".")[0]):
+            raise ConfigError(f"timm knows no model {name!r}. Look names up with timm.list_models('*dino*', pretrained=True).")
+        try:
+            self.model = timm.create_model(name, pretrained=pretrained is True, num_classes=0, dynamic_img_size=True)
+        except OSError as error:
+            raise DependencyError(
+                f"Weights of {name!r} could not be downloaded ({type(error).__name__}). "
+                "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
+            ) from error
+        except TypeError as error:
+            raise ConfigError(f"{name!r} is no vision transformer with a free image size ({error}).") from error
+        if isinstance(pretrained, str):
+            self._load(pretrained, name)
+        self.requires_grad_(False)
+        self.patch = int(self.model.patch_embed.patch_size[0])
+        self.out_channels = int(self.model.num_features)
+
+    def _load(self, path: str, name: str) -> None:
+        try:
+            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"Weights of {name!r} cannot be taken from {path}: {error}.") from error
+
+    def train(self, mode: bool = True) -> "FrozenViT":
+        """Stay in evaluation mode whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` normalised -> `(B, D, ceil(H / patch), ceil(W / patch))`."""
+        side = [-(-length // self.patch) * self.patch for length in image.shape[-2:]]
+        if side != list(image.shape[-2:]):
+            image = F.interpolate(image, side, mode="bilinear", align_corners=False)
+        tokens = self.model.forward_features(image)[:, self.model.num_prefix_tokens :]  # (B, N, D)
+        height, width = (length // self.patch for length in side)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))

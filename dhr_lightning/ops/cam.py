@@ -1,0 +1,187 @@
+"""Class activation maps in compact form: normalisation, background, and labels."""
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
+
+_EPS = 1e-5
+
+
+def min_max_normalize(
+    x: Tensor, *, valid: Tensor | None = None, present: Tensor | None = None, spatial_dims: int = 2
+) -> Tensor:
+    """Scale every class to [0, 1] over its pixels.
+
+    Args:
+        x: `(..., K, h, w)`, or `(..., K, N)` with `spatial_dims=1`; any finite range.
+        valid: `(..., h, w)` or `(..., N)` bool, pixels that count; others become 0.
+        present: `(..., K)` bool, classes that exist; others become 0.
+        spatial_dims: how many trailing axes are pixels, 1 or 2.
+
+    Returns:
+        Same shape, float. A constant class becomes 0: it says nothing about where the class is. Constant means a
+        range of at most 1e-5 of the largest magnitude, so that rounding noise is never scaled up.
+
+    Raises:
+        ValueError: if `spatial_dims` is neither 1 nor 2, or `x` has no class axis.
+
+    Differs: the published DHR code divides by the range, unguarded or clipped at an absolute 1e-5. The limit here is
+        relative, so that neither map size nor scale matters.
+    """
+    check_choice("spatial_dims", str(spatial_dims), ("1", "2"))
+    if x.ndim <= spatial_dims:
+        raise ValueError(f"Expected `x` of shape (..., K, {'N' if spatial_dims == 1 else 'h, w'}), "
+                         f"but got {tuple(x.shape)}.")
+    x = as_float(x)
+    dims = tuple(range(-spatial_dims, 0))
+    keep = torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape)
+    if valid is not None:
+        keep = keep & valid.unsqueeze(-spatial_dims - 1)
+    if present is not None:
+        keep = keep & present.reshape(*present.shape, *[1] * spatial_dims)
+    low = x.masked_fill(~keep, torch.inf).amin(dims, keepdim=True)
+    high = x.masked_fill(~keep, -torch.inf).amax(dims, keepdim=True)
+    empty = low > high
+    low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+    scale = torch.maximum(low.abs(), high.abs())
+    flat = high - low <= _EPS * scale
+    span = torch.where(flat, 1.0, high - low)
+    return torch.where(keep & ~flat, (x - low) / span, 0.0)
+
+
+def normalize_cam(cam: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Rectify and divide every class by its maximum.
+
+    Args:
+        cam: `(..., K, h, w)` raw activation maps, any range.
+        valid: `(..., h, w)` bool, cells that count; others become 0 and never set the maximum.
+
+    Returns:
+        Same shape, float in [0, 1]. A class that is nowhere above 1e-5 stays near 0 and is not blown up.
+
+    Source: `normalize` of the published DHR code (arXiv:2404.00380), maximum clipped at 1e-5.
+    Differs: the maximum skips padding cells.
+    """
+    cam = as_float(cam).relu()
+    if valid is not None:
+        cam = torch.where(valid.unsqueeze(-3), cam, 0.0)
+    return cam / cam.amax((-2, -1), keepdim=True).clamp_min(_EPS)
+
+
+def background_score(cam: Tensor, *, exponent: float | None = None, threshold: float | None = None) -> Tensor:
+    """Score the background from normalised foreground maps.
+
+    Args:
+        cam: `(B, K, h, w)` in [0, 1]; rows of absent classes are 0.
+        exponent: power form `(1 - max_c cam)^exponent`, > 0; larger keeps more foreground.
+        threshold: constant form, in [0, 1].
+
+    Returns:
+        `(B, 1, h, w)` in [0, 1].
+
+    Raises:
+        ValueError: unless exactly one of `exponent` and `threshold` is given.
+
+    Source: power form of PSA (Ahn & Kwak 2018, arXiv:1803.10464); constant form of IRNet (arXiv:1904.05044).
+    """
+    check_dims("cam", cam, "B K h w")
+    if (exponent is None) == (threshold is None):
+        raise ValueError(f"Expected one of `exponent` and `threshold`, but got {exponent} and {threshold}.")
+    best = as_float(cam).amax(1, keepdim=True)  # (B, 1, h, w)
+    if threshold is not None:
+        check_range("threshold", threshold, 0.0, 1.0)
+        return torch.full_like(best, threshold)
+    assert exponent is not None
+    check_positive("exponent", exponent)
+    return (1.0 - best).clamp_min(0.0).pow(exponent)
+
+
+def compact_keys(tags: Tensor, *, offset: int, include_background: bool) -> tuple[Tensor, Tensor]:
+    """List the class values of each image, so that later steps pay only for classes that exist.
+
+    Args:
+        tags: `(B, T)` multi-hot over the foreground classes; above 0 means present.
+        offset: class value of tag 0, which is 1 if the class set has a background and 0 otherwise.
+        include_background: put class value 0 first.
+
+    Returns:
+        `keys` `(B, K)` int64, background first and tags ascending, -1 = padding; and `present = keys >= 0`.
+        K is the largest number of classes of any image, at least 1.
+
+    Raises:
+        ValueError: if `tags` is not 2-D, `offset` is not 0 or 1, or a background is asked of a set without one.
+    """
+    check_dims("tags", tags, "B T")
+    check_range("offset", offset, 0, 1)
+    if include_background and offset == 0:
+        raise ValueError("Expected `offset` = 1 with `include_background`, but got 0: the set has no background class.")
+    tagged = tags > 0
+    count = tagged.sum(1)  # (B,)
+    width = max(int(count.max()) if len(tags) else 0, int(not include_background))
+    order = (~tagged).int().argsort(dim=1, stable=True)[:, :width]  # (B, width)
+    inside = torch.arange(width, device=tags.device) < count[:, None]
+    keys = torch.where(inside, order + offset, -1)
+    if include_background:
+        keys = torch.nn.functional.pad(keys, (1, 0), value=0)
+    return keys, keys >= 0
+
+
+def gather_classes(maps: Tensor, keys: Tensor, *, offset: int) -> Tensor:
+    """Pick the maps of each image's classes.
+
+    Args:
+        maps: `(B, T, h, w)`, one map per foreground class.
+        keys: `(B, K)` class values, -1 = padding.
+        offset: class value of tag 0.
+
+    Returns:
+        `(B, K, h, w)`; rows of the background and of padding are 0.
+    """
+    check_dims("maps", maps, "B T h w")
+    check_dims("keys", keys, "B K")
+    tag = keys - offset  # (B, K)
+    rows = torch.arange(len(maps), device=maps.device)[:, None]
+    return maps[rows, tag.clamp_min(0)].masked_fill((tag < 0)[..., None, None], 0)  # (B, K, h, w)
+
+
+def labels_from_scores(
+    scores: Tensor, keys: Tensor, *, present: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Turn scores into class values by their maximum over the present classes.
+
+    Args:
+        scores: `(B, K, h, w)`, higher is more likely.
+        keys: `(B, K)` class values, -1 = padding.
+        present: `(B, K)` bool, classes that may win; default `keys >= 0`.
+        ignore_index: value given where an image has no class at all.
+
+    Returns:
+        `(B, h, w)` int64 class values; at equal scores the first class wins.
+    """
+    check_dims("scores", scores, "B K h w")
+    check_shape("keys", keys, scores.shape[:2], "B K")
+    present = keys >= 0 if present is None else present & (keys >= 0)
+    best = as_float(scores).masked_fill(~present[..., None, None], -torch.inf).max(1).indices  # (B, h, w)
+    values = torch.where(present, keys, ignore_index)
+    return values.gather(1, best.flatten(1)).view_as(best)
+
+
+def index_classes(mask: Tensor, keys: Tensor) -> Tensor:
+    """Replace class values by their position in `keys`.
+
+    Args:
+        mask: `(B, H, W)` integer class values in [0, 255].
+        keys: `(B, K)` class values in [0, 255], -1 = padding.
+
+    Returns:
+        `(B, H, W)` int64 in [0, K]; K stands for every value that is not among the keys of the image.
+    """
+    check_dims("mask", mask, "B H W")
+    check_dims("keys", keys, "B K")
+    batch, width = keys.shape
+    table = torch.full((batch, 257), width, device=keys.device)
+    position = torch.arange(width, device=keys.device).expand(batch, width)
+    table = table.scatter(1, torch.where(keys >= 0, keys, 256), position)
+    table[:, 256] = width
+    return table.gather(1, mask.long().flatten(1)).view(mask.shape)

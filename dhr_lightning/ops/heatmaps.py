@@ -1,0 +1,171 @@
+"""Class heatmaps from features, and their rebalancing by a second kind of features."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.ops._checks import as_float, check_choice, check_positive
+from dhr_lightning.ops.cam import min_max_normalize
+from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, cosine_heatmaps
+from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.transport import Stopping, transport_posterior, transport_weights
+
+HeatmapMode = Literal["min_max", "softmax"]
+
+
+class ClassHeatmaps(NamedTuple):
+    """Heatmaps of an image's classes."""
+
+    maps: Tensor  # (B, K, h, w) in [0, 1]
+    centroids: Tensor  # (B, K, D), unit length
+    active: Tensor  # (B, K) bool, classes that have a centroid
+
+
+def class_heatmaps(
+    features: Tensor,
+    mask: Tensor,
+    keys: Tensor,
+    *,
+    valid: Tensor | None = None,
+    mode: HeatmapMode = "min_max",
+    temperature: float = 0.1,
+) -> ClassHeatmaps:
+    """Compare every cell with the average feature of each class of a mask.
+
+    Args:
+        features: `(B, D, h, w)`, finite.
+        mask: `(B, H, W)` int64 class values.
+        keys: `(B, K)` class values, -1 = padding.
+        valid: `(B, H, W)` bool, pixels inside the image.
+        mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"softmax"` gives the share of each
+            class per cell.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        Heatmaps, centroids and classes that have a centroid; maps of the others and invalid cells are 0.
+
+    Source: DHR (arXiv:2404.00380), USS rebalancing; min-max as in its code (the paper has ReLU).
+    """
+    check_choice("heatmap", mode, ("min_max", "softmax"))
+    check_positive("temperature", temperature)
+    grid = (features.shape[2], features.shape[3])
+    weights = cell_labels(mask, keys, grid=grid, valid=valid)  # (B, K, N)
+    centroids, active = class_average_pooling(features, weights)
+    cosine = cosine_heatmaps(features, centroids)  # (B, K, h, w)
+    near = None if valid is None else valid_cells(valid, grid)
+    if mode == "min_max":
+        return ClassHeatmaps(min_max_normalize(cosine, valid=near, present=active), centroids, active)
+    logits = (cosine / temperature).masked_fill(~active[..., None, None], -torch.inf)
+    maps = logits.softmax(1).nan_to_num(0.0)  # an image without any active class has no shares
+    return ClassHeatmaps(maps if near is None else maps * near[:, None], centroids, active)
+
+
+def supervised_heatmaps(
+    levels: Sequence[Tensor],
+    mask: Tensor,
+    keys: Tensor,
+    *,
+    groups: Tensor,
+    grid: tuple[int, int],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Average the heatmaps of several feature levels, for the images that have groups.
+
+    Args:
+        levels: `(B, D, h, w)` features per level, each on its own grid over the same canvas; one at least.
+        mask: `(B, H, W)` int64 class values.
+        keys: `(B, K)` class values, -1 = padding.
+        groups: `(B, G, K)` bool, see `correlation_groups`; few images have any.
+        grid: `(h, w)` of the result.
+        valid: `(B, H, W)` bool, pixels inside the image.
+
+    Returns:
+        `(B, K, h, w)` in [0, 1], min-max over the mean of the levels; 0 for images without groups.
+
+    Source: published DHR code, mean of C4 and C5 maps.
+    Differs: maps, not features, are resized to the grid, which moves K instead of D channels.
+    """
+    chosen = groups.flatten(1).any(1).nonzero()[:, 0]
+    result = as_float(levels[0]).new_zeros(*keys.shape, *grid)
+    if len(chosen) == 0:
+        return result
+    mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
+    maps = []
+    for level in levels:
+        level_here = level if len(chosen) == len(level) else level[chosen]  # features are large: copy only a part
+        found = class_heatmaps(level_here, mask, keys, valid=valid)
+        here = None if valid is None else valid_cells(valid, (level.shape[2], level.shape[3]))
+        maps.append(resize_maps(found.maps, grid, valid=here))
+    near = None if valid is None else valid_cells(valid, grid)
+    result[chosen] = min_max_normalize(torch.stack(maps).mean(0), valid=near)
+    return result
+
+
+def group_weights(
+    heatmaps: Tensor,
+    groups: Tensor,
+    *,
+    valid: Tensor | None = None,
+    epsilon: float = 0.1,
+    stopping: Stopping = "absolute",
+) -> Tensor:
+    """Product over the groups of a class of its transport weights among the group.
+
+    Args:
+        heatmaps: `(B, K, h, w)` in [0, 1].
+        groups: `(B, G, K)` bool, see `correlation_groups`.
+        valid: `(B, h, w)` bool, cells that count.
+        epsilon: entropy weight of the plan.
+        stopping: see `transport_weights`.
+
+    Returns:
+        `(B, K, h, w)` in [0, 1]; 1 for classes that belong to no group.
+
+    Source: DHR (arXiv:2404.00380), WSS rebalancing, in the order of its code.
+    """
+    image, row = groups.any(2).nonzero(as_tuple=True)  # few images have groups: solve only those
+    flat = heatmaps.flatten(2)  # (B, K, N)
+    member = groups[image, row]  # (P, K)
+    cells = None if valid is None else valid.flatten(1)[image]
+    plan = transport_weights(flat[image], valid=cells, present=member, epsilon=epsilon, stopping=stopping)  # (P, K, N)
+    plan = plan.masked_fill(~member[..., None], 1.0)
+    index = image[:, None, None].expand_as(plan)
+    return torch.ones_like(flat).scatter_reduce(0, index, plan, "prod").view_as(heatmaps)
+
+
+def final_weights(
+    heatmaps: Tensor,
+    active: Tensor,
+    *,
+    shares: Tensor | None = None,
+    valid: Tensor | None = None,
+    epsilon: float = 0.1,
+    stopping: Stopping = "absolute",
+) -> Tensor:
+    """Transport weights over all classes of an image.
+
+    Args:
+        heatmaps: `(B, K, h, w)` in [0, 1].
+        active: `(B, K)` bool, classes that take part.
+        shares: `(B, K)` class shares >= 0, which give the posterior; without them, shares are equal and the weights
+            are scaled to [0, 1] per class as in the published code.
+        valid: `(B, h, w)` bool, cells that count.
+        epsilon: entropy weight of the plan.
+        stopping: see `transport_weights`.
+
+    Returns:
+        `(B, K, h, w)` in [0, 1].
+
+    Source: published DHR code (equal shares). Differs: `shares`, because equal ones flood images that are mostly
+        background with their small classes.
+    """
+    flat, cells = heatmaps.flatten(2), None if valid is None else valid.flatten(1)
+    if shares is None:
+        weights = transport_weights(flat, valid=cells, present=active, epsilon=epsilon, stopping=stopping)
+    else:
+        weights = transport_posterior(
+            flat, valid=cells, present=active, epsilon=epsilon, stopping=stopping, marginal=shares
+        )
+    return weights.view_as(heatmaps)

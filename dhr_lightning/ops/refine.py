@@ -1,0 +1,138 @@
+"""One interface to the edge-aware refinements, chosen by name."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dhr_lightning.errors import DependencyError
+from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
+from dhr_lightning.ops.crf import CRFSettings, dense_crf, has_pydensecrf
+from dhr_lightning.ops.pamr import PAMR_DILATIONS, pamr
+from dhr_lightning.ops.resize import resize_maps
+
+Backend = Literal["auto", "pydensecrf", "pamr", "none"]
+
+
+class Refine(Protocol):
+    """What `rebalance` asks of a refinement; a `Refiner` is one."""
+
+    def __call__(self, image: Tensor, score: Tensor, present: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Turn scores `(B, K, H, W)` into probabilities of the same shape."""
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Refine class scores along the edges of the image.
+
+    Attributes:
+        backend: `"pydensecrf"` (the reference), `"pamr"` (batched, on the device), `"none"` (only normalises), or
+            `"auto"`: pydensecrf when it is installed, else PAMR.
+        settings: kernels of the dense CRF.
+        dilations: neighbour distances of PAMR in pixels.
+        pamr_iterations: rounds of PAMR.
+        sigma: colour tolerance of PAMR.
+        workers: processes of the dense CRF; 0 and 1 run in this process.
+        scale: work at this fraction of the image size, in (0, 1]; kernel widths stay as they are.
+    """
+
+    backend: Backend = "auto"
+    settings: CRFSettings = field(default_factory=CRFSettings)
+    dilations: tuple[int, ...] = PAMR_DILATIONS
+    pamr_iterations: int = 10
+    sigma: float = 0.1
+    workers: int = 0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("backend", self.backend, ("auto", "pydensecrf", "pamr", "none"))
+        check_positive("scale", self.scale)
+        check_range("scale", self.scale, 0.0, 1.0)
+        check_positive("pamr_iterations", self.pamr_iterations)
+        check_positive("sigma", self.sigma)
+        check_range("workers", self.workers, 0, 4096)
+
+    @property
+    def resolved(self) -> Literal["pydensecrf", "pamr", "none"]:
+        """The backend that runs: `"auto"` depends on what is installed."""
+        if self.backend == "auto":
+            return "pydensecrf" if has_pydensecrf() else "pamr"
+        return self.backend
+
+    def check_available(self) -> None:
+        """Raise `DependencyError` now, rather than at the first image, if the backend is not installed."""
+        if self.resolved == "pydensecrf" and not has_pydensecrf():
+            raise DependencyError(
+                "The refinement `pydensecrf` is not installed. "
+                "Run `pip install 'dhr-lightning[crf]'` or set `refine: pamr`."
+            )
+
+    def __call__(self, image: Tensor, score: Tensor, present: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Refine the present classes of a batch.
+
+        Args:
+            image: `(B, H, W, 3)` uint8 RGB.
+            score: `(B, K, H, W)` >= 0, higher is more likely; need not sum to 1.
+            present: `(B, K)` bool, classes that exist.
+            valid: `(B, H, W)` bool; its bounding box is treated as the whole image.
+
+        Returns:
+            `(B, K, H, W)` float that sums to 1 over the present classes inside the valid box; absent classes are 0.
+
+        Raises:
+            ValueError: if a shape does not fit.
+            DependencyError: if pydensecrf is asked for and not installed.
+        """
+        check_dims("score", score, "B K H W")
+        check_shape("image", image, (len(score), *score.shape[-2:], 3), "B H W 3")
+        check_shape("present", present, score.shape[:2], "B K")
+        size = (score.shape[2], score.shape[3])
+        score = as_float(score) * present[..., None, None]
+        if self.resolved == "none" or self.scale == 1.0:
+            return self._refine(image, score, present, valid)
+        small = (max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale)))
+        near = None if valid is None else _shrink_valid(valid, small)
+        result = self._refine(_shrink_image(image, small), resize_maps(score, small, valid=valid), present, near)
+        return resize_maps(result, size, valid=near)
+
+    def _refine(self, image: Tensor, score: Tensor, present: Tensor, valid: Tensor | None) -> Tensor:
+        """Run the backend at the size of `score`."""
+        if self.resolved == "pydensecrf":
+            return dense_crf(
+                image, score, settings=self.settings, present=present, valid=valid, workers=self.workers
+            )
+        probability = normalize_scores(score, present)
+        if self.resolved == "none":
+            return probability
+        colour = image.permute(0, 3, 1, 2).float() / 255.0  # (B, 3, H, W)
+        return pamr(
+            colour,
+            probability,
+            dilations=self.dilations,
+            iterations=self.pamr_iterations,
+            sigma=self.sigma,
+            valid=valid,
+        )
+
+
+def normalize_scores(score: Tensor, present: Tensor) -> Tensor:
+    """Divide scores `(B, K, H, W)` by their sum over the present classes; equal shares where all are 0."""
+    exists = present[..., None, None].to(score.dtype)
+    score = score.clamp_min(0.0) * exists
+    total = score.sum(1, keepdim=True)
+    even = exists / exists.sum(1, keepdim=True).clamp_min(1.0)
+    return torch.where(total > 0, score / total.clamp_min(torch.finfo(score.dtype).tiny), even)
+
+
+def _shrink_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average `(B, H, W, 3)` uint8 pixels into a smaller image."""
+    channels = image.permute(0, 3, 1, 2).float()
+    return functional.interpolate(channels, size, mode="area").round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _shrink_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Keep a small pixel if most of it was valid."""
+    share = functional.interpolate(valid.float()[:, None], size, mode="area")[:, 0]
+    return share >= torch.minimum(share.flatten(1).amax(1), share.new_tensor(0.5))[:, None, None]

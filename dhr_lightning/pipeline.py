@@ -1,0 +1,304 @@
+"""A stage: check inputs, skip what is fresh, fit, predict, seal."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dhr_lightning.artifacts.files import read_json, write_json
+from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.lock import FolderLock
+from dhr_lightning.artifacts.manifest import Manifest, digest_config
+from dhr_lightning.artifacts.store import Status
+from dhr_lightning.config import resolve
+from dhr_lightning.data import provenance
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.check import check_dataset
+from dhr_lightning.errors import ArtifactError, ConfigError, DHRError
+from dhr_lightning.progress import configure_logging, duration
+
+log = logging.getLogger("dhr_lightning")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fit and its predictions.
+
+    Args:
+        name: short name; that of the task.
+        config: configuration file.
+        builtin: configuration file for the built-in dataset, where it is another one.
+    """
+
+    name: str
+    config: str
+    builtin: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that run one after the other under one name.
+
+    Args:
+        name: `stage1_cam`, ...
+        about: one line for `--help`.
+        steps: in order.
+    """
+
+    name: str
+    about: str
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class Plan:
+    """A step with its resolved configuration, and everything that follows from it without importing torch."""
+
+    step: Step
+    recipe: dict[str, Any]
+    config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.info, self.root, self.store = provenance.dataset_of(self.config)
+        self.task = provenance.task_name(self.config)
+        self._records: dict[str, list[Record]] = {}
+
+    @property
+    def run_folder(self) -> Path:
+        """Where Lightning logs the versions of this step."""
+        return Path(self.config["data"].get("workspace", ".")) / "runs" / self.info.name / self.step.name
+
+    def records(self, split: str) -> list[Record]:
+        """Usable images of a split."""
+        if split not in self._records:
+            self._records[split] = provenance.usable_records(self.config, split)
+        return self._records[split]
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Every `(kind, split)` that this step makes."""
+        written = provenance.TASKS[self.task].writes
+        rounds = [(round_kind(k), "train") for k in range(len(provenance.refresh_epochs(self.config)))]
+        return rounds + [(kind, split) for split, kinds in written.items() for kind in kinds]
+
+    def describe(self, kind: str, split: str) -> Manifest:
+        """The manifest that an output would have today; the weights are not known yet."""
+        splits = {"train"} if kind.startswith("dhr_mask") else {"train", split}
+        records = {name: self.records(name) for name in splits}
+        return provenance.describe_artifact(self.config, kind, split, records=records, store=self.store)
+
+    def status(self, kind: str, split: str) -> Status:
+        """Fresh, stale (why), partial or absent."""
+        ids = [record.id for record in self.records(split)]
+        return self.store.status(kind, split, expected=self.describe(kind, split), ids=ids)
+
+    def digest(self) -> str:
+        """Identity of the run: what its weights depend on."""
+        identity = self.describe(*self.outputs()[-1])
+        return digest_config({"config": identity.config, "inputs": dict(identity.inputs)})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Args:
+        dataset: name of a file in `configs/data/`.
+        overlays: files merged last; default: `quickstart.yaml` for the built-in dataset, none otherwise.
+        chosen: another configuration file for a step, by step name.
+        overrides: `--a.b value ...` for all steps; `--STEP.a.b value` for one step only.
+        force: make everything again.
+    """
+
+    dataset: str = "microworld"
+    overlays: tuple[str, ...] | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    force: bool = False
+
+
+def plan_steps(stage: Stage, request: Request) -> list[Plan]:
+    """Resolve every step of a stage.
+
+    Args:
+        stage: the stage.
+        request: what the command line asks for.
+    """
+    builtin = request.dataset == "microworld"
+    overlays = request.overlays if request.overlays is not None else ("quickstart.yaml",) if builtin else ()
+    unknown = set(request.chosen) - {step.name for step in stage.steps}
+    if unknown:
+        raise ConfigError(f"Unknown step {sorted(unknown)[0]!r} in --config. Steps: {', '.join(s.name for s in stage.steps)}.")
+    plans = []
+    for step in stage.steps:
+        default = step.builtin if builtin and step.builtin else step.config
+        paths = [request.chosen.get(step.name, default), f"data/{request.dataset}.yaml", *overlays]
+        own = own_overrides(request.overrides, step.name, [s.name for s in stage.steps])
+        plans.append(Plan(step, {"configs": paths, "overrides": own}, resolve(paths, own)))
+    return plans
+
+
+def own_overrides(overrides: Sequence[str], name: str, steps: Sequence[str]) -> list[str]:
+    """Overrides that concern one step: those without a step's name, and its own without the name."""
+    kept, items = [], list(overrides)
+    while items:
+        item = items.pop(0)
+        follows = [] if "=" in item or not items or items[0].startswith("--") else [items.pop(0)]
+        first = item[2:].split(".")[0]
+        if first == name:
+            kept += ["--" + item[3 + len(name) :], *follows]
+        elif first not in steps:
+            kept += [item, *follows]
+    return kept
+
+
+def run_stage(stage: Stage, request: Request) -> None:
+    """Bring every step of a stage up to date.
+
+    Args:
+        stage: the stage.
+        request: what the command line asks for.
+
+    Raises:
+        DHRError: if an input is absent or stale, or anything else a user can repair.
+    """
+    plans, force = plan_steps(stage, request), request.force
+    prepare(plans[0])
+    start, ran = time.monotonic(), False
+    for plan in plans:
+        statuses = {output: plan.status(*output) for output in plan.outputs()}
+        if not force and all(status.fresh for status in statuses.values()):
+            continue
+        ran = True
+        for (kind, split), status in statuses.items():
+            if not status.fresh:
+                log.info("%s: %s/%s is %s", stage.name, kind, split, status)
+        check_inputs(plan)
+        run_step(plan, force=force)
+    log.info("%s: %s", stage.name, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
+
+
+def prepare(plan: Plan) -> None:
+    """Make the built-in dataset if needed, then check every file once."""
+    if plan.info.prepare is not None:
+        plan.info.prepare(plan.root, plan.config["data"].get("options") or {})
+    check_dataset(plan.store.root / plan.store.dataset, {split: plan.records(split) for split in ("train", "val")}, plan.info.classes)
+
+
+def check_inputs(plan: Plan) -> None:
+    """Refuse to start from inputs that are absent, incomplete or out of date.
+
+    Raises:
+        ArtifactError: names the input, why it cannot be used, and the command that makes it.
+    """
+    for kind in provenance.read_kinds(plan.config):
+        status = recorded_status(plan, kind, "train")
+        if not status.fresh:
+            raise ArtifactError(
+                f"{plan.step.name} needs {kind}/train, which is {status} ({plan.store.folder(kind, 'train')}). "
+                f"Run `make {maker_of(kind)}` first."
+            )
+
+
+def recorded_status(plan: Plan, kind: str, split: str) -> Status:
+    """Compare an artifact with what its own recorded recipe would make today."""
+    manifest = plan.store.manifest(kind, split)
+    recipe = (manifest.info if manifest else {}).get("recipe") or {}
+    if not recipe.get("configs"):
+        return plan.store.status(kind, split)
+    try:
+        config = resolve(recipe["configs"], recipe["overrides"])
+    except ConfigError as error:
+        return Status("stale", str(error))
+    return Plan(Step(kind, recipe["configs"][0]), recipe, config).status(kind, split)
+
+
+def maker_of(kind: str) -> str:
+    """Make target of the stage that writes a kind."""
+    return {"cam": "stage1", "base_mask": "stage1", "uss": "stage2"}.get(kind, "stage3")
+
+
+def run_step(plan: Plan, *, force: bool) -> None:
+    """Fit (or continue, or reuse a finished fit), then predict and seal."""
+    from dhr_lightning.callbacks.checkpoints import find_checkpoint
+    from dhr_lightning.cli import run_lightning
+
+    folder, digest = plan.run_folder, plan.digest()
+    folder.mkdir(parents=True, exist_ok=True)
+    configs = [argument for path in plan.recipe["configs"] for argument in ("--config", path)]
+    with FolderLock(folder / ".lock"):
+        state_path = folder / "state.json"
+        state: Mapping[str, Any] = read_json(state_path) if state_path.is_file() else {}
+        if force or state.get("digest") != digest:
+            state = {"digest": digest, "run": str(next_version(folder)), "fitted": False}
+            write_json(state_path, state)
+        run = Path(str(state["run"]))
+        checkpoint = find_checkpoint(run)
+        if not state["fitted"] or checkpoint is None:
+            resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+            log.info("%s: %s", plan.step.name, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}")
+            start = time.monotonic()
+            run_lightning(["fit", *configs, *plan.recipe["overrides"], *resume], run_dir=run)
+            seconds = float(state.get("seconds", 0)) + time.monotonic() - start
+            write_json(state_path, {**state, "fitted": True, "seconds": round(seconds, 1)})
+            checkpoint = find_checkpoint(run)
+        log.info("%s: predicting", plan.step.name)
+        run_lightning(["predict", *configs, *plan.recipe["overrides"], "--ckpt_path", str(checkpoint)], run_dir=run)
+
+
+def next_version(folder: Path) -> Path:
+    """First unused `version_k`."""
+    numbers = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
+    return folder / f"version_{max(numbers, default=-1) + 1}"
+
+
+def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
+    """Command line of a stage file.
+
+    Returns:
+        Exit status: 0 done or up to date, 2 an error that the user can repair.
+    """
+    configure_logging()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    split = given.index("--") if "--" in given else len(given)
+    options = _parser(stage).parse_args(given[:split])
+    try:
+        chosen = dict(_pair(text) for text in options.config)
+        request = Request(
+            options.dataset,
+            tuple(options.overlay) if options.overlay is not None else None,
+            chosen,
+            tuple(given[split + 1 :]),
+            options.force,
+        )
+        run_stage(stage, request)
+    except DHRError as error:
+        log.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; run the same command again to continue")
+        return 130
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, has_value, value = text.partition("=")
+    if not has_value:
+        raise ConfigError(f"Expected --config STEP=FILE, but got {text!r}.")
+    return name, value
+
+
+def _parser(stage: Stage) -> argparse.ArgumentParser:
+    steps = ", ".join(step.name for step in stage.steps)
+    parser = argparse.ArgumentParser(
+        description=f"{stage.name}: {stage.about}. Steps: {steps}.",
+        epilog="Overrides come after --, for all steps (-- --data.batch_size 8) or for one (-- --dhr.trainer.max_epochs 20).",
+    )
+    parser.add_argument("--dataset", default="microworld", help="a file of configs/data (default: the built-in microworld)")
+    parser.add_argument("--overlay", nargs="*", help="files merged last (default: quickstart.yaml for microworld)")
+    parser.add_argument("--config", nargs="*", default=[], metavar="STEP=FILE", help="another configuration for a step")
+    parser.add_argument("--force", action="store_true", help="make everything again, even if it is up to date")
+    return parser

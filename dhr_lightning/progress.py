@@ -1,0 +1,66 @@
+"""Progress with remaining time: a bar on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+log = logging.getLogger("dhr_lightning")
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def track(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
+    """Yield the items and say how far it is and how long it will take.
+
+    Args:
+        items: anything to iterate over.
+        what: one or two words shown before the count.
+        total: number of items; default: `len(items)` where there is one.
+    """
+    count = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=count, leave=False)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last > _SECONDS_BETWEEN_LINES:
+            log.info("%s: %s", what, describe(done, count, now - start))
+            last = now
+
+
+def describe(done: int, total: int | None, seconds: float) -> str:
+    """`30/120 (25 %), 12 s, 36 s left`."""
+    if not total:
+        return f"{done}, {duration(seconds)}"
+    left = seconds / max(done, 1) * (total - done)
+    return f"{done}/{total} ({100 * done // total} %), {duration(seconds)}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def configure_logging() -> None:
+    """Our messages go to standard output as plain lines, errors to standard error."""
+    if log.handlers:
+        return
+    lines, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    lines.addFilter(lambda record: record.levelno < logging.ERROR)
+    errors.setLevel(logging.ERROR)
+    for handler in (lines, errors):
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,111 @@
+"""The report of one run: artifacts compared with the ground truth, as one HTML page and one JSON file."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dhr_lightning.artifacts.files import write_bytes, write_json
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.reporting.evaluate import Progress, SplitResult, evaluate_split
+from dhr_lightning.reporting.figures import all_figures
+from dhr_lightning.reporting.html import PageContent, render_page
+from dhr_lightning.reporting.kinds import MaskKind, find_kinds
+from dhr_lightning.reporting.pictures import build_galleries, picture_columns
+from dhr_lightning.reporting.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
+from dhr_lightning.reporting.verdict import write_verdict
+
+__all__ = ["DatasetTruth", "GroundTruth", "Progress", "build_report"]
+_logger = logging.getLogger(__name__)
+
+
+def build_report(
+    store: ArtifactStore,
+    truth: GroundTruth,
+    *,
+    split: str,
+    output: Path,
+    title: str,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+    max_images: int = 8,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge every mask in the store and write `report.html` and `report.json`.
+
+    Args:
+        store: the artifacts; every complete kind of mask on `split`, `train` or `val` is judged.
+        truth: ground truth; where it has no masks only label-free figures are reported, and the page says so.
+        split: split of the ladder on top, where each step is compared with the one before.
+        output: folder for the two files; made if absent.
+        title: heading of the page.
+        seconds: duration of each step, in the order to show.
+        notes: remarks for the reader.
+        max_images: pictured images per split.
+        progress: wrapper `(ids, description) -> iterable of the same ids`, such as `tqdm`.
+
+    Returns:
+        What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
+        `<kind>[/round_KK]/<split>`, `seconds`, `notes`. A figure that cannot be known is null.
+
+    Raises:
+        ArtifactError: if a mask of a complete kind cannot be read.
+        MaskError: if a mask and its truth differ in size, or the truth holds an unknown value.
+    """
+    facts = resolve_truth(truth)
+    kinds, remarks = _kinds(store, truth, split)
+    results = _evaluate(store, truth, kinds, facts=facts, progress=progress)
+    figures = all_figures(results, facts)
+    remarks += _remarks(results)
+    verdict = write_verdict(kinds, figures, split=split)
+    galleries = {
+        result.split: build_galleries(
+            store, truth, result, picture_columns([tally.kind for tally in result.tallies]), max_images=max_images
+        )
+        for result in results
+    }
+    content = PageContent(title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks])
+    summary = _summary(content, truth)
+    output.mkdir(parents=True, exist_ok=True)
+    write_bytes(output / "report.html", render_page(content, truth, facts).encode())
+    write_json(output / "report.json", summary)
+    _logger.info("Report: %s", output / "report.html")
+    return summary
+
+
+def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "dataset": truth.dataset,
+        "title": content.title,
+        "split": content.split,
+        "verdict": " ".join((f"{content.verdict.text}.", *content.verdict.sentences)),
+        "units": "every rate, IoU and accuracy is a share in [0, 1]; seconds are seconds",
+        "metrics": dict(content.figures),
+        "seconds": dict(content.seconds),
+        "notes": list(content.notes),
+    }
+
+
+def _kinds(store: ArtifactStore, truth: GroundTruth, split: str) -> tuple[list[MaskKind], list[str]]:
+    on_disk = {name for _, name in store.kinds()}
+    splits = [name for name in dict.fromkeys((split, "train", "val")) if name in on_disk]
+    kinds, remarks = find_kinds(store, {name: truth.ids(name) for name in splits}, splits=splits)
+    if not kinds:
+        remarks.append(f"There is no complete mask in {store.root}, so there is nothing to judge. Run stage 1 first.")
+    return kinds, remarks
+
+
+def _evaluate(
+    store: ArtifactStore, truth: GroundTruth, kinds: Sequence[MaskKind], *, facts: TruthFacts, progress: Progress | None
+) -> list[SplitResult]:
+    splits = dict.fromkeys(kind.split for kind in kinds)
+    return [
+        evaluate_split(store, truth, facts, [kind for kind in kinds if kind.split == split], progress=progress)
+        for split in splits
+    ]
+
+
+def _remarks(results: Sequence[SplitResult]) -> list[str]:
+    bare = [result.split for result in results if all(tally.labelled == 0 for tally in result.tallies)]
+    return [f"No true masks on {split}: only label-free figures are reported there." for split in bare]

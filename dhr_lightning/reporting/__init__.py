@@ -1,0 +1,1 @@
+"""Parts of the report: ground truth, evaluation, figures, pictures and the page."""

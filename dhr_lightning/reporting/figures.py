@@ -1,0 +1,123 @@
+"""From counts to the figures of `report.json`; a figure that cannot be known is null, never a guess."""
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from dhr_lightning.reporting.evaluate import SplitResult, Tally, intersection_over_union, mean_or_nan
+from dhr_lightning.reporting.masks import CAM_THRESHOLD
+from dhr_lightning.reporting.truth import TruthFacts
+
+SHOWN_BACKGROUND_RATE = 0.05
+
+
+class Figures(TypedDict):
+    """Figures of one kind on one split; all are shares in [0, 1] unless the name says otherwise."""
+
+    miou: float | None
+    iou: dict[str, float | None]
+    fpr: float | None
+    fnr: float | None
+    pixel_accuracy: float | None
+    vanished_tag_rate: float | None
+    vanished_adjacent_rate: float | None
+    missing_tag_rate: float | None
+    background_rates: dict[str, float | None]
+    head_miou: float | None
+    tail_miou: float | None
+    images: int
+    labelled_images: int
+    protocol: str
+
+
+def all_figures(results: Sequence[SplitResult], facts: TruthFacts) -> dict[str, Figures]:
+    """Figures of every kind, in the order they are shown.
+
+    Args:
+        results: counts per split.
+        facts: names of the ground truth.
+
+    Returns:
+        Figures by `<kind>[/round_KK]/<split>`. All kinds list the same background pairs: those the ground truth
+        names, and any other whose rate reaches 5 % in some kind, worst first.
+    """
+    tallies = [tally for result in results for tally in result.tallies]
+    pairs = _background_pairs(tallies, facts)
+    return {tally.kind.key: _figures(tally, facts, pairs) for tally in tallies}
+
+
+def _figures(tally: Tally, facts: TruthFacts, pairs: Sequence[tuple[int, int]]) -> Figures:
+    matrix = tally.matrix
+    iou = intersection_over_union(matrix)
+    hit = matrix.diagonal()[:-1]
+    true, predicted = matrix[:-1].sum(axis=1), matrix[:-1, :-1].sum(axis=0)
+    union = true + predicted - hit
+    false_positive, false_negative = (
+        np.divide(error, union, out=np.full(len(iou), np.nan), where=union > 0)
+        for error in (predicted - hit, true - hit)
+    )
+    return Figures(
+        miou=_known(mean_or_nan(iou)),
+        iou={name: _known(value) for name, value in zip(facts.names, iou.tolist(), strict=True)},
+        fpr=_known(mean_or_nan(false_positive)),
+        fnr=_known(mean_or_nan(false_negative)),
+        pixel_accuracy=_share(int(hit.sum()), int(true.sum())),
+        vanished_tag_rate=_share(tally.vanished, tally.pairs),
+        vanished_adjacent_rate=_share(tally.adjacent_vanished, tally.adjacent),
+        missing_tag_rate=_share(tally.missing, tally.tags),
+        background_rates={_pair_name(pair, facts): _background_rate(tally, pair) for pair in pairs},
+        head_miou=_known(mean_or_nan(iou[list(facts.head)])),
+        tail_miou=_known(mean_or_nan(iou[list(facts.tail)])),
+        images=tally.images,
+        labelled_images=tally.labelled,
+        protocol=_protocol(tally, facts),
+    )
+
+
+def _background_pairs(tallies: Sequence[Tally], facts: TruthFacts) -> list[tuple[int, int]]:
+    found: dict[tuple[int, int], float] = {}
+    for tally in tallies:
+        total = np.maximum(tally.stuff.sum(axis=1, keepdims=True), 1)
+        rates = tally.stuff[:, :-1] / total  # (S, C)
+        for stuff, value in np.argwhere(rates >= SHOWN_BACKGROUND_RATE).tolist():
+            if value >= facts.offset:
+                found[stuff, value] = max(found.get((stuff, value), 0.0), float(rates[stuff, value]))
+    named = list(facts.background_pairs)
+    return named + [pair for pair in sorted(found, key=lambda pair: -found[pair]) if pair not in named]
+
+
+def _background_rate(tally: Tally, pair: tuple[int, int]) -> float | None:
+    return _share(int(tally.stuff[pair]), int(tally.stuff[pair[0]].sum()))
+
+
+def _pair_name(pair: tuple[int, int], facts: TruthFacts) -> str:
+    return f"{facts.stuff_names[pair[0]]}->{facts.names[pair[1]]}"
+
+
+def _protocol(tally: Tally, facts: TruthFacts) -> str:
+    words = [f"split {tally.kind.split}: {tally.images} images"]
+    if tally.labelled == 0:
+        words.append("no true masks, so only figures that need none")
+    else:
+        words[0] += "" if tally.labelled == tally.images else f", {tally.labelled} of them with a true mask"
+        words.append(f"pixels whose truth is {facts.ignore_index} are not scored")
+        words.append("a pixel without a predicted class counts as a miss")
+        words.append(f"one matrix of integer pixel counts over the split, mean over {_class_count(facts)}")
+    if tally.kind.kind == "cam":
+        rule = f"against a constant background score of {CAM_THRESHOLD}" if facts.offset else "without background"
+        words.append(f"class of the largest activation {rule}, at full image size")
+    return "; ".join(words)
+
+
+def _class_count(facts: TruthFacts) -> str:
+    return f"{len(facts.names)} classes{' including background' if facts.offset else ''} (absent ones left out)"
+
+
+def _share(part: int, total: int) -> float | None:
+    return part / total if total else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

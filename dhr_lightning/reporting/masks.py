@@ -1,0 +1,83 @@
+"""Reading any kind of artifact as a mask of class values."""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from dhr_lightning.artifacts.files import read_cam, read_mask
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.errors import MaskError
+from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.truth import GroundTruth, UInt8
+
+CAM_THRESHOLD = 0.3
+
+
+def read_labels(
+    store: ArtifactStore, truth: GroundTruth, kind: MaskKind, image_id: str, *, size: tuple[int, int] | None = None
+) -> UInt8:
+    """Mask `(H, W)` of class values of any kind; activation maps become one by `cam_labels`.
+
+    Args:
+        store: the artifacts.
+        truth: tells the class list and, if `size` is not given, the image size.
+        kind: which mask.
+        image_id: which image.
+        size: expected `(H, W)`.
+
+    Raises:
+        MaskError: if a mask on disk has another size.
+    """
+    path = store.path(kind.kind, kind.split, image_id)
+    if kind.kind.split("/")[0] != "cam":
+        mask = read_mask(path)
+        if size is not None and mask.shape != size:
+            raise MaskError(
+                f"Expected {size} pixels as in the truth, but {path} has {mask.shape}. Make {kind.key} again."
+            )
+        return mask
+    keys, cam = read_cam(path)
+    height, width = size or truth.image(kind.split, image_id).shape[:2]
+    return cam_labels(keys, cam, size=(height, width), has_background=truth.classes.has_background)
+
+
+def cam_labels(
+    keys: npt.NDArray[np.int16],
+    cam: npt.NDArray[np.floating],
+    *,
+    size: tuple[int, int],
+    has_background: bool,
+    threshold: float = CAM_THRESHOLD,
+) -> UInt8:
+    """Class of the largest activation at full size; background where none exceeds the threshold.
+
+    Args:
+        keys: `(K,)` class values; negative ones are padding, and 0 is skipped where it means background.
+        cam: `(K, h, w)` in [0, 1].
+        size: `(H, W)` of the result.
+        has_background: without background the threshold is not used.
+        threshold: constant score of the background.
+
+    Returns:
+        `(H, W)` uint8 class values; 255 everywhere if there is neither background nor a key.
+    """
+    used = (keys > 0) if has_background else (keys >= 0)
+    if not used.any():
+        return np.full(size, 0 if has_background else 255, np.uint8)
+    rows, columns = _resize_matrix(cam.shape[1], size[0]), _resize_matrix(cam.shape[2], size[1])
+    score = rows @ cam[used].astype(np.float32) @ columns.T  # (K, H, W)
+    labels = keys[used].astype(np.uint8)[score.argmax(axis=0)]
+    return np.where(score.max(axis=0) > threshold, labels, 0).astype(np.uint8) if has_background else labels
+
+
+@lru_cache(maxsize=256)
+def _resize_matrix(old: int, new: int) -> npt.NDArray[np.float32]:
+    """Bilinear weights `(new, old)` with pixel centres aligned at half pixels."""
+    position = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.floor(position).astype(np.int64)
+    weight = (position - low).astype(np.float32)
+    matrix = np.zeros((new, old), np.float32)
+    matrix[np.arange(new), low] = 1 - weight
+    matrix[np.arange(new), np.minimum(low + 1, old - 1)] += weight
+    return matrix

@@ -1,0 +1,198 @@
+"""Pictures of the report: which images to show, and small PNG files as data URIs."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.reporting.evaluate import SplitResult
+from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.masks import read_labels
+from dhr_lightning.reporting.truth import GroundTruth, UInt8
+
+MAX_SIDE = 256
+_CLASS_WEIGHT = 0.78
+_PAPER = 236.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thumbnail: column name, figure under it, alt text, data URI and size in pixels."""
+
+    label: str
+    caption: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image with all its masks.
+
+    Args:
+        image_id: id of the image.
+        tags: class values of its tags.
+        note: what is special about it, may be empty.
+        pictures: image, masks, truth.
+    """
+
+    image_id: str
+    tags: tuple[int, ...]
+    note: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows under one heading, and the class values seen in them."""
+
+    title: str
+    intro: str
+    rows: tuple[Row, ...]
+    values: frozenset[int]
+
+
+def build_galleries(
+    store: ArtifactStore, truth: GroundTruth, result: SplitResult, columns: Sequence[MaskKind], *, max_images: int
+) -> list[Gallery]:
+    """Pick the most telling images of a split and draw them.
+
+    Args:
+        store: the artifacts.
+        truth: images, masks and tags.
+        result: counts of the split.
+        columns: kinds to draw, in order.
+        max_images: rows of all galleries of the split together.
+
+    Returns:
+        Galleries that have at least one row; no image is shown twice.
+    """
+    galleries = []
+    for title, intro, ids in _choose(result, max_images=max_images):
+        rows, values = [], set[int]()
+        for image_id in ids:
+            row, seen = _draw_row(store, truth, result, columns, image_id)
+            rows.append(row)
+            values |= seen
+        if rows:
+            galleries.append(Gallery(title, intro, tuple(rows), frozenset(values)))
+    return galleries
+
+
+def picture_columns(kinds: Sequence[MaskKind]) -> list[MaskKind]:
+    """All kinds of a split, but only the latest round of DHR."""
+    rounds = [kind for kind in kinds if kind.is_dhr]
+    return [kind for kind in kinds if not kind.is_dhr or kind == rounds[-1]]
+
+
+def _choose(result: SplitResult, *, max_images: int) -> list[tuple[str, str, list[str]]]:
+    judge = next((tally for tally in reversed(result.tallies) if tally.kind == result.after), result.tallies[-1])
+    scores = {image_id: score for image_id, score in judge.image_miou.items() if not np.isnan(score)}
+    wishes = []
+    if result.before and result.after and any(result.changed.values()):
+        title = f"Most changed from {result.before.label} to {result.after.label}"
+        ranked = sorted(result.changed, key=lambda key: (-result.changed[key], key))
+        wishes.append((title, "The images where the two masks differ in the largest share of pixels.", ranked))
+    if scores:
+        ranked = sorted(scores, key=lambda key: (scores[key], key))
+        name = judge.kind.label
+        wishes.append((f"Worst {name} masks", f"Lowest IoU of {name} masks within the image.", ranked))
+        wishes.append((f"Best {name} masks", f"Highest IoU of {name} masks within the image.", ranked[::-1]))
+    if not wishes:
+        wishes.append(("A sample", "The first images of the split.", list(judge.kind.ids)))
+    taken: set[str] = set()
+    chosen = []
+    for index, (title, intro, ranked) in enumerate(wishes):
+        quota = max_images // len(wishes) + (index < max_images % len(wishes))
+        ids = [image_id for image_id in ranked if image_id not in taken][:quota]
+        taken.update(ids)
+        chosen.append((title, intro, ids))
+    return chosen
+
+
+def _draw_row(
+    store: ArtifactStore, truth: GroundTruth, result: SplitResult, columns: Sequence[MaskKind], image_id: str
+) -> tuple[Row, set[int]]:
+    image = truth.image(result.split, image_id)
+    target = truth.mask(result.split, image_id)
+    tags = tuple(sorted(truth.tags(result.split, image_id)))
+    scores = {tally.kind: tally.image_miou.get(image_id, float("nan")) for tally in result.tallies}
+    masks: list[tuple[str, str, UInt8]] = []
+    for kind in columns:
+        if image_id in kind.ids:
+            labels = read_labels(store, truth, kind, image_id, size=(image.shape[0], image.shape[1]))
+            masks.append((kind.short_label, "" if np.isnan(scores[kind]) else f"{100 * scores[kind]:.1f}", labels))
+    if target is not None:
+        masks.append(("Truth", "", target))
+    size = _thumbnail_size(image)
+    photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    names = ", ".join(truth.classes.names[tag] for tag in tags) or "no tags"
+    pictures = [Picture("Image", "", f"Image {image_id}: {names}", _data_uri(photo), *size)]
+    seen: set[int] = set()
+    for label, score, mask in masks:
+        seen |= set(np.unique(mask).tolist())
+        alt = f"{label} mask of {image_id}: {_areas(mask, truth)}" + (f"; mean IoU {score}" if score else "")
+        pictures.append(Picture(label, score, alt, overlay_uri(photo, mask, truth), *size))
+    note = f"{100 * result.changed[image_id]:.0f} % of pixels changed" if image_id in result.changed else ""
+    return Row(image_id, tags, note, tuple(pictures)), seen
+
+
+def _areas(mask: UInt8, truth: GroundTruth) -> str:
+    values, counts = np.unique(mask, return_counts=True)
+    parts = [
+        f"{_value_name(int(value), truth)} {100 * count / mask.size:.0f} %"
+        for value, count in zip(values, counts, strict=True)
+        if value or not truth.classes.has_background
+    ]
+    return ", ".join(parts) or "all background"
+
+
+def _value_name(value: int, truth: GroundTruth) -> str:
+    return truth.classes.names[value] if value < truth.classes.num_classes else "no class"
+
+
+def overlay_uri(photo: Image.Image, mask: UInt8, truth: GroundTruth) -> str:
+    """Mask colours over a pale, smoothed grey version of the photo, as a palette PNG of a few kilobytes.
+
+    Args:
+        photo: RGB thumbnail.
+        mask: `(H, W)` class values of the full image.
+        truth: gives palette and background.
+
+    Returns:
+        A `data:image/png` URI of the size of `photo`.
+    """
+    labels = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST))
+    values, ranks = np.unique(labels, return_inverse=True)
+    levels = max(1, min(8, 256 // len(values)))
+    grey = np.asarray(photo.convert("L").filter(ImageFilter.GaussianBlur(1.2)))
+    steps = np.minimum(grey.astype(np.int64) * levels // 256, levels - 1)  # (h, w)
+    shade = (np.arange(levels, dtype=np.float64) + 0.5) / levels * 255
+    colours = truth.classes.palette[values].astype(np.float64)  # (V, 3)
+    weight = np.full(len(values), _CLASS_WEIGHT)
+    if truth.classes.has_background:
+        colours[values == 0] = _PAPER
+    table = weight[:, None, None] * colours[:, None] + (1 - weight[:, None, None]) * shade[None, :, None]  # (V, L, 3)
+    index = (ranks.reshape(labels.shape) * levels + steps).astype(np.uint8)
+    picture = Image.fromarray(index)
+    picture.putpalette(table.reshape(-1, 3).round().astype(np.uint8).tobytes())
+    return _data_uri(picture)
+
+
+def _thumbnail_size(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    height, width = image.shape[:2]
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,1 @@
+"""LightningModules: wire network, loss, metric and optimiser."""

@@ -1,0 +1,185 @@
+"""What all tasks have in common: optimiser, schedule, class list, weights of an earlier step."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
+from dhr_lightning.metrics import ConfusionMatrix, scores
+
+
+class BaseTask(L.LightningModule):
+    """Base of every task; subclasses set `step`, `writes`, `needs` and build `self.network`.
+
+    Args:
+        class_names: all classes, background first if there is one; taken from the data.
+        has_background: whether class value 0 is background; taken from the data.
+        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        lr: learning rate of the encoder.
+        head_lr_factor: the rest of the network learns this many times faster.
+        weight_decay: on all weights.
+        power: of the polynomial decay, per iteration: `lr * (1 - k / K) ** power`.
+        warmup: share of the iterations in which the rate rises linearly, in [0, 1).
+    """
+
+    step: ClassVar[str]
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    needs: Needs = Needs()
+    network: nn.Module
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        optimizer: str = "sgd",
+        lr: float = 1e-3,
+        head_lr_factor: float = 10.0,
+        weight_decay: float = 4e-5,
+        power: float = 0.9,
+        warmup: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if optimizer not in ("sgd", "adamw"):
+            raise ConfigError(f"Expected model.init_args.optimizer to be sgd or adamw, but got {optimizer!r}.")
+        if not (lr > 0 and 0 <= warmup < 1):
+            raise ConfigError(f"Expected lr > 0 and 0 <= warmup < 1, but got lr {lr} and warmup {warmup}.")
+        self.classes = ClassSet(tuple(class_names), has_background)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the encoder, and all others."""
+        encoder = {id(p) for p in self.network.encoder.parameters()} if hasattr(self.network, "encoder") else set()
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        return [p for p in trained if id(p) in encoder], [p for p in trained if id(p) not in encoder]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimiser with two groups, polynomial decay per iteration after an optional linear warm-up."""
+        h = self.hparams
+        encoder, head = self.parameter_groups()
+        groups = [{"params": encoder, "lr": h.lr}, {"params": head, "lr": h.lr * h.head_lr_factor}]
+        groups = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, lr=h.lr, momentum=0.9, weight_decay=h.weight_decay)
+            if h.optimizer == "sgd"
+            else torch.optim.AdamW(groups, lr=h.lr, weight_decay=h.weight_decay)
+        )
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        rising = int(total * h.warmup)
+
+        def rate(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return max(0.0, 1 - (step - rising) / max(1, total - rising)) ** h.power
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Channels-last weights: convolutions are faster on CPU and GPU alike."""
+        if hasattr(self, "network"):
+            self.network.to(memory_format=torch.channels_last)
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout depends on seed and epoch only, so that a resumed run repeats exactly."""
+        torch.manual_seed(1_000_003 * self.trainer.datamodule.seed + self.current_epoch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on another class list.
+
+        Raises:
+            CheckpointError: shows both lists.
+        """
+        check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint")
+
+    def check_loss(self, loss: Tensor, batch: Batch, batch_idx: int) -> Tensor:
+        """Pass a finite loss through.
+
+        Raises:
+            NonFiniteLossError: names epoch, step and the images of the batch.
+        """
+        if not torch.isfinite(loss.detach()):
+            rates = ", ".join(f"{group['lr']:.2g}" for group in self.trainer.optimizers[0].param_groups)
+            raise NonFiniteLossError(
+                f"The loss is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx} (images {', '.join(batch['id'])}; "
+                f"learning rates {rates}). Lower model.init_args.lr or look at these images; the last checkpoint is intact."
+            )
+        return loss
+
+
+class SegmentationMixin:
+    """Validation of a segmenter against ground truth: mIoU over the split."""
+
+    def setup_metric(self) -> None:
+        """Make the confusion matrix; call from the constructor."""
+        self.confusion = ConfusionMatrix(self.classes.num_classes, ignore_index=self.classes.ignore_index)
+
+    def update_metric(self, logits: Tensor, batch: Batch) -> None:
+        """Count one batch, if it has ground truth."""
+        if "truth" in batch:
+            self.confusion.update(logits.argmax(1), batch["truth"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/miou` and one `val/iou/<class>` for each class that occurs."""
+        if not int(self.confusion.compute().sum()):
+            return
+        result = scores(self.confusion.compute())
+        self.log("val/miou", result.miou, prog_bar=True)
+        for name, value in zip(self.classes.names, result.iou.tolist(), strict=True):
+            if value == value:
+                self.log(f"val/iou/{name}", value)
+        self.confusion.reset()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def check_class_names(found: list[str] | None, classes: ClassSet, *, where: str) -> None:
+    """Compare the class list of a checkpoint with today's.
+
+    Raises:
+        CheckpointError: if they differ; shows both.
+    """
+    if found is not None and tuple(found) != classes.names:
+        raise CheckpointError(
+            f"{where} was trained on {len(found)} classes ({', '.join(found)}), but the data has {classes.num_classes} "
+            f"({', '.join(classes.names)}). Use the data it was trained on, or train again."
+        )
+
+
+def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tuple[str, ...]) -> None:
+    """Copy parts of an earlier step's network, such as encoder and CAM classifier, from its checkpoint.
+
+    Args:
+        network: the network to fill.
+        path: a Lightning checkpoint.
+        classes: today's class list; the checkpoint must have the same.
+        keys: names of the parts to copy.
+
+    Raises:
+        CheckpointError: if the file is absent, of other classes, or a tensor has another shape.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint {path} is missing. Run `make stage1` again, or set model.init_args.init_from: null.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), classes, where=f"Checkpoint {path}")
+    prefix = "network."
+    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    state = {k: v for k, v in state.items() if k.split(".")[0] in keys}
+    own = network.state_dict()
+    wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+    if wrong or not state:
+        raise CheckpointError(
+            f"{path} does not fit this network: {len(wrong)} of {len(state)} tensors differ, first {wrong[:1]}. "
+            "Use the same backbone in both stages, or set model.init_args.init_from: null."
+        )
+    network.load_state_dict({**own, **state})
+
+
+def cut_masks(masks: Tensor, batch: Batch) -> list[tuple[Tensor]]:
+    """Cut the padding off `(B, H, W)` and give each mask as uint8 on the host."""
+    host = masks.to(torch.uint8).cpu()
+    return [(mask[: g.size[0], : g.size[1]],) for mask, g in zip(host, batch["geometry"], strict=True)]

@@ -1,0 +1,121 @@
+"""Stage 1: a multi-label classifier whose class activation maps become base masks."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
+from dhr_lightning.ops.cam import background_score, compact_keys, gather_classes, labels_from_scores, normalize_cam
+from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.tasks.base import BaseTask, cut_masks
+
+
+class CAMTask(BaseTask):
+    """Train on tags; predict CAMs and base masks of the training images.
+
+    Args:
+        backbone: encoder name, see `models.backbones.build_encoder`.
+        pretrained: `false`, `true` (ImageNet, by name) or a path.
+        output_stride: 8 or 16.
+        scales: relative image sizes summed in the CAM.
+        cam_stride: pixels per CAM cell on disk.
+        background: constant background score of the base mask, in (0, 1).
+        refine: `auto`, `pydensecrf`, `pamr` or `none`.
+        crf: dense CRF settings of the base mask.
+        workers: processes for pydensecrf.
+        **options: optimiser and schedule, see `BaseTask`.
+
+    Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
+    """
+
+    step: ClassVar[str] = "cam"
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("cam", "base_mask")}
+    needs = Needs(predict_splits=("train",))
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        backbone: str = "resnet50",
+        pretrained: bool | str = False,
+        output_stride: int = 16,
+        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        cam_stride: int = 4,
+        background: float = 0.3,
+        refine: str = "auto",
+        crf: dict[str, float] | None = None,
+        workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        self.save_hyperparameters()
+        self.network = CAMClassifier(backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride)
+        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
+        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="macro")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
+        return self.network(image)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Multi-label soft margin loss on the mean of each map."""
+        logits = masked_mean(self.network(batch["image"]), batch["valid"])  # (B, T)
+        loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        self.log("train/loss_cls", loss, prog_bar=True, batch_size=len(logits))
+        return self.check_loss(loss, batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Tag loss and mean average precision; the ground truth is not used."""
+        logits = masked_mean(self.network(batch["image"]), batch["valid"]).float()
+        self.average_precision.update(logits, batch["tags"].long())
+        loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        self.log("val/loss_cls", loss, batch_size=len(logits))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/tag_map`."""
+        self.log("val/tag_map", self.average_precision.compute(), prog_bar=True)
+        self.average_precision.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """CAMs `(keys, maps)` and base masks of a batch of whole images."""
+        keys, present = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+        cam = self.compact_cam(batch, keys)
+        masks = self.base_masks(batch, cam, keys, present)
+        return {
+            "cam": [(k[p].cpu(), c[p].cpu()) for k, p, c in zip(keys, present, self._crop(cam, batch), strict=True)],
+            "base_mask": cut_masks(masks, batch),
+        }
+
+    def compact_cam(self, batch: Batch, keys: Tensor) -> Tensor:
+        """Normalised multi-scale CAMs `(B, K, h, w)` in [0, 1] of the tagged classes."""
+        height, width = batch["image"].shape[-2:]
+        size = (height // self.hparams.cam_stride, width // self.hparams.cam_stride)
+        cam = multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
+        valid = F.interpolate(batch["valid"][:, None].float(), size, mode="nearest")[:, 0] > 0
+        return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
+
+    def base_masks(self, batch: Batch, cam: Tensor, keys: Tensor, present: Tensor) -> Tensor:
+        """Argmax of the refined `[background, CAM]` -> `(B, H, W)` class values."""
+        score = F.interpolate(cam, batch["pixels"].shape[-2:], mode="bilinear", align_corners=False)
+        if self.classes.has_background:
+            score = torch.cat([background_score(score, threshold=self.hparams.background), score], dim=1)
+            keys = F.pad(keys, (1, 0), value=0)
+            present = F.pad(present, (1, 0), value=True)
+        score = score * present[:, :, None, None]
+        score = score / score.sum(1, keepdim=True).clamp(min=1e-5)
+        refined = self.refiner(batch["pixels"].permute(0, 2, 3, 1), score, present, valid=batch["valid"])
+        return labels_from_scores(refined, keys, present=present)
+
+    def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
+        """Cut the padding of each image off its maps."""
+        stride = self.hparams.cam_stride
+        return [c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)] for c, g in zip(cam, batch["geometry"], strict=True)]

@@ -1,0 +1,157 @@
+"""Stage 3b: recursive learning on rebalanced masks (DHR)."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.models.classifier import masked_mean, multi_scale_cam
+from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
+from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
+from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.rebalance import RebalanceResult, RebalanceSettings, rebalance
+from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks
+from dhr_lightning.tasks.wss import initialise, segmentation_loss
+
+
+class DHRTask(SegmentationMixin, BaseTask):
+    """Train segmentation and classification together on masks that this network's own features rebalance.
+
+    The masks are regenerated between epochs by the refresh callback, which calls `pseudo_masks`.
+
+    Args:
+        masks: artifact kind that every round starts from.
+        backbone: encoder name, see `models.backbones.build_encoder`.
+        pretrained: `false`, `true` (ImageNet, by name) or a path.
+        output_stride: 8 or 16.
+        decoder: decoder name, see `models.segmenter.Segmenter`.
+        decoder_options: further arguments of the decoder.
+        init_from: artifact kind whose checkpoint fills encoder and CAM head (`cam`), or `null`.
+        cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror.
+        scales: relative image sizes at prediction, each with its mirror.
+        rebalance: fields of `ops.rebalance.RebalanceSettings`.
+        refine: refinement of seeds and final masks: `auto`, `pydensecrf`, `pamr` or `none`.
+        crf_seed: dense CRF settings of the seeds.
+        crf_final: dense CRF settings of the final masks.
+        workers: processes for pydensecrf.
+        weight_cls: weight of the classification loss beside the segmentation loss.
+        **options: optimiser and schedule, see `BaseTask`.
+
+    Source: DHR (arXiv:2404.00380), Sec. 3.
+    Differs: masks are regenerated between epochs, in the geometry of the whole image, not at every step on the crop.
+    """
+
+    step: ClassVar[str] = "dhr"
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {"val": ("prediction",)}
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        masks: str = "mars_mask",
+        backbone: str = "resnet101",
+        pretrained: bool | str = False,
+        output_stride: int = 8,
+        decoder: str = "deeplabv3plus",
+        decoder_options: dict[str, Any] | None = None,
+        init_from: str | None = "cam",
+        cam_scales: tuple[float, ...] = (1.0, 1.5),
+        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        rebalance: dict[str, Any] | None = None,
+        refine: str = "auto",
+        crf_seed: dict[str, float] | None = None,
+        crf_final: dict[str, float] | None = None,
+        workers: int = 2,
+        weight_cls: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        self.save_hyperparameters()
+        self.network = Segmenter(
+            backbone,
+            self.classes.num_classes,
+            num_tags=self.classes.num_tags,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            pretrained=pretrained,
+            output_stride=output_stride,
+        )
+        self.rebalance_settings = RebalanceSettings(**(rebalance or {}))
+        self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers)
+        self.refine_final = Refiner(refine, CRFSettings(**(crf_final or {})), workers=workers)
+        self.needs = Needs(
+            train_masks="dhr_mask", predict_splits=("val",), predict_masks=masks, predict_features=self.rebalance_settings.uss
+        )
+        self.setup_metric()
+
+    def on_fit_start(self) -> None:
+        """Start from encoder and CAM head of stage 1, unless a run is being resumed."""
+        initialise(self, keys=("encoder", "classifier"))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` normalised -> logits `(B, C, H, W)`."""
+        return self.network(image).logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Pixel cross entropy on the current masks plus multi-label soft margin on the tags."""
+        output = self.network(batch["image"])
+        loss_seg = segmentation_loss(output.logits, batch["mask"], ignore_index=self.classes.ignore_index)
+        loss_cls = F.multilabel_soft_margin_loss(masked_mean(output.cam, batch["valid"]), batch["tags"])
+        size = len(batch["image"])
+        self.log_dict({"train/loss_seg": loss_seg, "train/loss_cls": loss_cls}, prog_bar=True, batch_size=size)
+        return self.check_loss(loss_seg + self.hparams.weight_cls * loss_cls, batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count predictions against the ground truth, where there is any."""
+        self.update_metric(self(batch["image"]), batch)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """Masks at image size from all classes: tags are unknown at test time."""
+        probability = multi_scale_probability(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True)
+        return {"prediction": cut_masks(probability.argmax(1), batch)}
+
+    @torch.no_grad()
+    def pseudo_masks(self, batch: Batch) -> RebalanceResult:
+        """Rebalance the initial masks of whole images with this network's CAMs and features.
+
+        Args:
+            batch: whole images with `mask` (initial masks), `uss` and `tags`.
+
+        Returns:
+            The new masks `(B, H, W)` and all intermediate maps.
+        """
+        keys, present = compact_keys(
+            batch["tags"], offset=self.classes.offset, include_background=self.classes.has_background
+        )
+        features = self.network.encoder(batch["image"])
+        size = (features[-1].shape[-2], features[-1].shape[-1])
+        cell = (size[0] * 2, size[1] * 2)
+        cam = multi_scale_cam(
+            lambda image: self.network.classifier(self.network.encoder(image)[-1]),
+            batch["image"],
+            scales=tuple(self.hparams.cam_scales),
+            flip=True,
+            size=cell,
+        )
+        valid = F.interpolate(batch["valid"][:, None].float(), cell, mode="nearest")[:, 0] > 0
+        compact = normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
+        return rebalance(
+            batch["pixels"].permute(0, 2, 3, 1),
+            batch["mask"],
+            compact,
+            batch.get("uss"),
+            [features[-2].float(), features[-1].float()],
+            keys=keys,
+            present=present,
+            offset=self.classes.offset,
+            valid=batch["valid"],
+            settings=self.rebalance_settings,
+            refine_seed=self.refine_seed,
+            refine_final=self.refine_final,
+        )

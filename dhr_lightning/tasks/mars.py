@@ -1,0 +1,111 @@
+"""Between baseline and DHR: remove biased background from the masks with unsupervised features."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.ops.cam import compact_keys
+from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.mars import (
+    debiased_centroids,
+    foreground_mask,
+    foreground_similarity,
+    image_centroids,
+    reject_biased,
+)
+from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.tasks.base import BaseTask, cut_masks
+
+
+class MARSTask(BaseTask):
+    """Fit one debiased centroid per class; predict the masks without the pixels that look like background.
+
+    Nothing is trained: one epoch collects k-means centroids of every class in every image, its end keeps those that are
+    farthest from background.
+
+    Args:
+        source: artifact kind that is debiased.
+        k_fg: clusters of a foreground class in an image (target and bias).
+        k_bg: clusters of the background in an image.
+        alpha: share of a class's centroids kept, those farthest from background.
+        rejected: what a rejected pixel becomes: `background` or `ignore`.
+        refine: refinement of the foreground map: `auto`, `pydensecrf`, `pamr` or `none`.
+        crf: its dense CRF settings.
+        workers: processes for pydensecrf.
+        **options: see `BaseTask`; no optimiser is used.
+
+    Source: MARS (arXiv:2304.09913), Eq. 1-4.
+    Differs: rejected pixels become background or ignored here; the EMA teacher that completes them is not part of this task.
+    """
+
+    step: ClassVar[str] = "mars"
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("mars_mask",)}
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        source: str = "base_mask",
+        k_fg: int = 2,
+        k_bg: int = 2,
+        alpha: float = 0.4,
+        rejected: str = "background",
+        refine: str = "auto",
+        crf: dict[str, float] | None = None,
+        workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        if not has_background:
+            raise ConfigError("MARS needs a background class, which this dataset lacks. Leave the step out and start DHR from base_mask.")
+        if rejected not in ("background", "ignore"):
+            raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.needs = Needs(
+            train_masks=source, train_features=True, augment=False, predict_masks=source, predict_features=True
+        )
+        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
+        self.register_buffer("centroids", torch.zeros(0))
+        self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
+        self._collected: list[tuple[Tensor, Tensor]] = []
+
+    def configure_optimizers(self) -> None:
+        """Nothing is optimised."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the size of the centroids from the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self.centroids = torch.zeros_like(checkpoint["state_dict"]["centroids"])
+        self.found = torch.zeros_like(checkpoint["state_dict"]["found"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Cluster the features of every class in every image of the batch."""
+        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=True)
+        h = self.hparams
+        centroids, used = image_centroids(
+            batch["uss"], batch["mask"], keys, k_fg=h.k_fg, k_bg=h.k_bg, valid=batch["valid"], offset=self.classes.offset
+        )
+        self._collected.append((centroids[used], keys[..., None].expand_as(used)[used]))
+
+    def on_train_epoch_end(self) -> None:
+        """Keep, for each class, the mean of the centroids that are farthest from background."""
+        centroids, classes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected = []
+        self.centroids, self.found = debiased_centroids(
+            centroids, classes, num_classes=self.classes.num_classes, alpha=self.hparams.alpha
+        )
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """Reject foreground pixels that resemble no debiased centroid of the image's classes."""
+        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+        similarity = foreground_similarity(batch["uss"], self.centroids, keys)  # (B, h, w)
+        image = batch["pixels"].permute(0, 2, 3, 1)
+        foreground = foreground_mask(image, similarity, refine=self.refiner, valid=batch["valid"])
+        value = 0 if self.hparams.rejected == "background" else self.classes.ignore_index
+        masks = reject_biased(batch["mask"], foreground, value=value)
+        return {"mars_mask": cut_masks(masks, batch)}

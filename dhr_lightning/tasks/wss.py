@@ -1,0 +1,113 @@
+"""Stage 3a: a segmenter trained on masks, by default on the base masks of stage 1."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
+from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks, load_encoder
+
+
+class WSSTask(SegmentationMixin, BaseTask):
+    """Train a segmenter on one kind of mask; predict training images (tags known) and validation images (tags unknown).
+
+    Args:
+        masks: artifact kind to train on, or `truth` for the fully supervised bound.
+        backbone: encoder name, see `models.backbones.build_encoder`.
+        pretrained: `false`, `true` (ImageNet, by name) or a path.
+        output_stride: 8 or 16.
+        decoder: decoder name, see `models.segmenter.Segmenter`.
+        decoder_options: further arguments of the decoder.
+        init_from: artifact kind whose checkpoint fills the encoder (`cam`), or `null`.
+        scales: relative image sizes at prediction, each with its mirror.
+        **options: optimiser and schedule, see `BaseTask`.
+
+    Source: the WSS baseline of DHR (arXiv:2404.00380), DeepLabv3+ on pseudo masks.
+    """
+
+    step: ClassVar[str] = "wss"
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("wss_mask",), "val": ("prediction_base",)}
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        masks: str = "base_mask",
+        backbone: str = "resnet101",
+        pretrained: bool | str = False,
+        output_stride: int = 8,
+        decoder: str = "deeplabv3plus",
+        decoder_options: dict[str, Any] | None = None,
+        init_from: str | None = "cam",
+        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        self.save_hyperparameters()
+        self.network = Segmenter(
+            backbone,
+            self.classes.num_classes,
+            decoder=decoder,
+            decoder_options=decoder_options,
+            pretrained=pretrained,
+            output_stride=output_stride,
+        )
+        self.needs = Needs(train_masks=masks, predict_splits=("train", "val"))
+        self.setup_metric()
+
+    def on_fit_start(self) -> None:
+        """Start from the encoder of an earlier step, unless a run is being resumed."""
+        initialise(self, keys=("encoder",))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` normalised -> logits `(B, C, H, W)`."""
+        return self.network(image).logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Pixel cross entropy on the masks."""
+        loss = segmentation_loss(self(batch["image"]), batch["mask"], ignore_index=self.classes.ignore_index)
+        self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["image"]))
+        return self.check_loss(loss, batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count predictions against the ground truth, where there is any."""
+        self.update_metric(self(batch["image"]), batch)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """Masks at image size; on the training split restricted to the image's tags."""
+        split = self.needs.predict_splits[dataloader_idx]
+        probability = multi_scale_probability(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True)
+        if split == "train":
+            probability = probability * allowed_classes(batch["tags"], self.classes.offset)[:, :, None, None]
+        return {kind: cut_masks(probability.argmax(1), batch) for kind in self.writes[split]}
+
+
+def allowed_classes(tags: Tensor, offset: int) -> Tensor:
+    """Tags `(B, T)` plus background, if there is one -> `(B, C)` bool."""
+    return F.pad(tags > 0, (offset, 0), value=True)
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int) -> Tensor:
+    """Mean cross entropy over labelled pixels; zero, with a gradient of zero, when no pixel is labelled.
+
+    Args:
+        logits: `(B, C, H, W)`.
+        mask: `(B, H, W)` int64 class values.
+        ignore_index: pixels without a label.
+    """
+    total = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="sum")
+    return total / (mask != ignore_index).sum().clamp(min=1)
+
+
+def initialise(task: BaseTask, *, keys: tuple[str, ...]) -> None:
+    """Fill parts of a task's network from the checkpoint recorded with `init_from`, unless a run is being resumed."""
+    kind = task.hparams.init_from
+    if kind is None or task.trainer.ckpt_path is not None:
+        return
+    load_encoder(task.network, task.trainer.datamodule.checkpoint_of(kind), task.classes, keys=keys)

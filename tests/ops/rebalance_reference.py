@@ -1,0 +1,209 @@
+"""Slow reference of the rebalancing: one unpadded image at a time, plain loops, float64 NumPy, no shared code."""
+
+import itertools
+
+import numpy as np
+
+IGNORE = 255
+
+
+def min_max(image):
+    low, high = image.min(), image.max()
+    constant = high - low <= 1e-5 * max(abs(low), abs(high))
+    return np.zeros_like(image) if constant else (image - low) / (high - low)
+
+
+def resize(image, size):
+    """Bilinear resizing with half-pixel centres and repeated borders."""
+    (h, w), (height, width) = image.shape, size
+    if (h, w) == (height, width):
+        return image.copy()
+    out = np.zeros(size)
+    for y in range(height):
+        for x in range(width):
+            v = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
+            u = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
+            v0, u0 = int(v), int(u)
+            v1, u1 = min(v0 + 1, h - 1), min(u0 + 1, w - 1)
+            a, b = v - v0, u - u0
+            out[y, x] = ((1 - a) * ((1 - b) * image[v0, u0] + b * image[v0, u1])
+                         + a * ((1 - b) * image[v1, u0] + b * image[v1, u1]))
+    return out
+
+
+def scale(similarity, epsilon, shares=None, tol=1e-2, max_iter=100):
+    """Scaling loop of the published code on `(M, N)`: returns the plan and the number of rounds."""
+    pixels, classes = similarity.shape
+    kernel = np.exp((similarity - 1) / epsilon)
+    u = np.full(pixels, 1 / pixels)
+    v = np.full(classes, 1 / classes) if shares is None else shares / shares.sum()
+    r, c = np.ones(pixels), np.ones(classes)
+    for rounds in itertools.count(1):
+        previous = r
+        r = u / (kernel @ c)
+        c = v / (kernel.T @ r)
+        if np.abs(r - previous).mean() < tol or rounds == max_iter:
+            return r[:, None] * kernel * c, rounds
+
+
+def weights(maps, epsilon):
+    """Transport weights of a list of maps."""
+    plan, _ = scale(np.stack([m.ravel() for m in maps], 1), epsilon)
+    constant = plan.min(0) > (1 - 1e-4) * plan.max(0)
+    columns = [np.ones(len(plan)) if constant[k] else min_max(plan[:, k]) for k in range(len(maps))]
+    return [column.reshape(maps[0].shape) for column in columns]
+
+
+def argmax_label(maps, labels):
+    """Best label per pixel, and the lead of the best over the second."""
+    stack = np.stack(maps)
+    ordered = np.sort(stack, 0)
+    margin = ordered[-1] - ordered[-2] if len(maps) > 1 else np.ones_like(stack[0])
+    return np.array(labels)[stack.argmax(0)], margin
+
+
+def seed_mask(cam, tags, size, options):
+    if not tags:
+        return np.full(size, IGNORE), np.ones(size)
+    maps = [cam[c] for c in tags]
+    if options.seed_transport:
+        maps = [m * w for m, w in zip(maps, weights(maps, options.epsilon), strict=True)]
+    maps = [resize(m, size) for m in maps]
+    background = (1 - np.max(maps, 0)) ** options.gamma
+    return argmax_label([background, *maps], [IGNORE, *tags])
+
+
+def merge(mask, seed, keys, tags, options):
+    init = np.where(np.isin(mask, keys), mask, IGNORE)
+    clean, recovered = init.copy(), set()
+    seeded = [c for c in tags if (seed == c).any()]
+    if options.seed == "all":
+        recovered = set(seeded)
+    while options.seed == "vanished":
+        current = clean.copy()
+        for c in recovered:
+            current[seed == c] = c
+        least = {c: max(options.min_pixels, options.min_share * (seed == c).sum()) for c in seeded}
+        lost = {c for c in seeded if (current == c).sum() < least[c]}
+        if lost <= recovered:
+            break
+        recovered |= lost
+    for c in recovered:
+        init[seed == c] = c
+    return init, recovered
+
+
+def cell_windows(length, cells):
+    return [(i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells)]
+
+
+def centroids(features, mask, keys):
+    """Average feature per class over its majority cells, or over area where it has none."""
+    depth, h, w = features.shape
+    sums = {c: np.zeros(depth) for c in keys}
+    areas = {c: np.zeros(depth) for c in keys}
+    for y, (y0, y1) in enumerate(cell_windows(mask.shape[0], h)):
+        for x, (x0, x1) in enumerate(cell_windows(mask.shape[1], w)):
+            window = mask[y0:y1, x0:x1].ravel().tolist()
+            counts = [window.count(c) for c in keys]
+            counts.append(len(window) - sum(counts))
+            winner = int(np.argmax(counts))
+            for c, count in zip(keys, counts[:-1], strict=True):
+                areas[c] += features[:, y, x] * count / len(window)
+            if winner < len(keys):
+                sums[keys[winner]] += features[:, y, x]
+    chosen = {c: s if s.any() else areas[c] for c, s in sums.items()}
+    return {c: v / np.linalg.norm(v) for c, v in chosen.items() if v.any()}
+
+
+def cosine_maps(features, vectors):
+    _, h, w = features.shape
+    maps = {c: np.zeros((h, w)) for c in vectors}
+    for c, vector in vectors.items():
+        for y in range(h):
+            for x in range(w):
+                cell = features[:, y, x]
+                maps[c][y, x] = cell @ vector / max(np.linalg.norm(cell), 1e-38)
+    return maps
+
+
+def find_groups(vectors, tau, grouping):
+    keys = sorted(vectors)
+    alike = {(a, b) for a in keys for b in keys if a == b or vectors[a] @ vectors[b] > tau}
+    if grouping == "row_upper":
+        rows = [[b for b in keys if b >= a and (a, b) in alike] for a in keys]
+        return [row for row in rows if len(row) > 1]
+    groups = []
+    for a in keys:
+        joined = [g for g in groups if any((a, b) in alike for b in g)]
+        groups = [g for g in groups if g not in joined] + [[a, *(b for g in joined for b in g)]]
+    return [sorted(g) for g in groups if len(g) > 1]
+
+
+def heatmaps(uss, levels, init, keys, options):
+    vectors = centroids(uss, init, keys)
+    active = sorted(vectors)
+    cosines = cosine_maps(uss, vectors)
+    if options.heatmap == "softmax":
+        total = sum(np.exp(m / options.temperature) for m in cosines.values()) if cosines else 1
+        maps = {c: np.exp(m / options.temperature) / total for c, m in cosines.items()}
+    else:
+        maps = {c: min_max(m) for c, m in cosines.items()}
+    groups = find_groups(vectors, options.tau, options.grouping)
+    heat = dict(maps)
+    if options.wss and groups:
+        per_level = []
+        for level in levels:
+            found = cosine_maps(level, centroids(level, init, keys))
+            per_level.append({c: resize(min_max(m), uss.shape[1:]) for c, m in found.items()})
+        mean = {c: min_max(sum(level[c] for level in per_level) / len(per_level)) for c in active}
+        for group in groups:
+            for c, weight in zip(group, weights([mean[c] for c in group], options.epsilon), strict=True):
+                heat[c] = heat[c] * weight
+    by_area = options.final_transport and options.final_marginal == "area"
+    if by_area and active:
+        shares = np.array([resize_area(init == c, uss.shape[1:]) for c in active])
+        plan, _ = scale(np.stack([heat[c].ravel() for c in active], 1), options.epsilon, shares)
+        for k, c in enumerate(active):
+            heat[c] = heat[c] * (plan[:, k] / plan.sum(1)).reshape(heat[c].shape)
+    elif options.final_transport and active:
+        for c, weight in zip(active, weights([heat[c] for c in active], options.epsilon), strict=True):
+            heat[c] = heat[c] * weight
+    if options.heatmap == "min_max" and not by_area:
+        heat = {c: min_max(m) for c, m in heat.items()}
+    return maps, heat, groups
+
+
+def resize_area(member, grid):
+    """Sum over the cells of the share of a class."""
+    return sum(
+        member[y0:y1, x0:x1].mean()
+        for y0, y1 in cell_windows(member.shape[0], grid[0])
+        for x0, x1 in cell_windows(member.shape[1], grid[1])
+    )
+
+
+def rebalance_reference(mask, cam, uss, levels, keys, offset, options, tied_seed):
+    """Run every stage on one unpadded image; `cam` maps class value to `(h, w)`.
+
+    Where the two best seeds are equal up to rounding, later stages start from `tied_seed`.
+    """
+    tags = [c for c in keys if c >= offset]
+    seed, margin = np.full(mask.shape, IGNORE), np.ones(mask.shape)
+    if options.seed != "none":
+        seed, margin = seed_mask(cam, tags, mask.shape, options)
+    used = np.where(margin > 1e-4, seed, tied_seed)
+    init, recovered = merge(mask, used, keys, tags, options)
+    result = {"seed": seed, "seed_margin": margin, "init": init, "recovered": recovered, "mask": init}
+    result["margin"] = np.ones(mask.shape)
+    if not options.uss:
+        return result
+    maps, heat, groups = heatmaps(uss, levels, init, keys, options)
+    result |= {"uss": maps, "heat": heat, "groups": groups}
+    final = np.full(mask.shape, IGNORE)
+    if heat:
+        final, result["margin"] = argmax_label([resize(heat[c], mask.shape) for c in sorted(heat)], sorted(heat))
+    without = [c for c in keys if c not in heat]
+    final = np.where(np.isin(init, without), init, final)
+    result["mask"] = np.where(init == IGNORE, IGNORE, final) if options.preserve_ignore else final
+    return result

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dhr_lightning.ops.cam import (
+    background_score,
+    compact_keys,
+    gather_classes,
+    index_classes,
+    labels_from_scores,
+    min_max_normalize,
+    normalize_cam,
+)
+
+
+def test_normalize_cam_by_hand():
+    cam = torch.tensor([[[-1.0, 2.0], [4.0, 8.0]], [[-3.0, -1.0], [0.0, -2.0]], [[0.0, 1e-7], [0.0, 0.0]]])
+    result = normalize_cam(cam)
+    assert torch.equal(result[0], torch.tensor([[0.0, 0.25], [0.5, 1.0]]))
+    assert result[1].sum() == 0
+    assert 0 < result[2].max() < 0.02, "rounding noise must not be blown up to 1"
+    valid = torch.tensor([[True, True], [True, False]])
+    assert torch.equal(normalize_cam(cam, valid=valid)[0], torch.tensor([[0.0, 0.5], [1.0, 0.0]]))
+    assert normalize_cam(cam.bfloat16()).dtype == torch.float32
+
+
+def test_min_max_by_hand():
+    x = torch.tensor([[1.0, 3.0, 2.0, 99.0], [5.0, 5.0, 5.0, 5.0], [0.0, 1.0, 2.0, 3.0]])
+    valid = torch.tensor([True, True, True, False])
+    present = torch.tensor([True, True, False])
+    result = min_max_normalize(x, valid=valid, present=present, spatial_dims=1)
+    assert torch.equal(result, torch.tensor([[0.0, 1.0, 0.5, 0.0], [0.0] * 4, [0.0] * 4]))
+    assert min_max_normalize(x, valid=torch.zeros(4, dtype=torch.bool), spatial_dims=1).sum() == 0
+    with pytest.raises(ValueError, match=r"Expected `x` of shape \(\.\.\., K, h, w\), but got \(3, 4\)"):
+        min_max_normalize(x)
+
+
+@given(exponent=st.integers(-20, 20), shift=st.floats(-2, 2))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_min_max_does_not_depend_on_scale(exponent, shift):
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(min_max_normalize((x + shift) * 2.0**exponent), min_max_normalize(x))
+
+
+def test_min_max_never_scales_rounding_noise_up():
+    noise = 1e-6 * torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert (min_max_normalize(0.7 + noise) == 0).all()
+    assert min_max_normalize(noise).max() == 1, "the limit is relative"
+
+
+def test_background_score_by_hand():
+    cam = torch.tensor([0.5, 1.0, 0.0, 0.2]).view(1, 2, 1, 2)
+    torch.testing.assert_close(background_score(cam, exponent=2.0), torch.tensor([0.25, 0.0]).view(1, 1, 1, 2))
+    assert torch.equal(background_score(cam, threshold=0.3), torch.full((1, 1, 1, 2), 0.3))
+    for arguments in ({}, {"exponent": 1.0, "threshold": 0.1}):
+        with pytest.raises(ValueError, match="Expected one of `exponent` and `threshold`"):
+            background_score(cam, **arguments)
+    with pytest.raises(ValueError, match=r"Expected `exponent` > 0, but got 0\.0\."):
+        background_score(cam, exponent=0.0)
+    with pytest.raises(ValueError, match=r"Expected `threshold` in \[0.0, 1.0\], but got 2.0"):
+        background_score(cam, threshold=2.0)
+
+
+def test_compact_keys_by_hand():
+    tags = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    keys, present = compact_keys(tags, offset=1, include_background=True)
+    assert keys.tolist() == [[0, 2, 4], [0, 1, -1], [0, -1, -1]]
+    assert torch.equal(present, keys >= 0)
+    assert compact_keys(tags, offset=1, include_background=False)[0].tolist() == [[2, 4], [1, -1], [-1, -1]]
+    assert compact_keys(tags, offset=0, include_background=False)[0].tolist() == [[1, 3], [0, -1], [-1, -1]]
+    assert compact_keys(tags[2:], offset=0, include_background=False)[0].tolist() == [[-1]]
+    with pytest.raises(ValueError, match="the set has no background class"):
+        compact_keys(tags, offset=0, include_background=True)
+    with pytest.raises(ValueError, match=r"Expected `tags` of shape \(B, T\), but got \(4,\)"):
+        compact_keys(tags[0], offset=1, include_background=True)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_gather_labels_and_index_agree(offset, data):
+    row = st.lists(st.integers(0, 1), min_size=4, max_size=4)
+    tags = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=4)))
+    keys, present = compact_keys(tags, offset=offset, include_background=bool(offset))
+    maps = torch.rand(len(tags), 4, 3, 2, generator=torch.Generator().manual_seed(len(tags))) + 0.5
+    compact = gather_classes(maps, keys, offset=offset)
+    for b in range(len(tags)):
+        for k, key in enumerate(keys[b].tolist()):
+            expected = maps[b, key - offset] if key >= offset else torch.zeros(3, 2)
+            assert torch.equal(compact[b, k], expected)
+    labels = labels_from_scores(compact, keys)
+    position = index_classes(labels, keys)
+    for b in range(len(tags)):
+        best = (maps[b] * tags[b][:, None, None]).argmax(0) + offset
+        expected = best if tags[b].any() else torch.full((3, 2), 0 if offset else 255)
+        assert torch.equal(labels[b], expected)
+        known = position[b] < keys.shape[1]
+        assert torch.equal(keys[b][position[b][known]], labels[b][known])
+        assert known.all() == present[b].any()
+
+
+def test_labels_first_class_wins_ties_and_absent_classes_never_win():
+    scores = torch.zeros(1, 3, 1, 2)
+    scores[0, 2] = 9.0
+    keys = torch.tensor([[0, 7, 9]])
+    assert labels_from_scores(scores, keys).tolist() == [[[9, 9]]]
+    assert labels_from_scores(scores, keys, present=torch.tensor([[True, True, False]])).tolist() == [[[0, 0]]]
+    assert labels_from_scores(scores - 5, torch.tensor([[3, -1, -1]])).tolist() == [[[3, 3]]]
+
+
+def test_index_classes_by_hand():
+    mask = torch.tensor([[[0, 5, 255, 7]]])
+    assert index_classes(mask, torch.tensor([[0, 7, -1]])).tolist() == [[[0, 3, 3, 1]]]
+    assert index_classes(mask.to(torch.uint8), torch.tensor([[-1, -1]])).tolist() == [[[2, 2, 2, 2]]]

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
+from dhr_lightning.ops.transport import transport_weights
+
+KEYS = torch.tensor([[0, 3]])
+MASK = torch.tensor([[[0, 0, 3, 3]]])
+FEATURES = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]]).view(1, 2, 1, 4)
+
+
+def test_heatmaps_by_hand():
+    result = class_heatmaps(FEATURES, MASK, KEYS)
+    slope = torch.tensor([1.0, 2.0]) / 5**0.5
+    cosine = torch.stack([slope[0], slope[0], slope[1], slope.sum() / 2**0.5])
+    expected = (cosine - cosine.min()) / (cosine.max() - cosine.min())
+    torch.testing.assert_close(result.maps[0, 1, 0], expected)
+    torch.testing.assert_close(result.maps[0, 0, 0], torch.tensor([1.0, 1.0, 0.0, 0.5**0.5]))
+    soft = class_heatmaps(FEATURES, MASK, KEYS, mode="softmax", temperature=0.5).maps
+    torch.testing.assert_close(soft[0, 1, 0, 0], ((slope[0] - 1) / 0.5).sigmoid())
+
+
+def test_absent_classes_and_empty_images_are_zero():
+    for mode in ("min_max", "softmax"):
+        result = class_heatmaps(FEATURES, torch.full_like(MASK, 255), KEYS, mode=mode)
+        assert not result.active.any()
+        assert result.maps.abs().sum() == 0
+        single = class_heatmaps(FEATURES, MASK.clamp_min(3), KEYS, mode=mode)
+        assert single.active.tolist() == [[False, True]]
+        assert single.maps[0, 0].sum() == 0
+
+
+def test_group_weights_multiply_overlapping_groups():
+    heat = torch.rand(2, 3, 2, 5, generator=torch.Generator().manual_seed(0))
+    groups = torch.zeros(2, 3, 3, dtype=torch.bool)
+    groups[1, 0], groups[1, 1] = torch.tensor([True, True, False]), torch.tensor([False, True, True])
+    weights = group_weights(heat, groups)
+    assert (weights[0] == 1).all()
+    flat = heat[1].flatten(1)
+    first, second = transport_weights(flat[:2]), transport_weights(flat[1:])
+    torch.testing.assert_close(weights[1, 0].flatten(), first[0])
+    torch.testing.assert_close(weights[1, 1].flatten(), first[1] * second[0])
+    torch.testing.assert_close(weights[1, 2].flatten(), second[1])
+    assert (group_weights(heat, groups & False) == 1).all()
+
+
+def test_supervised_maps_only_for_images_with_groups():
+    levels = [torch.rand(2, 4, 3, 3), torch.rand(2, 6, 6, 6)]
+    mask = torch.randint(0, 2, (2, 12, 12))
+    keys = torch.tensor([[0, 1], [0, 1]])
+    groups = torch.zeros(2, 2, 2, dtype=torch.bool)
+    groups[1, 0] = True
+    maps = supervised_heatmaps(levels, mask, keys, groups=groups, grid=(3, 3))
+    assert maps[0].sum() == 0
+    torch.testing.assert_close(maps[1].amax((1, 2)), torch.ones(2))
+    torch.testing.assert_close(maps[1].amin((1, 2)), torch.zeros(2))
+
+
+def test_area_shares_hold_back_small_classes():
+    heat = torch.rand(1, 2, 1, 200, generator=torch.Generator().manual_seed(0))
+    active = torch.ones(1, 2, dtype=torch.bool)
+    shares = torch.tensor([[9.0, 1.0]])
+    mass = final_weights(heat, active, shares=shares, stopping="marginal").mean((2, 3))
+    torch.testing.assert_close(mass, shares / 10, atol=0.01, rtol=0)
+    torch.testing.assert_close(final_weights(heat, active)[0, :, 0], transport_weights(heat[0, :, 0]))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="Expected `heatmap` to be one of min_max, softmax, but got 'relu'"):
+        class_heatmaps(FEATURES, MASK, KEYS, mode="relu")
+    with pytest.raises(ValueError, match=r"Expected `temperature` > 0, but got 0\.0\."):
+        class_heatmaps(FEATURES, MASK, KEYS, temperature=0.0)

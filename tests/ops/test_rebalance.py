@@ -1,0 +1,311 @@
+"""The whole rebalancing against a slow reference, and its invariants."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rebalance_reference import rebalance_reference
+
+from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
+from dhr_lightning.ops.rebalance import RebalanceSettings, rebalance
+from dhr_lightning.ops.refine import Refiner
+
+TAGS, DEPTH, CELL = 5, 6, 8
+DEFAULT = RebalanceSettings(min_pixels=6)
+
+
+def make_image(seed, *, tags, grid=(5, 4), offset=1, mask="random"):
+    """One image whose classes have distinct feature directions; classes 1 and 2 look alike to `uss`."""
+    generator = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    height, width = grid[0] * CELL, grid[1] * CELL
+    known = [0, *[t + 1 for t in tags]] if offset else list(tags) or [TAGS + 1]
+    cells = torch.tensor(known)[torch.randint(0, len(known), grid, generator=generator)]
+    labels = cells.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+    noise = rand(height, width)
+    other = torch.tensor(known)[torch.randint(0, len(known), noise.shape, generator=generator)]
+    labels = torch.where(noise < 0.1, other, labels)
+    labels = torch.where(noise > 0.93, 255, labels)
+    if mask == "ignore":
+        labels = torch.full_like(labels, 255)
+    if mask == "constant":
+        labels = torch.full_like(labels, known[0])
+    if mask == "tiny":  # the last class owns one pixel per cell, so it wins no cell
+        labels = torch.where(labels == known[-1], known[0], labels)
+        labels[::CELL, ::CELL] = known[-1]
+    if mask == "stray":
+        labels[:CELL] = TAGS + 3
+    base = torch.randn(TAGS + 2, DEPTH, generator=generator)
+    base[2] = base[1] + 0.2 * torch.randn(DEPTH, generator=generator)
+    uss = base[cells].permute(2, 0, 1) + 0.4 * torch.randn(DEPTH, *grid, generator=generator)
+    deep = torch.randn(TAGS + 2, DEPTH + 2, generator=generator)
+    levels = [deep[cells].permute(2, 0, 1) + 0.5 * torch.randn(DEPTH + 2, *grid, generator=generator) for _ in range(2)]
+    levels[1] = levels[1].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    multi_hot = torch.zeros(TAGS, dtype=torch.long)
+    multi_hot[list(tags)] = 1
+    return {
+        "image": torch.randint(0, 256, (height, width, 3), generator=generator).byte(),
+        "mask": labels,
+        "cam": rand(TAGS, *grid) ** 2,
+        "uss": uss,
+        "wss": levels,
+        "tags": multi_hot,
+    }
+
+
+def pad(tensor, height, width, value):
+    out = torch.full((*tensor.shape[:-2], height, width), value, dtype=tensor.dtype)
+    out[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return out
+
+
+def run(images, *, offset=1, options=DEFAULT, **refiners):
+    """Put images of different size on one canvas; the padding holds plausible but wrong values."""
+    grids = [sample["uss"].shape[1:] for sample in images]
+    h, w = max(g[0] for g in grids), max(g[1] for g in grids)
+    stack = lambda name, k, value: torch.stack([pad(s[name], h * k, w * k, value) for s in images])  # noqa: E731
+    tags = torch.stack([s["tags"] for s in images])
+    keys, present = compact_keys(tags, offset=offset, include_background=bool(offset))
+    near = torch.stack([pad(torch.ones(g, dtype=torch.bool), h, w, False) for g in grids])
+    valid = near.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+    cam = normalize_cam(stack("cam", 1, 3.0), valid=near)
+    levels = [torch.stack([pad(s["wss"][i], h * k, w * k, -2.0) for s in images]) for i, k in enumerate((1, 2))]
+    image = torch.stack([pad(s["image"].permute(2, 0, 1), h * CELL, w * CELL, 77).permute(1, 2, 0) for s in images])
+    padded = not bool(valid.all())
+    result = rebalance(
+        image,
+        stack("mask", CELL, 1),
+        gather_classes(cam, keys, offset=offset),
+        stack("uss", 1, 5.0),
+        levels,
+        keys=keys,
+        present=present,
+        offset=offset,
+        valid=valid if padded else None,
+        settings=options,
+        **refiners,
+    )
+    return result, keys, valid
+
+
+def reference(sample, offset, options, tied_seed):
+    keys = ([0] if offset else []) + [int(t) + offset for t in sample["tags"].nonzero()]
+    cam = {}
+    for tag in sample["tags"].nonzero()[:, 0].tolist():
+        activation = sample["cam"][tag].double().numpy()
+        cam[tag + offset] = activation / max(activation.max(), 1e-5)
+    levels = [level.double().numpy() for level in sample["wss"]]
+    return rebalance_reference(
+        sample["mask"].numpy(), cam, sample["uss"].double().numpy(), levels, keys, offset, options, tied_seed
+    )
+
+
+def check_against_reference(images, offset=1, options=DEFAULT):
+    result, keys, _ = run(images, offset=offset, options=options)
+    for b, sample in enumerate(images):
+        height, width = sample["mask"].shape
+        seed, init, mask = (x[b, :height, :width].numpy() for x in (result.seed, result.init, result.mask))
+        expected = reference(sample, offset, options, seed)
+        h, w = sample["uss"].shape[1:]
+        sure = expected["seed_margin"] > 1e-4
+        np.testing.assert_array_equal(seed[sure], expected["seed"][sure])
+        np.testing.assert_array_equal(init, expected["init"])
+        assert {int(k) for k in keys[b][result.recovered[b]]} == expected["recovered"]
+        sure = expected["margin"] > 1e-3
+        np.testing.assert_array_equal(mask[sure], expected["mask"][sure])
+        assert (result.mask[b, height:] == 255).all()
+        assert (result.mask[b, :, width:] == 255).all()
+        if options.uss:
+            assert {int(k) for k in keys[b][result.active[b]]} == set(expected["heat"])
+            groups = [sorted(keys[b][row].tolist()) for row in result.groups[b] if row.any()]
+            assert sorted(groups) == sorted(expected["groups"])
+            for k, key in enumerate(keys[b].tolist()):
+                for name, maps in (("uss", result.uss_heatmaps), ("heat", result.heatmaps)):
+                    target = expected[name].get(key, np.zeros((h, w)))
+                    np.testing.assert_allclose(maps[b, k, :h, :w].numpy(), target, atol=2e-4)
+                    assert (maps[b, k, h:] == 0).all()
+    return result
+
+
+MIXED = [
+    {"tags": (0, 1, 3)},
+    {"tags": (2,), "grid": (3, 6)},
+    {"tags": (0, 1, 2, 3, 4), "grid": (6, 6)},
+    {"tags": (1, 4), "mask": "ignore"},
+    {"tags": (0, 1), "mask": "constant"},
+    {"tags": (0, 1, 2), "mask": "tiny", "grid": (4, 7)},
+    {"tags": (0, 3), "mask": "stray"},
+    {"tags": (), "grid": (2, 2)},
+]
+
+
+@pytest.mark.parametrize("offset", [1, 0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        DEFAULT,
+        replace(DEFAULT, seed="all", grouping="row_upper", tau=0.3),
+        replace(DEFAULT, seed="none", heatmap="softmax", temperature=0.2),
+        replace(DEFAULT, seed_transport=False, wss=False, gamma=0.7),
+        replace(DEFAULT, uss=False, min_share=1.0),
+        replace(DEFAULT, final_transport=True, preserve_ignore=True),
+        replace(DEFAULT, final_transport=True, final_marginal="area", epsilon=0.3),
+    ],
+)
+def test_padded_batch_equals_slow_reference_of_each_image(options, offset):
+    images = [make_image(i, offset=offset, **arguments) for i, arguments in enumerate(MIXED)]
+    result = check_against_reference(images, offset, options)
+    if options.uss and options.wss:
+        assert result.groups.any(), "the images must exercise the supervised step"
+    if options.seed != "none":
+        assert result.recovered.any()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    tags=st.sets(st.integers(0, TAGS - 1), min_size=1),
+    grid=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    mask=st.sampled_from(["random", "ignore", "constant", "tiny", "stray"]),
+    offset=st.sampled_from([0, 1]),
+)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_random_image_equals_slow_reference(seed, tags, grid, mask, offset):
+    check_against_reference([make_image(seed, tags=tuple(sorted(tags)), grid=grid, mask=mask, offset=offset)], offset)
+
+
+@pytest.mark.parametrize("backend", ["none", "pamr", "pydensecrf"])
+def test_batch_of_mixed_sizes_equals_one_by_one_with_refinement(backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    images = [make_image(i, **arguments) for i, arguments in enumerate(MIXED)]
+    refine = Refiner(backend=backend, dilations=(1, 3), pamr_iterations=3)
+    together, _, _ = run(images, refine_seed=refine, refine_final=refine)
+    for b, sample in enumerate(images):
+        alone, _, _ = run([sample], refine_seed=refine, refine_final=refine)
+        height, width = sample["mask"].shape
+        for name in ("seed", "init", "mask"):
+            same = getattr(together, name)[b, :height, :width] == getattr(alone, name)[0]
+            assert same.float().mean() > 0.998, (name, b)  # float rounding may flip a tie
+
+
+@given(seed=st.integers(0, 10_000), mode=st.sampled_from(["vanished", "all", "none"]), uss=st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_values_are_tags_background_or_ignore_and_seeded_classes_survive(seed, mode, uss):
+    images = [make_image(seed + i, **arguments) for i, arguments in enumerate(MIXED)]
+    options = replace(DEFAULT, seed=mode, uss=uss)
+    result, keys, valid = run(images, options=options)
+    for b in range(len(images)):
+        allowed = {255, *keys[b][keys[b] >= 0].tolist()}
+        assert set(result.mask[b].unique().tolist()) <= allowed
+        assert set(result.init[b].unique().tolist()) <= allowed
+        if mode != "none":
+            seeded = set(result.seed[b].unique().tolist()) - {255}
+            assert seeded <= set(result.init[b].unique().tolist())
+    assert (result.mask[~valid] == 255).all()
+
+
+def test_order_of_tags_does_not_change_the_result():
+    order = torch.tensor([3, 0, 4, 1, 2])
+    sample = make_image(5, tags=(0, 1, 3))
+    moved = dict(sample, tags=sample["tags"][order], cam=sample["cam"][order])
+    rename = torch.arange(256)
+    rename[order + 1] = torch.arange(TAGS) + 1
+    moved["mask"] = rename[sample["mask"]]
+    first, second = run([sample])[0], run([moved])[0]
+    assert first.groups.any()
+    assert (rename[first.mask] == second.mask).float().mean() > 0.999
+
+
+def test_ignored_pixels_are_relabelled_by_heatmaps_only():
+    sample = make_image(2, tags=(0, 1))
+    ignored = sample["mask"] == 255
+    assert ignored.any()
+    plain = run([sample], options=replace(DEFAULT, seed="none", uss=False))[0]
+    assert torch.equal(plain.mask[0], sample["mask"])
+    assert (run([sample])[0].mask != 255).all()
+    kept = run([sample], options=replace(DEFAULT, seed="none", preserve_ignore=True))[0].mask[0]
+    assert torch.equal(kept == 255, ignored)
+
+
+def test_refinements_are_called_when_settings_allow():
+    calls = []
+
+    def refine(image, score, present, *, valid=None):
+        calls.append(score.shape[1])
+        return score
+
+    sample = make_image(1, tags=(0, 1))
+    run([sample], refine_seed=refine, refine_final=refine)
+    assert calls == [4, 3]  # the seed has one more background row
+    calls.clear()
+    off = replace(DEFAULT, refine_seed=False, refine_final=False)
+    run([sample], options=off, refine_seed=refine, refine_final=refine)
+    assert calls == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_inside_autocast(dtype):
+    images = [make_image(i, **arguments) for i, arguments in enumerate(MIXED[:3])]
+    exact = run(images)[0]
+    low = [dict(s, uss=s["uss"].to(dtype), wss=[x.to(dtype) for x in s["wss"]], cam=s["cam"].to(dtype)) for s in images]
+    with torch.autocast("cpu", dtype=dtype):
+        result = run(low)[0]
+    assert result.heatmaps.dtype == torch.float32
+    assert (result.mask == exact.mask).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": torch.full((1, 16, 16), -1)}, r"`mask` values in \[0, 255\], but got -1"),
+        ({"cam": torch.zeros(1, 3, 2, 2)}, r"Expected `cam` of shape .* but got \(1, 3, 2, 2\)"),
+        ({"image": torch.zeros(1, 16, 8, 3)}, "Expected `image` of shape"),
+        ({"uss": None}, "Expected features in `uss`, but got none"),
+        ({"wss": []}, "Expected features in `wss`, but got none"),
+        ({"offset": 2}, r"`offset` in \[0, 1\], but got 2"),
+        ({"valid": torch.ones(1, 4, 4, dtype=torch.bool)}, "Expected `valid` of shape"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = {
+        "image": torch.zeros(1, 16, 16, 3, dtype=torch.uint8),
+        "mask": torch.zeros(1, 16, 16, dtype=torch.long),
+        "cam": torch.zeros(1, 2, 2, 2),
+        "uss": torch.zeros(1, 3, 2, 2),
+        "wss": [torch.zeros(1, 3, 2, 2)],
+        "keys": torch.tensor([[0, 1]]),
+        "present": torch.ones(1, 2, dtype=torch.bool),
+        "offset": 1,
+    }
+    rebalance(**arguments)
+    with pytest.raises(ValueError, match=message):
+        rebalance(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epsilon", 0.0), ("tau", 1.5), ("gamma", -1.0), ("min_share", 2.0), ("seed", "some"), ("heatmap", "relu")],
+)
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=f"Expected `{name}`"):
+        RebalanceSettings(**{name: value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_equals_cpu(monkeypatch):
+    images = [make_image(i, **arguments) for i, arguments in enumerate(MIXED)]
+    expected = run(images)[0]
+    original = rebalance
+
+    def on_cuda(*tensors, settings, offset, **named):
+        tensors = [[x.cuda() for x in t] if isinstance(t, list) else t.cuda() for t in tensors]
+        return original(*tensors, settings=settings, offset=offset, **{k: v.cuda() for k, v in named.items()})
+
+    monkeypatch.setitem(run.__globals__, "rebalance", on_cuda)
+    result = run(images)[0]
+    assert (result.mask.cpu() == expected.mask).float().mean() > 0.999
+    torch.testing.assert_close(result.heatmaps.cpu(), expected.heatmaps, atol=1e-3, rtol=0)

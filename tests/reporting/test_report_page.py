@@ -1,0 +1,220 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.errors import ArtifactError
+from dhr_lightning.report import build_report
+from dhr_lightning.reporting.pictures import overlay_uri
+from dhr_lightning.reporting.tables import duration, heat_cell
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_data(self, data):
+        if self._open[-1:] != ["style"]:
+            self.text += data
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def report(store, truth, tmp_path):
+    def build(**options):
+        settings = {"split": "train", "title": "Squares", "seconds": {"stage 1": 75.0}, "notes": [], **options}
+        summary = build_report(store, truth, output=tmp_path / "report", **settings)
+        text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+        assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == summary
+        return summary, Page(text), text
+
+    return build
+
+
+@pytest.fixture
+def full_store(put, truth, lose_bottle, activation):
+    put("cam", "train", activation)
+    put("base_mask", "train", lose_bottle)
+    put("dhr_mask/round_01", "train", lose_bottle)
+    put("dhr_mask/round_02", "train", truth.draw)
+    put("prediction", "val", truth.draw)
+
+
+@pytest.mark.usefixtures("full_store")
+def test_report_lists_every_kind_and_tells_the_story(report):
+    summary, page, _ = report()
+    assert list(summary["metrics"]) == [
+        "cam/train",
+        "base_mask/train",
+        "dhr_mask/round_01/train",
+        "dhr_mask/round_02/train",
+        "prediction/val",
+    ]
+    assert "DHR 100.0 mIoU on train; segmenter 100.0 on val" in summary["verdict"]
+    assert "small classes erased beside a larger neighbour fall from 100.0 % to 0.0 %" in summary["verdict"]
+    assert "rails taken for train fall" in page.text
+    for words in ("Squares", "DHR round 2", "Vanished beside", "rails → train", "1 min 15 s", "How to read this"):
+        assert words in page.text
+
+
+@pytest.mark.usefixtures("full_store")
+def test_page_needs_no_other_file(report):
+    _, page, text = report()
+    links = [a[key] for _, a in page.tags for key in ("src", "href") if key in a]
+    assert links
+    assert all(link.startswith("data:") for link in links)
+    assert not page.all("script")
+    assert not re.search(r"url\(|@import|https?:", text)
+
+
+@pytest.mark.usefixtures("full_store")
+def test_pictures_are_described_and_never_repeated(report):
+    _, page, _ = report(max_images=3)
+    images = page.all("img")
+    assert images
+    assert all(image["alt"] for image in images)
+    photos = [image["alt"] for image in images if image["alt"].startswith("Image ")]
+    assert len(photos) == len(set(photos)) == 3 + 2
+    picture = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].split(",")[1])))
+    assert picture.size == (int(images[0]["width"]), int(images[0]["height"])) == (16, 16)
+    assert any("mean IoU 100.0" in image["alt"] for image in images)
+
+
+@pytest.mark.usefixtures("full_store")
+def test_same_artifacts_give_the_same_bytes(report):
+    assert report()[2] == report()[2]
+
+
+@pytest.mark.usefixtures("full_store")
+def test_progress_wraps_the_ids(report):
+    calls = []
+
+    def progress(ids, description):
+        calls.append((description, len(ids)))
+        return iter(ids)
+
+    summary, _, _ = report(progress=progress)
+    assert calls == [("report train", 4), ("report val", 2)]
+    assert summary["metrics"]["prediction/val"]["images"] == 2
+
+
+def test_incomplete_kinds_are_named_not_shown(report, put, truth, store, lose_bottle):
+    put("base_mask", "train", truth.draw)
+    put("mars_mask", "train", truth.draw, stop=2)
+    put("dhr_mask/round_01", "train", lose_bottle)
+    store.path("dhr_mask/round_01", "train", "train_1").unlink()
+    summary, page, _ = report(notes=["mine"])
+    assert list(summary["metrics"]) == ["base_mask/train"]
+    mine, dhr, mars = summary["notes"]
+    assert mine == "mine"
+    assert "mars_mask/train is incomplete" in mars
+    assert "no manifest" in mars
+    assert "dhr_mask/round_01/train is incomplete" in dhr
+    assert "first missing 'train_1'" in dhr
+    assert "mars_mask/train is incomplete" in page.text
+
+
+def test_part_of_a_split_is_judged_and_said(report, put, truth):
+    put("base_mask", "train", truth.draw, ids=["train_0", "train_2"])
+    summary, _, _ = report()
+    assert summary["metrics"]["base_mask/train"]["images"] == 2
+    assert summary["notes"] == ["base_mask/train covers 2 of 4 images; its figures are those."]
+
+
+def test_damaged_mask_of_a_complete_kind_stops_with_its_path(report, put, truth, store):
+    put("base_mask", "train", truth.draw)
+    store.path("base_mask", "train", "train_3").write_bytes(b"\x89PNG broken")
+    with pytest.raises(ArtifactError, match=r"train_3\.png"):
+        report()
+
+
+@pytest.mark.usefixtures("full_store")
+def test_without_true_masks_the_page_says_so(report, truth):
+    truth.masks = False
+    summary, page, _ = report()
+    assert "No true masks on train: only label-free figures are reported there." in summary["notes"]
+    assert summary["verdict"].startswith("CAM 66.7 → base 66.7 → DHR 100.0 % of tags kept on train")
+    assert "mIoU" not in page.text
+    assert "Every class" not in page.text
+    assert "Most changed from Base to DHR round 2" in page.text
+
+
+def test_empty_store_gives_a_page_that_says_what_to_run(report):
+    summary, page, _ = report(seconds={})
+    assert summary["metrics"] == {}
+    assert "Run stage 1 first" in page.text
+
+
+def test_text_of_the_user_is_escaped(report, put, truth):
+    put("base_mask", "train", truth.draw)
+    _, page, text = report(title="<b>&", notes=["<script>alert(1)</script>"])
+    assert not page.all("script")
+    assert "&lt;b&gt;&amp;" in text
+
+
+def test_dataset_without_background(report, put, truth):
+    truth.classes = ClassSet(("sky", "table", "bottle", "train"), has_background=False)
+    truth.tags = lambda split, image_id: set(np.unique(truth.draw(image_id)).tolist())
+    put("base_mask", "train", truth.draw)
+    put("cam", "train", lambda _: (np.array([0, 1], np.int16), np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float16)))
+    summary, page, _ = report()
+    assert summary["metrics"]["base_mask/train"]["miou"] == 1
+    assert summary["metrics"]["cam/train"]["iou"]["sky"] > 0
+    assert "pale photo" not in page.text
+
+
+def test_overlay_keeps_class_colours_and_leaves_background_pale(truth):
+    mask = truth.draw("train_1")
+    uri = overlay_uri(Image.new("RGB", (16, 16), (90, 90, 90)), mask, truth)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")).astype(int)
+    assert (drawn[mask == 0] > 190).all()
+    for value in (1, 2):
+        assert np.abs(drawn[mask == value] - truth.classes.palette[value]).max() < 60
+
+
+def test_overlay_of_very_many_classes(truth):
+    truth.classes = ClassSet(tuple(f"c{index}" for index in range(200)))
+    mask = (np.arange(400).reshape(20, 20) % 200).astype(np.uint8)
+    assert overlay_uri(Image.new("RGB", (20, 20)), mask, truth).startswith("data:image/png;base64,")
+
+
+def luminance(colour):
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_heat_cells_can_be_read_everywhere():
+    for value in np.linspace(0, 1, 101).tolist():
+        cell = heat_cell(value)
+        dark, light = sorted((luminance(cell.background), luminance(cell.ink)))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+    assert heat_cell(None).text == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (8.44, "8.4 s"), (59.4, "59 s"), (59.9, "1 min 00 s"), (84, "1 min 24 s"), (7500, "2 h 05 min")],
+)
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
