@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class DHRCommandLine(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": "Train and run one task; a task, its data and its trainer come from YAML files."},
+            parser_kwargs={
+                "description": "Train and run one task; a task, its data and its trainer come from YAML files."
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -70,7 +73,7 @@ class DHRCommandLine(LightningCLI):
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
         parser.link_arguments("data.has_background", "model.init_args.has_background", apply_on="instantiate")
 
-    def instantiate_trainer(self, **options: Any) -> L.Trainer:  # noqa: ANN401 - Lightning's own
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
         """Add what every run has, unless the configuration says otherwise."""
         self.datamodule.settings = self.resolved
         trainer = self._get(self.config_init, "trainer")
@@ -123,7 +126,7 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
         others = [*others, "--return_predictions", "false"]
     if "--ckpt_path" in others and "--weights_only" not in others:
         others = [*others, "--weights_only", "true"]
-    checkpoint = next((Path(b) for a, b in zip(others, others[1:], strict=False) if a == "--ckpt_path"), None)
+    checkpoint = next((Path(b) for a, b in pairwise(others) if a == "--ckpt_path"), None)
     return DHRCommandLine(
         [*parsed, *overrides, *others],
         recipe=recipe,

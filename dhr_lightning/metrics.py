@@ -44,7 +44,7 @@ class ConfusionMatrix(Metric):
     full_state_update = False
     matrix: Tensor
 
-    def __init__(self, num_classes: int, *, ignore_index: int = 255, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, num_classes: int, *, ignore_index: int = 255, **settings: Any) -> None:
         """Start from zero.
 
         Args:

@@ -18,8 +18,9 @@ from dhr_lightning.config import resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
+from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.errors import ArtifactError, ConfigError, DHRError
-from dhr_lightning.progress import configure_logging, duration
+from dhr_lightning.progress import configure_process, duration
 
 log = logging.getLogger("dhr_lightning")
 
@@ -131,7 +132,9 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
     overlays = request.overlays if request.overlays is not None else ("quickstart.yaml",) if builtin else ()
     unknown = set(request.chosen) - {step.name for step in stage.steps}
     if unknown:
-        raise ConfigError(f"Unknown step {sorted(unknown)[0]!r} in --config. Steps: {', '.join(s.name for s in stage.steps)}.")
+        raise ConfigError(
+            f"Unknown step {sorted(unknown)[0]!r} in --config. Steps: {', '.join(s.name for s in stage.steps)}."
+        )
     plans = []
     for step in stage.steps:
         default = step.builtin if builtin and step.builtin else step.config
@@ -185,7 +188,11 @@ def prepare(plan: Plan) -> None:
     """Make the built-in dataset if needed, then check every file once."""
     if plan.info.prepare is not None:
         plan.info.prepare(plan.root, plan.config["data"].get("options") or {})
-    check_dataset(plan.store.root / plan.store.dataset, {split: plan.records(split) for split in ("train", "val")}, plan.info.classes)
+    check_dataset(
+        plan.store.root / plan.store.dataset,
+        {split: plan.records(split) for split in ("train", "val")},
+        plan.info.classes,
+    )
 
 
 def check_inputs(plan: Plan) -> None:
@@ -194,31 +201,15 @@ def check_inputs(plan: Plan) -> None:
     Raises:
         ArtifactError: names the input, why it cannot be used, and the command that makes it.
     """
+    dataset = "" if plan.info.prepare else f" DATASET={plan.info.name}"
     for kind in provenance.read_kinds(plan.config):
-        status = recorded_status(plan, kind, "train")
+        target = MAKERS[kind, "train"].target if (kind, "train") in MAKERS else "stage3"
+        status = recorded_status(plan.store, kind, "train")
         if not status.fresh:
             raise ArtifactError(
                 f"{plan.step.name} needs {kind}/train, which is {status} ({plan.store.folder(kind, 'train')}). "
-                f"Run `make {maker_of(kind)}` first."
+                f"Run `make {target}{dataset}` first."
             )
-
-
-def recorded_status(plan: Plan, kind: str, split: str) -> Status:
-    """Compare an artifact with what its own recorded recipe would make today."""
-    manifest = plan.store.manifest(kind, split)
-    recipe = (manifest.info if manifest else {}).get("recipe") or {}
-    if not recipe.get("configs"):
-        return plan.store.status(kind, split)
-    try:
-        config = resolve(recipe["configs"], recipe["overrides"])
-    except ConfigError as error:
-        return Status("stale", str(error))
-    return Plan(Step(kind, recipe["configs"][0]), recipe, config).status(kind, split)
-
-
-def maker_of(kind: str) -> str:
-    """Make target of the stage that writes a kind."""
-    return {"cam": "stage1", "base_mask": "stage1", "uss": "stage2"}.get(kind, "stage3")
 
 
 def run_step(plan: Plan, *, force: bool) -> None:
@@ -239,7 +230,9 @@ def run_step(plan: Plan, *, force: bool) -> None:
         checkpoint = find_checkpoint(run)
         if not state["fitted"] or checkpoint is None:
             resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
-            log.info("%s: %s", plan.step.name, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}")
+            log.info(
+                "%s: %s", plan.step.name, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}"
+            )
             start = time.monotonic()
             run_lightning(["fit", *configs, *plan.recipe["overrides"], *resume], run_dir=run)
             seconds = float(state.get("seconds", 0)) + time.monotonic() - start
@@ -261,7 +254,7 @@ def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done or up to date, 2 an error that the user can repair.
     """
-    configure_logging()
+    configure_process()
     given = list(sys.argv[1:] if arguments is None else arguments)
     split = given.index("--") if "--" in given else len(given)
     options = _parser(stage).parse_args(given[:split])
@@ -295,9 +288,11 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
     steps = ", ".join(step.name for step in stage.steps)
     parser = argparse.ArgumentParser(
         description=f"{stage.name}: {stage.about}. Steps: {steps}.",
-        epilog="Overrides come after --, for all steps (-- --data.batch_size 8) or for one (-- --dhr.trainer.max_epochs 20).",
+        epilog="Overrides follow --, for all steps (-- --data.batch_size 8) or one (-- --dhr.trainer.max_epochs 20).",
     )
-    parser.add_argument("--dataset", default="microworld", help="a file of configs/data (default: the built-in microworld)")
+    parser.add_argument(
+        "--dataset", default="microworld", help="a file of configs/data (default: the built-in microworld)"
+    )
     parser.add_argument("--overlay", nargs="*", help="files merged last (default: quickstart.yaml for microworld)")
     parser.add_argument("--config", nargs="*", default=[], metavar="STEP=FILE", help="another configuration for a step")
     parser.add_argument("--force", action="store_true", help="make everything again, even if it is up to date")

@@ -1,9 +1,10 @@
 """Progress with remaining time: a bar on a terminal, plain lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -21,7 +22,7 @@ def track(items: Iterable[Item], what: str, *, total: int | None = None) -> Iter
         what: one or two words shown before the count.
         total: number of items; default: `len(items)` where there is one.
     """
-    count = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    count = total if total is not None else len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=count, leave=False)
         return
@@ -50,6 +51,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def configure_process() -> None:
+    """Set up logging, and let idle threads sleep: spinning ones starve the worker processes of a small machine."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    configure_logging()
 
 
 def configure_logging() -> None:

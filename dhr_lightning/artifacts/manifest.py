@@ -123,7 +123,7 @@ class Manifest:
         """Write atomically and durably; an artifact is complete from this moment on."""
         write_json(path, dataclasses.asdict(self))
 
-    def with_info(self, **info: Any) -> "Manifest":  # noqa: ANN401 - JSON values
+    def with_info(self, **info: Any) -> "Manifest":
         """A copy with more `info`; the identity is unchanged."""
         return dataclasses.replace(self, info={**self.info, **info})
 

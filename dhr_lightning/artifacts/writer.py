@@ -128,7 +128,7 @@ class ArtifactWriter:
             write_mask(path, arrays[0], self.palette)
         return path
 
-    def seal(self, *, seconds: float | None = None, **info: Any) -> Manifest:  # noqa: ANN401 - JSON values
+    def seal(self, *, seconds: float | None = None, **info: Any) -> Manifest:
         """Declare the artifact complete: write its manifest.
 
         Args:

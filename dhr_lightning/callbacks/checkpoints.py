@@ -44,7 +44,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:
             return
         folder = trainer.log_dir or trainer.default_root_dir
-        trainer.save_checkpoint(Path(folder) / "checkpoints" / LAST)
+        trainer.save_checkpoint(Path(folder) / "checkpoints" / LAST, weights_only=False)
 
 
 def find_checkpoint(run: Path) -> Path | None:

@@ -24,7 +24,9 @@ class PlainProgress(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
-        metrics = ", ".join(f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        metrics = ", ".join(
+            f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
+        )
         epochs, seconds = trainer.current_epoch + 1, time.monotonic() - self._start
         progress = describe(epochs - self._first, (trainer.max_epochs or 0) - self._first, seconds)
         log.info("%s epoch %d: %s [%s]", getattr(pl_module, "step", "fit"), epochs, metrics, progress)
@@ -40,5 +42,7 @@ class PlainProgress(L.Callback):
         self._done += 1
         now = time.monotonic()
         if now - self._last > 10:
-            log.info("%s predict: %s", getattr(pl_module, "step", ""), describe(self._done, self._total, now - self._start))
+            log.info(
+                "%s predict: %s", getattr(pl_module, "step", ""), describe(self._done, self._total, now - self._start)
+            )
             self._last = now

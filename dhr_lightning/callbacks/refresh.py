@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.layout import round_kind
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.callbacks.writers import refinement
+from dhr_lightning.callbacks.writers import enter_together, refinement
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
@@ -30,14 +30,15 @@ log = logging.getLogger("dhr_lightning")
 class PseudoMaskRefresh(L.Callback):
     """Writes round k of the DHR masks, seals it and moves the datamodule to it.
 
-    Round 0 is made before the first epoch, round k at the end of epoch `k * every`, before the checkpoint of that epoch.
-    A round depends on weights, inputs and settings only: a resumed run finds a finished round, or continues a partial one.
+    Round 0 is made before the first epoch, round k at the end of epoch `k * every`, before that epoch's checkpoint.
+    A round depends on weights, inputs and settings only: a resumed run finds a finished round or continues a partial
+    one.
 
     Args:
         every: epochs between rounds, >= 1.
 
     Source: the recursion of DHR (arXiv:2404.00380), Sec. 3.
-    Differs: the published code rebuilds the mask of every crop at every step; here masks of whole images are kept on disk.
+    Differs: the published code rebuilds the mask of every crop at every step; here whole-image masks stay on disk.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -48,14 +49,11 @@ class PseudoMaskRefresh(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
         """Make round 0, unless a resumed run already trains on a later one."""
-        if trainer.datamodule.mask_round is None:
-            self._pending = 0
-        else:
-            self._pending = None
+        self._first = trainer.datamodule.mask_round is None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
         """Make the first round now that the task has loaded its weights."""
-        if self._pending is not None:
+        if self._first:
             self.refresh(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
@@ -72,16 +70,11 @@ class PseudoMaskRefresh(L.Callback):
         identity = self._identity(datamodule, kind, records, weights_digest(task), number)
         sealed = datamodule.store.manifest(kind, "train")
         if sealed is None or sealed.digest != identity.digest:
-            writer = datamodule.store.open_writer(
-                kind,
-                "train",
-                identity=identity,
-                ids=[record.id for record in records],
-                palette=datamodule.classes.palette,
-                owner=trainer.is_global_zero,
-            )
-            with writer:
-                self._write(trainer, task, writer, records, f"dhr_mask round {number}")
+            with enter_together(trainer, datamodule.writer(identity, owner=trainer.is_global_zero)) as writer:
+                missing = set(writer.missing())
+                trainer.strategy.barrier("listed")  # a rank that writes must not shorten another's list
+                mine = [record for record in records if record.id in missing][trainer.global_rank :: trainer.world_size]
+                self._write(trainer, task, writer, mine, f"dhr_mask round {number}")
                 trainer.strategy.barrier("refreshed")
                 if trainer.is_global_zero:
                     writer.seal(seconds=time.monotonic() - start, refine=refinement(task))
@@ -92,7 +85,12 @@ class PseudoMaskRefresh(L.Callback):
         self, datamodule: WSSSDataModule, kind: str, records: list[Record], weights: str, number: int
     ) -> Manifest:
         identity = describe_artifact(
-            datamodule.settings, kind, "train", records={"train": records}, store=datamodule.store, info={"recipe": self.recipe}
+            datamodule.settings,
+            kind,
+            "train",
+            records={"train": records},
+            store=datamodule.store,
+            info={"recipe": self.recipe},
         )
         checkpoint = {"path": f"weights before round {number}", "sha256": weights}
         return Manifest(**{**vars(identity), "checkpoint": checkpoint})
@@ -100,15 +98,13 @@ class PseudoMaskRefresh(L.Callback):
     def _write(
         self, trainer: L.Trainer, task: DHRTask, writer: ArtifactWriter, records: list[Record], what: str
     ) -> None:
-        """Write the masks that are missing; ranks take every n-th image."""
-        missing = set(writer.missing())
-        mine = [record for record in records if record.id in missing][trainer.global_rank :: trainer.world_size]
-        if not mine:
+        """Write the masks of some images."""
+        if not records:
             return
         datamodule: WSSSDataModule = trainer.datamodule
         training = task.training
         task.eval()
-        loader = datamodule.refresh_dataloader(mine)
+        loader = datamodule.refresh_dataloader(records)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in track(loader, what):
                 batch = datamodule.transfer_batch_to_device(batch, task.device, 0)
@@ -131,7 +127,7 @@ class PseudoMaskRefresh(L.Callback):
 
 
 def compare_masks(datamodule: WSSSDataModule, kind: str, previous: str) -> dict[str, float]:
-    """Share of pixels that differ from `previous`, share of tags without a pixel and, with ground truth, mIoU in [0, 1]."""
+    """Share of pixels unlike `previous`, share of tags without a pixel and, with ground truth, mIoU; all in [0, 1]."""
     store, classes = datamodule.store, datamodule.classes
     changed = pixels = vanished = tags = 0
     matrix = torch.zeros(1, dtype=torch.int64)
@@ -162,4 +158,3 @@ def weights_digest(task: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,8 @@ class ArtifactWriters(L.Callback):
             checkpoint=checkpoint,
             info={"recipe": self.recipe},
         )
-        writer = datamodule.store.open_writer(
-            kind,
-            split,
-            identity=identity,
-            ids=[record.id for record in records[split]],
-            palette=datamodule.classes.palette,
-            owner=trainer.is_global_zero,
-        )
-        if trainer.world_size > 1 and not trainer.is_global_zero:
-            trainer.strategy.barrier("writers")
-        opened = self._open.enter_context(writer)
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            trainer.strategy.barrier("writers")
-        return opened
+        writer = datamodule.writer(identity, owner=trainer.is_global_zero)
+        return self._open.enter_context(enter_together(trainer, writer))
 
     def on_predict_batch_end(
         self,
@@ -122,6 +110,17 @@ class ArtifactWriters(L.Callback):
         """Release the folders."""
         self._open.close()
         self._writers = {}
+
+
+@contextmanager
+def enter_together(trainer: L.Trainer, writer: ArtifactWriter) -> Iterator[ArtifactWriter]:
+    """Open a writer on every rank: rank 0 takes the lock and declares the artifact before the others look."""
+    if not trainer.is_global_zero:
+        trainer.strategy.barrier("declared")
+    with writer:
+        if trainer.is_global_zero:
+            trainer.strategy.barrier("declared")
+        yield writer
 
 
 def refinement(task: BaseTask) -> str:

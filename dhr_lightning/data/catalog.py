@@ -33,17 +33,21 @@ class ClassSet:
         names: all classes, background first if there is one.
         has_background: whether value 0 is background. Context, ADE and Stuff have none: there 0 is a real class.
         ignore_index: the mask value that is neither trained nor scored.
+        colours: RGB of each class for pictures; default: the VOC colour map.
     """
 
     names: tuple[str, ...]
     has_background: bool = True
     ignore_index: int = IGNORE_INDEX
+    colours: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"Class names repeat: {', '.join(self.names)}. Give each class its own name.")
         if self.num_tags < 1 or self.num_classes > self.ignore_index:
-            raise ConfigError(f"Expected 1 to {self.ignore_index - 1} classes, but got {self.num_tags} besides background.")
+            raise ConfigError(
+                f"Expected 1 to {self.ignore_index - 1} classes, but got {self.num_tags} besides background."
+            )
 
     @property
     def offset(self) -> int:
@@ -71,6 +75,7 @@ class ClassSet:
         palette = voc_palette()
         if not self.has_background:
             palette = np.roll(palette, -1, axis=0)
+        palette[: len(self.colours)] = np.array(self.colours, np.uint8).reshape(-1, 3)
         palette[self.ignore_index] = (224, 224, 192)
         return palette
 

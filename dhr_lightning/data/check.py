@@ -38,4 +38,6 @@ def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes
 
 def _stamp(record: Record, classes: ClassSet) -> str:
     files = [path.stat() if path else None for path in (record.image, record.mask)]
-    return digest_config({"files": [[s.st_size, s.st_mtime_ns] if s else None for s in files], "names": list(classes.names)})[:16]
+    return digest_config(
+        {"files": [[s.st_size, s.st_mtime_ns] if s else None for s in files], "names": list(classes.names)}
+    )[:16]

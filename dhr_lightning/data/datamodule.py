@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
 from dhr_lightning.data.registry import get_dataset
@@ -32,8 +34,8 @@ class Needs(NamedTuple):
         neighbours: with each training image a crop of one of its nearest neighbours.
         augment: random crops in training batches; whole images otherwise.
         predict_splits: splits that prediction runs over.
-        predict_masks: artifact kind that prediction starts from.
-        predict_features: USS features in prediction batches.
+        predict_masks: artifact kind that mask making starts from; on the training split only.
+        predict_features: USS features for mask making; on the training split only.
     """
 
     train_masks: str | None = None
@@ -46,7 +48,7 @@ class Needs(NamedTuple):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by seed and epoch alone and hands `(epoch, index)` to the dataset, so that a resumed run repeats exactly.
+    """Shuffles by seed and epoch alone and hands on `(epoch, index)`, so that a resumed run repeats exactly.
 
     Derives from `DistributedSampler` so that Lightning keeps it and sets its epoch.
     """
@@ -100,7 +102,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)
         self.options = dict(options or {})
         self.batch_size, self.predict_batch_size, self.num_workers = batch_size, predict_batch_size, num_workers
-        self.augmentation = Augmentation(crop_size, tuple(scale), flip, tuple(jitter))
+        self.augmentation = Augmentation(crop_size, scale, flip, jitter)
         self.untagged, self.seed = untagged, seed
         self.mask_round: int | None = None
         self.skip: frozenset[tuple[str, str]] = frozenset()
@@ -158,6 +160,17 @@ class WSSSDataModule(L.LightningDataModule):
         if kind == "dhr_mask":
             kind = f"dhr_mask/round_{self.mask_round or 0:02d}"
         return self.store.path(kind, split, image_id)
+
+    def writer(self, identity: Manifest, *, owner: bool) -> ArtifactWriter:
+        """Writer of an artifact of this dataset; see `ArtifactStore.open_writer`."""
+        return self.store.open_writer(
+            identity.kind,
+            identity.split,
+            identity=identity,
+            ids=[record.id for record in self.records(identity.split)],
+            palette=self.classes.palette,
+            owner=owner,
+        )
 
     def checkpoint_of(self, kind: str, split: str = "train") -> Path:
         """Path of the weights that an artifact was made with.
@@ -219,8 +232,8 @@ class WSSSDataModule(L.LightningDataModule):
             self._whole(
                 [record for record in self.records(split) if (split, record.id) not in self.skip],
                 split,
-                masks=self._masks(needs.predict_masks, split),
-                features=self._features(needs.predict_features, split),
+                masks=self._masks(needs.predict_masks if split == "train" else None, split),
+                features=self._features(needs.predict_features and split == "train", split),
             )
             for split in needs.predict_splits
         ]
@@ -251,7 +264,7 @@ class WSSSDataModule(L.LightningDataModule):
         dataset = SegmentationDataset(records, self.classes, truth=truth, masks=masks, features=features)
         return self._loader(dataset, batch_size=self.predict_batch_size, shuffle=False)
 
-    def _loader(self, dataset: SegmentationDataset, **options: Any) -> DataLoader[Any]:  # noqa: ANN401 - DataLoader's own
+    def _loader(self, dataset: SegmentationDataset, **options: Any) -> DataLoader[Any]:
         divisor = 16 if dataset.augmentation is None else 1
         return DataLoader(
             dataset,

@@ -1,6 +1,6 @@
 """The one dataset class: records plus whatever artifacts a task asks for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,8 @@ class SegmentationDataset(Dataset[Sample]):
         other = int(row[torch.randint(len(row), (1,), generator=generator)])
         return self.augmentation(read_image(self.records[other].image), {}, generator)[0]
 
-    def _read_masks(self, record: Record, size: tuple[int, int]) -> Mapping[str, npt.NDArray[np.uint8]]:
-        masks = {}
+    def _read_masks(self, record: Record, size: tuple[int, int]) -> dict[str, npt.NDArray[np.uint8]]:
+        masks: dict[str, npt.NDArray[np.uint8]] = {}
         if self.masks is not None:
             path = self.masks(record.id)
             masks["mask"] = check_mask(read_mask(path), path=path, size=size, classes=self.classes)

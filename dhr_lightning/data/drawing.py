@@ -25,7 +25,10 @@ def overlay(image: Pixels, mask: Pixels, classes: ClassSet, *, strength: float =
     colours = classes.palette[mask].astype(np.float64)
     colours[mask == classes.ignore_index] = 255
     shown = (mask != 0)[..., None] if classes.has_background else np.ones((*mask.shape, 1), bool)
-    return np.where(shown, strength * colours + (1 - strength) * grey, grey).round().clip(0, 255).astype(np.uint8)
+    blended: Pixels = (
+        np.where(shown, strength * colours + (1 - strength) * grey, grey).round().clip(0, 255).astype(np.uint8)
+    )
+    return blended
 
 
 def heat(image: Pixels, score: npt.NDArray[np.floating]) -> Pixels:
@@ -37,10 +40,19 @@ def heat(image: Pixels, score: npt.NDArray[np.floating]) -> Pixels:
     low = np.minimum(place.astype(int)[..., 0], len(stops) - 2)
     part = place - low[..., None]
     colour = stops[low] * (1 - part) + stops[low + 1] * part
-    return ((1 - 0.7 * s**0.5) * grey + 0.7 * s**0.5 * colour).round().clip(0, 255).astype(np.uint8)
+    weight = 0.7 * s**0.5
+    blended: Pixels = ((1 - weight) * grey + weight * colour).round().clip(0, 255).astype(np.uint8)
+    return blended
 
 
-def panel(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], legend: Sequence[str], classes: ClassSet, *, side: int = 192) -> Pixels:
+def panel(
+    rows: Sequence[Sequence[Pixels]],
+    titles: Sequence[str],
+    legend: Sequence[str],
+    classes: ClassSet,
+    *,
+    side: int = 192,
+) -> Pixels:
     """Arrange pictures in rows under column titles, with a colour legend below.
 
     Args:
@@ -61,7 +73,9 @@ def panel(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], legend: Seque
     canvas = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for column, title in enumerate(titles):
-        draw.text((_GAP + column * (side + _GAP) + side / 2, _TITLE / 2), title, fill=(40, 40, 40), font=font, anchor="mm")
+        draw.text(
+            (_GAP + column * (side + _GAP) + side / 2, _TITLE / 2), title, fill=(40, 40, 40), font=font, anchor="mm"
+        )
     top = _TITLE
     for row, row_height in zip(scaled, heights, strict=True):
         for column, picture in enumerate(row):

@@ -22,7 +22,9 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list.") from error
+        raise DataError(
+            f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
+        ) from error
 
 
 def read_truth(path: Path) -> npt.NDArray[np.uint8]:
@@ -38,7 +40,8 @@ def read_truth(path: Path) -> npt.NDArray[np.uint8]:
         raise MaskError(f"Mask {path} cannot be read ({error}). Replace the file.") from error
     if mask.ndim != 2:
         raise MaskError(
-            f"Mask {path} has {mask.shape[-1]} channels: its palette was expanded to colours. Save it as palette or grey PNG."
+            f"Mask {path} has {mask.shape[-1]} channels: its palette was expanded to colours. "
+            "Save it as a palette or grey PNG."
         )
     if mask.dtype != np.uint8:
         raise MaskError(f"Mask {path} holds {mask.dtype} values; expected 8-bit class values. Save it as an 8-bit PNG.")

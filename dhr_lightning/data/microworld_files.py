@@ -7,25 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dhr_lightning.data.catalog import voc_palette
 from dhr_lightning.data.microworld_grammar import Stuff, Thing
 from dhr_lightning.data.microworld_scene import Scene
 
 JPEG_QUALITY = 95
 LISTS = "ImageSets/Segmentation"
 FOLDERS = ("JPEGImages", "SegmentationClass", "Annotations", LISTS, "Stuff")
-
-
-def voc_palette() -> NDArray[np.uint8]:
-    """The VOC colour map, `(256, 3)` uint8: bits of the class value dealt to R, G, B, from the highest bit down.
-
-    Source: `VOClabelcolormap` of the VOC development kit.
-    """
-    value = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    palette = np.zeros((256, 3), dtype=np.int64)
-    for level in range(8):
-        palette |= ((value >> (3 * level + channel)) & 1) << (7 - level)
-    return palette.astype(np.uint8)
 
 
 def make_folders(root: Path) -> None:

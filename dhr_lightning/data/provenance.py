@@ -26,7 +26,9 @@ class TaskFiles(NamedTuple):
 TASKS: dict[str, TaskFiles] = {
     "CAMTask": TaskFiles({"train": ("cam", "base_mask")}, {}),
     "USSTask": TaskFiles({"train": ("uss",)}, {}),
-    "WSSTask": TaskFiles({"train": ("wss_mask",), "val": ("prediction_base",)}, {"masks": "base_mask", "init_from": "cam"}),
+    "WSSTask": TaskFiles(
+        {"train": ("wss_mask",), "val": ("prediction_base",)}, {"masks": "base_mask", "init_from": "cam"}
+    ),
     "MARSTask": TaskFiles({"train": ("mars_mask",)}, {"source": "base_mask"}, features=True),
     "DHRTask": TaskFiles({"val": ("prediction",)}, {"masks": "mars_mask", "init_from": "cam"}, features=True),
 }

@@ -10,13 +10,23 @@ from dhr_lightning.errors import ConfigError
 
 
 def _prepare_microworld(root: Path, options: Mapping[str, int]) -> None:
-    ensure(root, **options)
+    unknown = set(options) - {"seed", "train", "val"}
+    if unknown:
+        raise ConfigError(f"Unknown data.options {sorted(unknown)[0]!r} of microworld. Known: seed, train, val.")
+    sizes = {"seed": 0, "train": 800, "val": 160, **options}
+    ensure(root, seed=sizes["seed"], train=sizes["train"], val=sizes["val"])
 
+
+# Colours that stay apart on small pictures, in the order of the classes.
+_MICROWORLD_COLOURS = (
+    (0, 0, 0), (230, 25, 75), (245, 130, 48), (0, 130, 200), (70, 240, 240), (25, 25, 140),
+    (255, 225, 25), (60, 180, 75), (145, 30, 180), (240, 50, 230), (170, 255, 195),
+)  # fmt: skip
 
 DATASETS = {
     "microworld": DatasetInfo(
         name="microworld",
-        classes=ClassSet(MICROWORLD_CLASSES),
+        classes=ClassSet(MICROWORLD_CLASSES, colours=_MICROWORLD_COLOURS),
         read=read_voc,
         root=Path("data/microworld"),
         prepare=_prepare_microworld,

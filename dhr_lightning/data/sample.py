@@ -79,7 +79,7 @@ def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, 
     x = (right - left) / geometry.scale[0] - x if geometry.flip else x
     y = geometry.source[1] + (rows - top) / geometry.scale[1]
     x = geometry.source[0] + x
-    where = torch.stack(torch.broadcast_tensors(x[None] / geometry.size[1], y[:, None] / geometry.size[0]), dim=-1)
+    where = torch.stack(torch.meshgrid(x / geometry.size[1], y / geometry.size[0], indexing="xy"), dim=-1)
     sampled = F.grid_sample(features[None], where[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
     return sampled * inside
 

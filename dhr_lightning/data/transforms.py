@@ -26,7 +26,7 @@ class Augmentation:
     Raises:
         ConfigError: if a range is not usable.
 
-    Source: defaults of DHR's training (arXiv:2404.00380): long side 320-640, flip 0.5, jitter (.3, .3, .3, .1), crop 512.
+    Source: defaults of DHR's training (arXiv:2404.00380).
     """
 
     crop_size: int = 512
@@ -36,7 +36,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_size < 1 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"Expected crop_size > 0 and 0 < scale[0] <= scale[1], but got {self.crop_size}, {self.scale}.")
+            raise ConfigError(
+                f"Expected crop_size > 0 and 0 < scale[0] <= scale[1], but got {self.crop_size}, {self.scale}."
+            )
 
     def __call__(
         self, image: Image.Image, masks: dict[str, np.ndarray], generator: torch.Generator
@@ -116,13 +118,13 @@ class Augmentation:
         return color.adjust_hue(pixels, hue) if hue else pixels
 
 
-def whole_image(
-    image: Image.Image, masks: dict[str, np.ndarray]
-) -> tuple[Tensor, Tensor, dict[str, Tensor], Geometry]:
+def whole_image(image: Image.Image, masks: dict[str, np.ndarray]) -> tuple[Tensor, Tensor, dict[str, Tensor], Geometry]:
     """The unaugmented image in the form that `Augmentation` returns."""
     width, height = image.size
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    geometry = Geometry((0.0, 0.0, float(width), float(height)), (0, 0, width, height), (1.0, 1.0), False, (height, width))
+    geometry = Geometry(
+        (0.0, 0.0, float(width), float(height)), (0, 0, width, height), (1.0, 1.0), False, (height, width)
+    )
     valid = torch.ones(height, width, dtype=torch.bool)
     targets = {name: torch.from_numpy(mask.astype(np.int64)) for name, mask in masks.items()}
     return pixels, valid, targets, geometry

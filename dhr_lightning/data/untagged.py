@@ -32,7 +32,9 @@ def apply_untagged_policy(records: Sequence[Record], classes: ClassSet, *, polic
             "Add their tags, or set data.untagged to drop or background."
         )
     if untagged and policy == "background" and not classes.has_background:
-        raise ConfigError("data.untagged: background needs a background class, which this dataset lacks. Use drop or error.")
+        raise ConfigError(
+            "data.untagged: background needs a background class, which this dataset lacks. Use drop or error."
+        )
     kept = [record for record in records if record.tags or policy == "background"]
     if not kept:
         raise TagError(f"None of the {len(records)} images has a tag. Add tags; they are the only supervision.")

@@ -42,7 +42,11 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
     stuff = root / "Stuff"
     records = []
     for image_id in ids:
-        tags = _tags_from_xml(annotations / f"{image_id}.xml", classes) if annotations.is_dir() else from_csv.get(image_id, ())
+        tags = (
+            _tags_from_xml(annotations / f"{image_id}.xml", classes)
+            if annotations.is_dir()
+            else from_csv.get(image_id, ())
+        )
         mask = mask_folder / f"{image_id}.png" if mask_folder else None
         records.append(
             Record(
@@ -70,7 +74,9 @@ def _read_ids(root: Path, split: str) -> list[str]:
         raise DataError(f"Split {split!r} is empty: {path} lists no image id. Add ids, one in a line.")
     if len(set(ids)) != len(ids):
         first = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
-        raise DataError(f"{path} lists {len(ids) - len(set(ids))} ids more than once, first {first!r}. Remove the repeats.")
+        raise DataError(
+            f"{path} lists {len(ids) - len(set(ids))} ids more than once, first {first!r}. Remove the repeats."
+        )
     return ids
 
 
@@ -97,7 +103,7 @@ def _tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
     if not path.is_file():
         return ()
     try:
-        tree = ElementTree.parse(path)  # noqa: S314 - local annotation files of the user
+        tree = ElementTree.parse(path)
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not valid XML ({error}). Restore the annotation file.") from error
     return tuple(_tag_value((node.text or "").strip(), classes, str(path)) for node in tree.iterfind("object/name"))

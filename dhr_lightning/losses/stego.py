@@ -11,7 +11,9 @@ def sample_points(maps: Tensor, coordinates: Tensor) -> Tensor:
     return F.normalize(points, dim=1, eps=1e-10)
 
 
-def correspondence_loss(features: Tensor, other_features: Tensor, code: Tensor, other_code: Tensor, *, shift: float) -> Tensor:
+def correspondence_loss(
+    features: Tensor, other_features: Tensor, code: Tensor, other_code: Tensor, *, shift: float
+) -> Tensor:
     """Pull codes together where frozen features correspond more than `shift`, push them apart elsewhere.
 
     Args:

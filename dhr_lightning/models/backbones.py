@@ -12,21 +12,21 @@ from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
 
 
 class _Block(nn.Module):
-    """Basic residual block with batch norm; `stride` on the first convolution, `dilation` on both."""
+    """Residual block of 3x3 convolutions with batch norm; `stride` on the first one, `dilation` on all."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, *, depth: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        same = stride == 1 and inputs == outputs
-        self.skip: nn.Module = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            step = stride if index == 0 else 1
+            layers += [
+                nn.Conv2d(inputs if index == 0 else outputs, outputs, 3, step, dilation, dilation, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
+        self.body = nn.Sequential(*layers[:-1])
+        projected = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.skip: nn.Module = nn.Identity() if stride == 1 and inputs == outputs else projected
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class Small32Encoder(nn.Module, EncoderMixin):
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
-                _Block(32, 64, stride=2),
-                _Block(64, 96, stride=2),
-                _Block(96, 128),
-                _Block(128, 128, dilation=2),
+                _Block(32, 64, depth=2, stride=2),
+                _Block(64, 96, depth=2, stride=2),
+                _Block(96, 128, depth=1),
+                _Block(128, 128, depth=1, dilation=2),
             ]
         )
 

@@ -19,7 +19,9 @@ class CAMClassifier(nn.Module):
     Source: Zhou et al. 2016 (arXiv:1512.04150), Eq. 1-2, in the convolutional form used by IRNet (arXiv:1904.05044).
     """
 
-    def __init__(self, backbone: str, num_tags: int, *, pretrained: bool | str = False, output_stride: int = 16) -> None:
+    def __init__(
+        self, backbone: str, num_tags: int, *, pretrained: bool | str = False, output_stride: int = 16
+    ) -> None:
         super().__init__()
         self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=output_stride)
         channels = self.encoder.out_channels[-1]
@@ -42,7 +44,9 @@ def masked_mean(maps: Tensor, valid: Tensor | None) -> Tensor:
     return (maps.float() * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)
 
 
-def multi_scale_cam(network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, size: tuple[int, int]) -> Tensor:
+def multi_scale_cam(
+    network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, size: tuple[int, int]
+) -> Tensor:
     """Sum of ReLU class activation maps over scales and horizontal flip.
 
     Args:

@@ -54,7 +54,9 @@ class PatchEncoder(nn.Module):
         floor = values.clamp(min=float(values.max()) * 0.01)
         self.whitening.copy_(vectors @ torch.diag(floor.rsqrt()) @ vectors.T)
         generator = torch.Generator().manual_seed(seed)
-        self.centroids.copy_(kmeans(centred @ self.whitening, self.out_channels, iterations=iterations, generator=generator))
+        self.centroids.copy_(
+            kmeans(centred @ self.whitening, self.out_channels, iterations=iterations, generator=generator)
+        )
         self.fitted.fill_(True)
 
     def forward(self, pixels: Tensor) -> Tensor:

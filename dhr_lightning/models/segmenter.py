@@ -41,7 +41,7 @@ class Segmenter(nn.Module):
     Raises:
         ConfigError: if the decoder is unknown.
 
-    Source: DeepLabv3+ (arXiv:1802.02611); the CAM head of DHR (arXiv:2404.00380) is a 1x1 convolution without bias on C5.
+    Source: DeepLabv3+ (arXiv:1802.02611); CAM head of DHR (arXiv:2404.00380), a 1x1 convolution without bias on C5.
     Differs: DHR halves C5 before the CAM head; here the map keeps the resolution of C5.
     """
 
@@ -60,7 +60,9 @@ class Segmenter(nn.Module):
         if decoder not in _DECODERS:
             raise ConfigError(f"Unknown decoder {decoder!r}. Known: {', '.join(_DECODERS)}.")
         if backbone == "small32" and decoder != "deeplabv3plus":
-            raise ConfigError(f"Decoder {decoder!r} needs strides up to 32, but backbone 'small32' ends at 8. Use deeplabv3plus.")
+            raise ConfigError(
+                f"Decoder {decoder!r} needs strides up to 32, but backbone 'small32' ends at 8. Use deeplabv3plus."
+            )
         options = dict(decoder_options or {})
         if decoder == "deeplabv3plus":
             options["encoder_output_stride"] = output_stride
@@ -81,7 +83,9 @@ class Segmenter(nn.Module):
         return SegmenterOutput(logits, cam, features)
 
 
-def multi_scale_probability(network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, divisor: int = 16) -> Tensor:
+def multi_scale_probability(
+    network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, divisor: int = 16
+) -> Tensor:
     """Mean softmax over scales and horizontal flip.
 
     Args:

@@ -66,7 +66,9 @@ class ClusterCode(nn.Module):
         self.offset.copy_(self.constant * (centred @ self.projection).norm(dim=1).mean())
         generator = torch.Generator().manual_seed(seed)
         points = self._embed(cells)
-        self.clusters.copy_(kmeans(points, len(self.clusters), iterations=iterations, generator=generator, spherical=True))
+        self.clusters.copy_(
+            kmeans(points, len(self.clusters), iterations=iterations, generator=generator, spherical=True)
+        )
         self.fitted.fill_(True)
 
     def _embed(self, cells: Tensor) -> Tensor:

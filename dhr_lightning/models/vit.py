@@ -26,7 +26,9 @@ class FrozenViT(nn.Module):
     def __init__(self, name: str, *, pretrained: bool | str = False) -> None:
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
-            raise ConfigError(f"timm knows no model {name!r}. Look names up with timm.list_models('*dino*', pretrained=True).")
+            raise ConfigError(
+                f"timm knows no model {name!r}. Look names up with timm.list_models('*dino*', pretrained=True)."
+            )
         try:
             self.model = timm.create_model(name, pretrained=pretrained is True, num_classes=0, dynamic_img_size=True)
         except OSError as error:

@@ -41,7 +41,7 @@ def run_chunk(jobs: list[CRFJob], parameters: CRFParameters) -> list[NDArray[np.
 def run_job(job: CRFJob, parameters: CRFParameters) -> NDArray[np.float32]:
     """Return the mean-field marginals `(C, H, W)` float32 after `parameters.iterations` rounds.
 
-    Source: Krähenbühl & Koltun 2011 (arXiv:1210.5644), through pydensecrf.
+    Source: Krähenbühl & Koltun, NIPS 2011, through pydensecrf.
     """
     import numpy as np
     from pydensecrf import densecrf

@@ -31,8 +31,9 @@ def min_max_normalize(
     """
     check_choice("spatial_dims", str(spatial_dims), ("1", "2"))
     if x.ndim <= spatial_dims:
-        raise ValueError(f"Expected `x` of shape (..., K, {'N' if spatial_dims == 1 else 'h, w'}), "
-                         f"but got {tuple(x.shape)}.")
+        raise ValueError(
+            f"Expected `x` of shape (..., K, {'N' if spatial_dims == 1 else 'h, w'}), but got {tuple(x.shape)}."
+        )
     x = as_float(x)
     dims = tuple(range(-spatial_dims, 0))
     keep = torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape)
@@ -83,7 +84,7 @@ def background_score(cam: Tensor, *, exponent: float | None = None, threshold: f
     Raises:
         ValueError: unless exactly one of `exponent` and `threshold` is given.
 
-    Source: power form of PSA (Ahn & Kwak 2018, arXiv:1803.10464); constant form of IRNet (arXiv:1904.05044).
+    Source: power form of PSA (Ahn & Kwak, CVPR 2018); constant form of IRNet (Ahn et al., CVPR 2019).
     """
     check_dims("cam", cam, "B K h w")
     if (exponent is None) == (threshold is None):
@@ -183,5 +184,4 @@ def index_classes(mask: Tensor, keys: Tensor) -> Tensor:
     table = torch.full((batch, 257), width, device=keys.device)
     position = torch.arange(width, device=keys.device).expand(batch, width)
     table = table.scatter(1, torch.where(keys >= 0, keys, 256), position)
-    table[:, 256] = width
     return table.gather(1, mask.long().flatten(1)).view(mask.shape)

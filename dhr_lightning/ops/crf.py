@@ -78,7 +78,7 @@ def dense_crf(
         ValueError: if a shape, type or option does not fit, or a score is NaN or infinite.
         DependencyError: if pydensecrf is not installed.
 
-    Source: Krähenbühl & Koltun 2011 (arXiv:1210.5644).
+    Source: Krähenbühl & Koltun, NIPS 2011.
     """
     check_choice("backend", backend, ("pydensecrf",))
     single = probability.ndim == 3

@@ -83,7 +83,7 @@ def batched_spherical_kmeans(
 
 def _pick(weights: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
     """Draw an index of `(..., N)` with probability proportional to the weights, or to `fallback` if all are 0."""
-    weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, fallback.to(weights.dtype))
+    weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, fallback)
     cumulated = weights.cumsum(-1)
     index = (cumulated <= uniform * cumulated[..., -1:]).sum(-1)
     position = torch.arange(weights.shape[-1], device=weights.device)
@@ -92,14 +92,13 @@ def _pick(weights: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _start(rows: Tensor, uniform: Tensor) -> Tensor:
-    """Choose `len(uniform)` different rows, far ones more often."""
+    """Choose `len(uniform)` rows, far ones more often; the same row twice only if no other is left."""
     draws = uniform.to(rows.device, rows.dtype)
-    free = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    nearest = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+    every = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+    nearest = every
     chosen: list[Tensor] = []
     for step, draw in enumerate(draws):
-        index = _pick(nearest * free, free, draw)
-        free = free.index_fill(0, index, False)
+        index = _pick(nearest, every, draw)
         chosen.append(rows[index])
         distance = (rows - rows[index]).square().sum(1)
         nearest = distance if step == 0 else torch.minimum(nearest, distance)
@@ -134,14 +133,13 @@ def _rows_at(unit: Tensor, index: Tensor) -> Tensor:
 def _batched_start(unit: Tensor, member: Tensor, uniform: Tensor) -> Tensor:
     """K-means++ start `(B, P, k, D)` of every set."""
     draws = uniform.to(unit.device, unit.dtype)
-    free = member
-    nearest = torch.ones_like(member, dtype=unit.dtype)
+    every = member.to(unit.dtype)
+    nearest = every
     chosen: list[Tensor] = []
     for step, draw in enumerate(draws):
-        index = _pick(nearest * free, free, draw)  # (B, P)
-        free = free.scatter(2, index[..., None], False)
+        index = _pick(nearest, every, draw)  # (B, P)
         chosen.append(_rows_at(unit, index))  # (B, P, D)
-        distance = (1.0 - chosen[-1] @ unit.mT).clamp_min(0.0)  # (B, P, N)
+        distance = (1.0 - chosen[-1] @ unit.mT).clamp_min(0.0) * every  # (B, P, N)
         nearest = distance if step == 0 else torch.minimum(nearest, distance)
     return torch.stack(chosen, dim=2)
 

@@ -96,7 +96,8 @@ def debiased_centroids(
         order = order[classes[order].argsort(stable=True)]  # by class, farthest first
         sizes = torch.bincount(classes, minlength=num_classes)  # (C,)
         rank = torch.arange(len(classes), device=classes.device) - (sizes.cumsum(0) - sizes)[classes[order]]
-        kept = (sizes * alpha - 1e-6).ceil()  # 0.1 * 30 is a little above 3 in floating point
+        # 0.07 * 100 is a little above 7 in floating point; on the CPU because not every device has float64
+        kept = (sizes.cpu().double() * alpha - 1e-6).ceil().to(sizes)
         chosen = order[rank < kept[classes[order]]]
         sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, classes[chosen], unit[chosen])
         sums[0] = 0.0

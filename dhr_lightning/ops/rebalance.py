@@ -144,7 +144,7 @@ def rebalance(
     Raises:
         ValueError: if a shape or value does not fit, or `settings` asks for features that were not given.
 
-    Source: DHR (arXiv:2404.00380), Sec. 3, in the order of its code.
+    Source: DHR (arXiv:2404.00380), in the order of its code.
     Differs: seeds compete with a background, aligned grids, area fallback of the pooling, tags filter the classes.
     """
     settings = settings or RebalanceSettings()
@@ -214,9 +214,7 @@ def _redraw(
     groups = correlation_groups(centroids, present=active, tau=settings.tau, mode=settings.grouping)
     if settings.wss:
         separate = supervised_heatmaps(wss, init, keys, groups=groups, grid=grid, valid=valid)
-        heat = heat * group_weights(
-            separate, groups, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
-        )
+        heat = heat * group_weights(separate, groups, valid=near, epsilon=settings.epsilon, stopping=settings.stopping)
     by_area = settings.final_transport and settings.final_marginal == "area"
     if settings.final_transport:
         shares = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2) if by_area else None
@@ -225,9 +223,7 @@ def _redraw(
         )
     if settings.heatmap == "min_max" and not by_area:
         heat = min_max_normalize(heat, valid=near, present=active)
-    result = replace(
-        merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat
-    )
+    result = replace(merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat)
     return replace(result, mask=_label(heat, image, init, keys, active, valid, settings, refine))
 
 

@@ -100,9 +100,7 @@ class Refiner:
     def _refine(self, image: Tensor, score: Tensor, present: Tensor, valid: Tensor | None) -> Tensor:
         """Run the backend at the size of `score`."""
         if self.resolved == "pydensecrf":
-            return dense_crf(
-                image, score, settings=self.settings, present=present, valid=valid, workers=self.workers
-            )
+            return dense_crf(image, score, settings=self.settings, present=present, valid=valid, workers=self.workers)
         probability = normalize_scores(score, present)
         if self.resolved == "none":
             return probability

@@ -94,7 +94,9 @@ class BaseTask(L.LightningModule):
         Raises:
             CheckpointError: shows both lists.
         """
-        check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint")
+        check_class_names(
+            checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint"
+        )
 
     def check_loss(self, loss: Tensor, batch: Batch, batch_idx: int) -> Tensor:
         """Pass a finite loss through.
@@ -105,8 +107,9 @@ class BaseTask(L.LightningModule):
         if not torch.isfinite(loss.detach()):
             rates = ", ".join(f"{group['lr']:.2g}" for group in self.trainer.optimizers[0].param_groups)
             raise NonFiniteLossError(
-                f"The loss is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx} (images {', '.join(batch['id'])}; "
-                f"learning rates {rates}). Lower model.init_args.lr or look at these images; the last checkpoint is intact."
+                f"The loss is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx} "
+                f"(images {', '.join(batch['id'])}; learning rates {rates}). "
+                "Lower model.init_args.lr or look at these images; the last checkpoint is intact."
             )
         return loss
 
@@ -163,7 +166,9 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
         CheckpointError: if the file is absent, of other classes, or a tensor has another shape.
     """
     if not path.is_file():
-        raise CheckpointError(f"Checkpoint {path} is missing. Run `make stage1` again, or set model.init_args.init_from: null.")
+        raise CheckpointError(
+            f"Checkpoint {path} is missing. Run `make stage1` again, or set model.init_args.init_from: null."
+        )
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), classes, where=f"Checkpoint {path}")
     prefix = "network."

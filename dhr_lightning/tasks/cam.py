@@ -55,7 +55,9 @@ class CAMTask(BaseTask):
     ) -> None:
         super().__init__(class_names, has_background, **options)
         self.save_hyperparameters()
-        self.network = CAMClassifier(backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride)
+        self.network = CAMClassifier(
+            backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride
+        )
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="macro")
 
@@ -118,4 +120,7 @@ class CAMTask(BaseTask):
     def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
         """Cut the padding of each image off its maps."""
         stride = self.hparams.cam_stride
-        return [c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)] for c, g in zip(cam, batch["geometry"], strict=True)]
+        return [
+            c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)]
+            for c, g in zip(cam, batch["geometry"], strict=True)
+        ]

@@ -84,7 +84,10 @@ class DHRTask(SegmentationMixin, BaseTask):
         self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers)
         self.refine_final = Refiner(refine, CRFSettings(**(crf_final or {})), workers=workers)
         self.needs = Needs(
-            train_masks="dhr_mask", predict_splits=("val",), predict_masks=masks, predict_features=self.rebalance_settings.uss
+            train_masks="dhr_mask",
+            predict_splits=("val",),
+            predict_masks=masks,
+            predict_features=self.rebalance_settings.uss,
         )
         self.setup_metric()
 
@@ -113,7 +116,9 @@ class DHRTask(SegmentationMixin, BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size from all classes: tags are unknown at test time."""
-        probability = multi_scale_probability(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True)
+        probability = multi_scale_probability(
+            self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True
+        )
         return {"prediction": cut_masks(probability.argmax(1), batch)}
 
     @torch.no_grad()

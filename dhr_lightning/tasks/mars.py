@@ -39,7 +39,7 @@ class MARSTask(BaseTask):
         **options: see `BaseTask`; no optimiser is used.
 
     Source: MARS (arXiv:2304.09913), Eq. 1-4.
-    Differs: rejected pixels become background or ignored here; the EMA teacher that completes them is not part of this task.
+    Differs: rejected pixels become background or ignored; the EMA teacher that completes them is not part of this.
     """
 
     step: ClassVar[str] = "mars"
@@ -61,7 +61,9 @@ class MARSTask(BaseTask):
     ) -> None:
         super().__init__(class_names, has_background, **options)
         if not has_background:
-            raise ConfigError("MARS needs a background class, which this dataset lacks. Leave the step out and start DHR from base_mask.")
+            raise ConfigError(
+                "MARS needs a background class, which this dataset lacks. Start DHR from base_mask instead."
+            )
         if rejected not in ("background", "ignore"):
             raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
         self.save_hyperparameters()
@@ -88,7 +90,13 @@ class MARSTask(BaseTask):
         keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=True)
         h = self.hparams
         centroids, used = image_centroids(
-            batch["uss"], batch["mask"], keys, k_fg=h.k_fg, k_bg=h.k_bg, valid=batch["valid"], offset=self.classes.offset
+            batch["uss"],
+            batch["mask"],
+            keys,
+            k_fg=h.k_fg,
+            k_bg=h.k_bg,
+            valid=batch["valid"],
+            offset=self.classes.offset,
         )
         self._collected.append((centroids[used], keys[..., None].expand_as(used)[used]))
 

@@ -83,7 +83,7 @@ class USSTask(BaseTask):
         trained = head == "stego"
         self.needs = Needs(augment=trained, neighbours=trained, predict_splits=("train",))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> dict[str, Any] | None:
         """Adam-style training of the STEGO head; nothing to optimise for a fitted one."""
         return super().configure_optimizers() if self.hparams.head == "stego" else None
 
@@ -98,7 +98,9 @@ class USSTask(BaseTask):
         """Check the number of epochs, and find each image's nearest neighbours for STEGO."""
         wanted = self._fitting_epochs + (self.hparams.head == "stego")
         if (self.trainer.max_epochs or 0) < wanted:
-            raise ConfigError(f"Expected trainer.max_epochs >= {wanted} for this backbone and head, but got {self.trainer.max_epochs}.")
+            raise ConfigError(
+                f"This backbone and head need trainer.max_epochs >= {wanted}, but got {self.trainer.max_epochs}."
+            )
         if self.hparams.head == "stego":
             self.trainer.datamodule.neighbours = self._find_neighbours()
 
@@ -119,7 +121,7 @@ class USSTask(BaseTask):
         self.train()
         mean = torch.cat(means)
         count = min(self.hparams.neighbours, len(mean) - 1)
-        rows = [(chunk @ mean.T).topk(count + 1).indices[:, 1:].cpu() for chunk in mean.split(1024)]
+        rows = [(chunk @ mean.T).topk(count + 1).indices[:, 1:].cpu() for chunk in torch.split(mean, 1024)]
         return torch.cat(rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -193,4 +195,3 @@ class USSTask(BaseTask):
 
     def _code(self, batch: Batch) -> Tensor:
         return self.network.head(self.network.features(batch))
-

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,7 +81,9 @@ class WSSTask(SegmentationMixin, BaseTask):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""
         split = self.needs.predict_splits[dataloader_idx]
-        probability = multi_scale_probability(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True)
+        probability = multi_scale_probability(
+            self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True
+        )
         if split == "train":
             probability = probability * allowed_classes(batch["tags"], self.classes.offset)[:, :, None, None]
         return {kind: cut_masks(probability.argmax(1), batch) for kind in self.writes[split]}

@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,24 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 
 IDS = ("2007_000032", "2007_000039", "cats/0001")
+
+
+@pytest.fixture(autouse=True)
+def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the order of syncs and renames; the syncs are left out, because no test cuts the power."""
+    events: list[str] = []
+    replace = os.replace
+
+    def rename(old: Path, new: Path) -> None:
+        events.append(f"replace {Path(new).name}")
+        replace(old, new)
+
+    def sync(descriptor: int) -> None:
+        events.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "fsync", sync)
+    return events
 
 
 @pytest.fixture

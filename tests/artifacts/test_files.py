@@ -275,6 +275,11 @@ def test_files_have_the_usual_permissions(tmp_path):
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_durable_file_is_on_the_disk_before_its_name_and_its_name_before_the_end(tmp_path, disk_events):
+    files.write_bytes(tmp_path / "a.bin", b"new", durable=True)
+    assert disk_events == ["sync file", "replace a.bin", "sync folder"]
+
+
 def test_json_round_trip_and_refusals(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"ä": [1, 0.5, None]})

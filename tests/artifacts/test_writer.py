@@ -203,6 +203,17 @@ def test_other_ranks_write_but_do_not_lock_clear_or_seal(store, describe, opened
     assert store.status(*KIND, expected=describe()).fresh
 
 
+def test_only_the_lists_and_the_manifest_are_synced_not_every_item(describe, opened, ids, disk_events):
+    with opened(describe()) as writer:
+        disk_events.clear()
+        for one in ids:
+            writer.write(one, MASK)
+        assert disk_events == [f"replace {one.split('/')[-1]}.png" for one in ids]
+        disk_events.clear()
+        writer.seal()
+    assert disk_events == ["sync file", "replace manifest.json", "sync folder"]
+
+
 def test_version_and_note_are_recorded(store, describe, opened, ids):
     with opened(describe()) as writer:
         for one in ids:

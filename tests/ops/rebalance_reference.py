@@ -26,8 +26,9 @@ def resize(image, size):
             v0, u0 = int(v), int(u)
             v1, u1 = min(v0 + 1, h - 1), min(u0 + 1, w - 1)
             a, b = v - v0, u - u0
-            out[y, x] = ((1 - a) * ((1 - b) * image[v0, u0] + b * image[v0, u1])
-                         + a * ((1 - b) * image[v1, u0] + b * image[v1, u1]))
+            out[y, x] = (1 - a) * ((1 - b) * image[v0, u0] + b * image[v0, u1]) + a * (
+                (1 - b) * image[v1, u0] + b * image[v1, u1]
+            )
     return out
 
 

@@ -82,8 +82,10 @@ def test_constant_image_is_finite_and_half_precision_is_lifted():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = pamr(image.bfloat16(), probability.bfloat16(), dilations=(1,), iterations=1)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result[0, :, 2, 2], (probability.bfloat16().float()[0, :, 1:4, 1:4].sum((1, 2))
-                                                    - probability.bfloat16().float()[0, :, 2, 2]) / 8)
+    torch.testing.assert_close(
+        result[0, :, 2, 2],
+        (probability.bfloat16().float()[0, :, 1:4, 1:4].sum((1, 2)) - probability.bfloat16().float()[0, :, 2, 2]) / 8,
+    )
 
 
 def test_wrong_arguments_are_named():

@@ -19,9 +19,7 @@ def test_converged_plan_equals_pot(epsilon, shares):
     score = scores(3, 50)
     target = np.full(3, 1 / 3) if shares is None else np.array(shares)
     marginal = "uniform" if shares is None else 5.0 * torch.tensor(shares)
-    plan = transport_plan(
-        score, epsilon=epsilon, stopping="marginal", marginal=marginal, tol=1e-12, max_iter=5000
-    )
+    plan = transport_plan(score, epsilon=epsilon, stopping="marginal", marginal=marginal, tol=1e-12, max_iter=5000)
     expected = ot.sinkhorn(np.full(50, 1 / 50), target, 1 - score.numpy().T, epsilon, numItermax=20000, stopThr=1e-13)
     np.testing.assert_allclose(plan.numpy().T, expected, atol=1e-8)
 
@@ -141,6 +139,12 @@ def test_classes_with_equal_scores_are_left_alone():
     assert (transport_weights(score, epsilon=0.02, stopping="marginal") == 1).all()
     score[0] = score[0].flip(0)
     assert (transport_weights(score).amin(1) == 0).all()
+
+
+def test_convergence_is_not_mistaken_in_the_first_round():
+    kernel = torch.tensor([[0.4, 0.3], [0.1, 0.2]], dtype=torch.float64)  # first r = (1/2) / (1/2), where r starts
+    plan = transport_plan(1 + kernel.log(), epsilon=1.0, stopping="marginal", tol=1e-9)
+    torch.testing.assert_close(plan.sum(0), torch.full((2,), 0.5, dtype=torch.float64))
 
 
 def test_class_with_share_zero_gets_nothing():
