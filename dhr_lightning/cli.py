@@ -20,9 +20,9 @@ from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
 from dhr_lightning.callbacks.writers import ArtifactWriters
-from dhr_lightning.config import apply_overrides, resolve
+from dhr_lightning.config import SECTIONS, apply_overrides, resolve
 from dhr_lightning.data.datamodule import WSSSDataModule
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, DHRError
 from dhr_lightning.tasks.base import BaseTask
 from dhr_lightning.tasks.cam import CAMTask
 from dhr_lightning.tasks.dhr import DHRTask
@@ -64,7 +64,9 @@ class DHRCommandLine(LightningCLI):
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
-                "description": "Train and run one task; a task, its data and its trainer come from YAML files."
+                "description": "Train and run one task; a task, its data and its trainer come from YAML files.",
+                "allow_abbrev": False,
+                **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
         )
 
@@ -97,6 +99,25 @@ class DHRCommandLine(LightningCLI):
                 callback.recipe = self.recipe
         return super().instantiate_trainer(**options)
 
+    def instantiate_classes(self) -> None:
+        """Show what a constructor refuses as it says it, not as it looks to the parser.
+
+        Raises:
+            DHRError: the error of the constructor.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if isinstance(cause, DHRError):
+                raise cause from error
+            raise ConfigError(f"The configuration cannot be used: {cause}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Take weights alone from a checkpoint: Lightning would let its arguments win over the configuration."""
+
     def _loggers(self) -> list[Any]:
         folder = self.datamodule.workspace / "runs" / self.datamodule.info.name
         version = self.run_dir.name if self.run_dir else None
@@ -113,6 +134,7 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
 
     Raises:
         DHRError: for anything a user can repair.
+        KeyboardInterrupt: if the user stops it.
     """
     subcommand, *rest = arguments
     paths, overrides, others = split_arguments(rest)
@@ -127,22 +149,24 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
     if "--ckpt_path" in others and "--weights_only" not in others:
         others = [*others, "--weights_only", "true"]
     checkpoint = next((Path(b) for a, b in pairwise(others) if a == "--ckpt_path"), None)
-    return DHRCommandLine(
-        [*parsed, *overrides, *others],
-        recipe=recipe,
-        config=apply_overrides(config, overrides),
-        run_dir=run_dir,
-        checkpoint=checkpoint,
-    )
+    try:
+        return DHRCommandLine(
+            [*parsed, *overrides, *others],
+            recipe=recipe,
+            config=apply_overrides(config, overrides),
+            run_dir=run_dir,
+            checkpoint=checkpoint,
+        )
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process instead of handing it on
+            raise KeyboardInterrupt from error
+        raise
 
 
 def lightning_command(name: str, arguments: Sequence[str]) -> int:
     """`fit`, `validate`, `test` or `predict` from the command line."""
     run_lightning([name, *arguments])
     return 0
-
-
-_SECTIONS = ("model", "data", "trainer", "seed_everything")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -160,7 +184,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], lis
             if not chosen:
                 raise ConfigError("--config needs a file. Write --config configs/stage1_cam.yaml.")
             paths.append(chosen)
-        elif name.startswith("--") and name[2:].split(".")[0] in _SECTIONS:
+        elif name.startswith("--") and name[2:].split(".")[0] in SECTIONS:
             overrides += [item, *follows]
         else:
             others += [item, *follows]
@@ -185,6 +209,7 @@ def quiet() -> None:
         ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*GPU available but not used.*",
         ".*litmodels.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")

@@ -10,6 +10,7 @@ import yaml
 from dhr_lightning.errors import ConfigError
 
 PER_TASK = "per_task"
+SECTIONS = ("model", "data", "trainer", "seed_everything")
 # What cannot change an artifact's content is left out of its digest.
 _IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size")
 _IGNORED_TRAINER = (
@@ -69,8 +70,9 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in top.items():
         if key.endswith("+"):
             merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *value]
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
+        elif isinstance(value, Mapping):
+            below = merged.get(key)
+            merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
@@ -80,17 +82,22 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
     """Apply command-line overrides `--a.b value` or `--a.b=value` to a configuration.
 
     Raises:
-        ConfigError: if an override does not start with `--` or has no value.
+        ConfigError: if an override does not start with `--`, has no value, or its value is not valid YAML.
     """
     result = copy.deepcopy(dict(config))
     for name, text in _pairs(overrides):
         *parents, leaf = name.split(".")
         node = result
         for parent in parents:
-            node = node.setdefault(parent, {})
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
             if not isinstance(node, dict):
                 raise ConfigError(f"Override --{name} goes through {parent!r}, which is not a section.")
-        node[leaf] = yaml.safe_load(text)
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value {text!r} of override --{name} is not valid YAML: {error}") from error
     return result
 
 
@@ -102,27 +109,55 @@ def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
             raise ConfigError(f"Expected an override like --model.init_args.lr 0.01, but got {item!r}.")
         name, has_value, text = item[2:].partition("=")
         if not has_value:
-            if not items:
+            if not items or items[0].startswith("--"):
                 raise ConfigError(f"Override --{name} has no value. Write --{name} VALUE.")
             text = items.pop(0)
         yield name, text
+
+
+def own_overrides(overrides: Sequence[str], name: str, steps: Sequence[str]) -> list[str]:
+    """Overrides that concern one step: those without a step's name, and its own without the name."""
+    kept, items = [], list(overrides)
+    while items:
+        item = items.pop(0)
+        follows = [] if "=" in item or not items or items[0].startswith("--") else [items.pop(0)]
+        first = item[2:].split(".")[0]
+        if first == name:
+            kept += ["--" + item[3 + len(name) :], *follows]
+        elif first not in steps:
+            kept += [item, *follows]
+    return kept
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Refuse sections that nothing reads, before the steps that are up to date hide them.
+
+    Raises:
+        ConfigError: names the first one and the known ones.
+    """
+    unknown = sorted(set(config) - set(SECTIONS))
+    if unknown:
+        raise ConfigError(f"Unknown section or step {unknown[0]!r}. Sections: {', '.join(SECTIONS)}.")
 
 
 def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge configuration files left to right, pick the task's own section, then apply overrides.
 
     A file may hold a section `per_task: {CAMTask: {...}, ...}`: an overlay such as `quickstart.yaml` says there what
-    differs between tasks. The part named like the final `model.class_path` is merged last.
+    differs between tasks. The parts named like the final `model.class_path` are merged last, in the order of the files.
 
     Returns:
         A plain dictionary in the layout of the command line: `model`, `data`, `trainer`, `seed_everything`.
     """
     config: dict[str, Any] = {}
+    sections: list[Mapping[str, Any]] = []
     for path in paths:
-        config = merge(config, read_yaml(find_config(path)))
-    sections = config.pop(PER_TASK, {})
-    task = str(config.get("model", {}).get("class_path", "")).rpartition(".")[2]
-    config = merge(config, sections.get(task, {}))
+        content = read_yaml(find_config(path))
+        sections.append(content.pop(PER_TASK, None) or {})
+        config = merge(config, content)
+    task = str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2]
+    for section in sections:
+        config = merge(config, section.get(task) or {})
     return apply_overrides(config, overrides)
 
 

@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.layout import round_kind
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import Status
-from dhr_lightning.config import resolve
+from dhr_lightning.config import check_sections, own_overrides, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
@@ -140,22 +140,10 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
         default = step.builtin if builtin and step.builtin else step.config
         paths = [request.chosen.get(step.name, default), f"data/{request.dataset}.yaml", *overlays]
         own = own_overrides(request.overrides, step.name, [s.name for s in stage.steps])
-        plans.append(Plan(step, {"configs": paths, "overrides": own}, resolve(paths, own)))
+        config = resolve(paths, own)
+        check_sections(config)
+        plans.append(Plan(step, {"configs": paths, "overrides": own}, config))
     return plans
-
-
-def own_overrides(overrides: Sequence[str], name: str, steps: Sequence[str]) -> list[str]:
-    """Overrides that concern one step: those without a step's name, and its own without the name."""
-    kept, items = [], list(overrides)
-    while items:
-        item = items.pop(0)
-        follows = [] if "=" in item or not items or items[0].startswith("--") else [items.pop(0)]
-        first = item[2:].split(".")[0]
-        if first == name:
-            kept += ["--" + item[3 + len(name) :], *follows]
-        elif first not in steps:
-            kept += [item, *follows]
-    return kept
 
 
 def run_stage(stage: Stage, request: Request) -> None:
@@ -180,7 +168,8 @@ def run_stage(stage: Stage, request: Request) -> None:
             if not status.fresh:
                 log.info("%s: %s/%s is %s", stage.name, kind, split, status)
         check_inputs(plan)
-        run_step(plan, force=force)
+        rounds_lost = any(kind.startswith("dhr_mask") and not status.fresh for (kind, _), status in statuses.items())
+        run_step(plan, force=force, refit=rounds_lost)
     log.info("%s: %s", stage.name, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
 
 
@@ -212,8 +201,14 @@ def check_inputs(plan: Plan) -> None:
             )
 
 
-def run_step(plan: Plan, *, force: bool) -> None:
-    """Fit (or continue, or reuse a finished fit), then predict and seal."""
+def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
+    """Fit (or continue, or reuse a finished fit), then predict and seal.
+
+    Args:
+        plan: the step.
+        force: forget the artifacts there are, then fit from the beginning.
+        refit: fit from the beginning if the fit has finished, because something that only a fit writes is missing.
+    """
     from dhr_lightning.callbacks.checkpoints import find_checkpoint
     from dhr_lightning.cli import run_lightning
 
@@ -223,7 +218,10 @@ def run_step(plan: Plan, *, force: bool) -> None:
     with FolderLock(folder / ".lock"):
         state_path = folder / "state.json"
         state: Mapping[str, Any] = read_json(state_path) if state_path.is_file() else {}
-        if force or state.get("digest") != digest:
+        if force:
+            for output in plan.outputs():
+                plan.store.forget(*output)
+        if force or state.get("digest") != digest or (refit and state["fitted"]):
             state = {"digest": digest, "run": str(next_version(folder)), "fitted": False}
             write_json(state_path, state)
         run = Path(str(state["run"]))

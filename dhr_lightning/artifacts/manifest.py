@@ -86,7 +86,7 @@ class Manifest:
             config=digest_config(settings),
             settings=canonical(settings),
             inputs=dict(inputs or {}),
-            checkpoint={"path": str(checkpoint), "sha256": digest_file(checkpoint)} if checkpoint else None,
+            checkpoint={"path": str(checkpoint.resolve()), "sha256": digest_file(checkpoint)} if checkpoint else None,
         )
 
     @property

@@ -151,6 +151,11 @@ class ArtifactStore:
             raise ValueError(f"Expected an `identity` of {'/'.join(place)}, but got {'/'.join(described)}.")
         return ArtifactWriter(self.folder(kind, split), identity=identity, ids=ids, palette=palette, owner=owner)
 
+    def forget(self, kind: str, split: str) -> None:
+        """Make an artifact incomplete; the next writer clears its files whatever they were made from."""
+        for name in (layout.MANIFEST, layout.PARTIAL):
+            (self.folder(kind, split) / name).unlink(missing_ok=True)
+
     def _complete(self, folder: Path, kind: str, sealed: Manifest, ids: Sequence[str] | None) -> Status:
         if ids is None:
             try:
@@ -179,9 +184,9 @@ class ArtifactStore:
         except ArtifactError as error:
             return Status("partial", str(error))
         reason = f"{count} of {begun.count} files were written to {folder} before an interruption"
-        if expected is not None and begun.digest != expected.digest:
-            changes = _join(begun.changes_to(expected)) or "another checkpoint"
-            reason += f", with other settings: {changes}"
+        changes = begun.changes_to(expected) if expected is not None else []
+        if changes:
+            reason += f", with other settings: {_join(changes)}"
         return Status("partial", reason)
 
 

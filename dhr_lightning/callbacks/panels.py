@@ -1,16 +1,17 @@
 """TensorBoard pictures: photo, CAM, masks of every step, prediction and truth, for the same few images."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.layout import round_kind
-from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
@@ -20,7 +21,7 @@ from dhr_lightning.tasks.base import BaseTask
 
 
 class Panels(L.Callback):
-    """Log one panel of training images after some epochs.
+    """Log one panel of training images after some epochs, and keep the last one as `panel.png` of the run.
 
     Args:
         images: number of images; those with most tags come first.
@@ -40,6 +41,8 @@ class Panels(L.Callback):
         picture = draw_panel(pl_module, trainer.datamodule, self.images)
         for board in boards:
             board.experiment.add_image("panel/train", picture, trainer.global_step, dataformats="HWC")
+        if last and trainer.log_dir:
+            Image.fromarray(picture).save(Path(trainer.log_dir) / "panel.png")
 
 
 def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels:
@@ -49,10 +52,10 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
     found: set[int] = set()
     for record in records:
         image = np.array(read_image(record.image))
-        masks = _stored_masks(datamodule, record) | _predicted(task, datamodule, record)
+        masks = _stored_masks(task, datamodule, record) | _predicted(task, datamodule, record)
         found |= set(record.tags)
         row = {"image": image}
-        row |= {title: picture for title, picture in _cam(datamodule.store, record, image).items()}
+        row |= {title: picture for title, picture in _cam(task, datamodule, record, image).items()}
         row |= {title: overlay(image, mask, datamodule.classes) for title, mask in masks.items()}
         if record.mask is not None:
             row["truth"] = overlay(image, read_truth(record.mask), datamodule.classes)
@@ -62,9 +65,17 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
     return panel([[row[title] for title in titles] for row in rows], titles, names, datamodule.classes)
 
 
-def _cam(store: ArtifactStore, record: Record, image: Pixels) -> dict[str, Pixels]:
-    path = store.path("cam", "train", record.id)
-    if not path.is_file():
+def _input(task: BaseTask, datamodule: WSSSDataModule, kind: str, image_id: str) -> Path | None:
+    """File of a finished artifact; none of a kind that this step writes, because that one is of an earlier run."""
+    if kind in task.writes.get("train", ()) or datamodule.store.manifest(kind, "train") is None:
+        return None
+    path = datamodule.store.path(kind, "train", image_id)
+    return path if path.is_file() else None
+
+
+def _cam(task: BaseTask, datamodule: WSSSDataModule, record: Record, image: Pixels) -> dict[str, Pixels]:
+    path = _input(task, datamodule, "cam", record.id)
+    if path is None:
         return {}
     _, maps = read_cam(path)
     if not len(maps):
@@ -74,12 +85,12 @@ def _cam(store: ArtifactStore, record: Record, image: Pixels) -> dict[str, Pixel
     return {"CAM": heat(image, size[0, 0].numpy())}
 
 
-def _stored_masks(datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
+def _stored_masks(task: BaseTask, datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
     kinds = {"base mask": "base_mask", "MARS mask": "mars_mask"}
     if datamodule.mask_round is not None:
         kinds["DHR mask"] = round_kind(datamodule.mask_round)
-    paths = {title: datamodule.store.path(kind, "train", record.id) for title, kind in kinds.items()}
-    return {title: read_mask(path) for title, path in paths.items() if path.is_file()}
+    paths = {title: _input(task, datamodule, kind, record.id) for title, kind in kinds.items()}
+    return {title: read_mask(path) for title, path in paths.items() if path is not None}
 
 
 @torch.no_grad()

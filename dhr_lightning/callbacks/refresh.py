@@ -68,8 +68,8 @@ class PseudoMaskRefresh(L.Callback):
         records = datamodule.records("train")
         kind, start = round_kind(number), time.monotonic()
         identity = self._identity(datamodule, kind, records, weights_digest(task), number)
-        sealed = datamodule.store.manifest(kind, "train")
-        if sealed is None or sealed.digest != identity.digest:
+        ids = [record.id for record in records]
+        if not datamodule.store.status(kind, "train", expected=identity, ids=ids).fresh:
             with enter_together(trainer, datamodule.writer(identity, owner=trainer.is_global_zero)) as writer:
                 missing = set(writer.missing())
                 trainer.strategy.barrier("listed")  # a rank that writes must not shorten another's list

@@ -101,13 +101,25 @@ class ArtifactWriters(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
         """Seal every artifact once all ranks have written."""
         trainer.strategy.barrier("written")
+        self._seal(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
+        """Release the folders; seal here if every file was there already, for then nothing has been predicted."""
+        if self._writers:
+            self._seal(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: BaseTask, exception: BaseException) -> None:
+        """Release the folders, so that the same process may try again."""
+        self._close()
+
+    def _seal(self, trainer: L.Trainer, task: BaseTask) -> None:
         seconds = time.monotonic() - self._start
         if trainer.is_global_zero:
             for writer in self._writers.values():
-                writer.seal(seconds=seconds, refine=refinement(pl_module))
+                writer.seal(seconds=seconds, refine=refinement(task))
+        self._close()
 
-    def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
-        """Release the folders."""
+    def _close(self) -> None:
         self._open.close()
         self._writers = {}
 

@@ -37,7 +37,6 @@ class Stuff(IntEnum):
 
 
 MAX_CLASSES = 4
-DOG_WITH_CAT = 0.8
 BUS_WITH_EXTRA_CAR = 0.4
 NEEDS: Mapping[Thing, Thing] = MappingProxyType({Thing.BOTTLE: Thing.TABLE, Thing.RIDER: Thing.BIKE})
 
@@ -92,21 +91,13 @@ VAL_SCENES = (
 )
 
 
-def _draw_things(rng: np.random.Generator, odds: Mapping[Thing, float], *, couple_pets: bool) -> set[Thing]:
-    """Draw each class on its own; a class in `NEEDS` only where its carrier was drawn.
-
-    With `couple_pets` a drawn dog has a cat beside it with probability `DOG_WITH_CAT`, and the other images have fewer
-    cats, so that the share of images with a cat is unchanged.
-    """
+def _draw_things(rng: np.random.Generator, odds: Mapping[Thing, float]) -> set[Thing]:
+    """Draw each class on its own; a class in `NEEDS` only where its carrier was drawn."""
     things: set[Thing] = set()
     draws = dict(zip(odds, rng.random(len(odds)), strict=True))
     for thing, chance in odds.items():
         if draws[thing] < chance and (thing not in NEEDS or NEEDS[thing] in things):
             things.add(thing)
-    if couple_pets and Thing.DOG in odds:
-        dog, cat = odds[Thing.DOG], odds[Thing.CAT]
-        chance = DOG_WITH_CAT if Thing.DOG in things else (cat - dog * DOG_WITH_CAT) / (1.0 - dog)
-        (things.add if draws[Thing.CAT] < chance else things.discard)(Thing.CAT)
     return things
 
 
@@ -115,7 +106,7 @@ def plan_scene(rng: np.random.Generator, *, is_val: bool) -> ScenePlan:
 
     Args:
         rng: the generator of the image.
-        is_val: use the validation mix, in which the rare classes are more frequent and pets are independent.
+        is_val: use the validation mix, in which the rare classes are more frequent.
 
     Returns:
         the plan; `things` ascending and never empty.
@@ -126,7 +117,7 @@ def plan_scene(rng: np.random.Generator, *, is_val: bool) -> ScenePlan:
     back = kind.backs[int(rng.integers(len(kind.backs)))]
     ground = kind.grounds[int(rng.integers(len(kind.grounds)))]
     while True:
-        things = _draw_things(rng, kind.things, couple_pets=not is_val)
+        things = _draw_things(rng, kind.things)
         extra_car = Thing.BUS in things and rng.random() < BUS_WITH_EXTRA_CAR
         if extra_car:
             things.add(Thing.CAR)

@@ -50,7 +50,7 @@ class Batch(TypedDict, total=False):
     tags: Tensor  # (B, T) float32
     geometry: list[Geometry]
     mask: Tensor  # (B, H, W) int64
-    truth: Tensor  # (B, H, W) int64
+    truth: Tensor  # (B, H, W) int64; 255 throughout for an image without ground truth
     uss: Tensor  # (B, D, h, w) float32 on a grid over the canvas, 0 in padding
     neighbour: Tensor  # (B, 3, H, W) uint8
     neighbour_image: Tensor  # (B, 3, H, W) float32, normalised
@@ -102,8 +102,11 @@ def collate(samples: list[Sample], *, divisor: int = 1) -> Batch:
     )
     if "mask" in samples[0]:
         batch["mask"] = torch.stack([_pad(sample["mask"], height, width, 255) for sample in samples])
-    if "truth" in samples[0]:
-        batch["truth"] = torch.stack([_pad(sample["truth"], height, width, 255) for sample in samples])
+    if any("truth" in sample for sample in samples):
+        unknown = torch.full((height, width), 255, dtype=torch.int64)
+        batch["truth"] = torch.stack(
+            [_pad(sample["truth"], height, width, 255) if "truth" in sample else unknown for sample in samples]
+        )
     if "neighbour" in samples[0]:
         batch["neighbour"] = torch.stack([sample["neighbour"] for sample in samples])
     if "uss" in samples[0]:

@@ -29,7 +29,7 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
 
     Raises:
         DataError: if the list or an image is missing, or the split is empty.
-        TagError: if a tag is unknown; names file, line and the nearest known class.
+        TagError: if a tag is unknown (names file, line and the nearest known class) or `tags.csv` has no header.
     """
     ids = _read_ids(root, split)
     names = {image_id: _find_image(root, image_id, split) for image_id in ids}
@@ -106,15 +106,26 @@ def _tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
         tree = ElementTree.parse(path)
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not valid XML ({error}). Restore the annotation file.") from error
-    return tuple(_tag_value((node.text or "").strip(), classes, str(path)) for node in tree.iterfind("object/name"))
+    names = [(node.text or "").strip() for node in tree.iterfind("object/name")]
+    return tuple(_tag_value(name, classes, _where(path, name, classes)) for name in names)
+
+
+def _where(path: Path, name: str, classes: ClassSet) -> str:
+    if name in classes.tag_names:
+        return str(path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    line = next((number for number, text in enumerate(lines, start=1) if f"<name>{name}<" in text), None)
+    return f"{path}, line {line}" if line else str(path)
 
 
 def _tags_from_csv(path: Path, classes: ClassSet) -> dict[str, tuple[int, ...]]:
     tags: dict[str, tuple[int, ...]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         for line, row in enumerate(csv.reader(file), start=1):
+            names = [name.strip() for name in row[1].split(";") if name.strip()] if len(row) > 1 else []
+            if line == 1 and names and set(names) <= set(classes.tag_names):
+                raise TagError(f"{path} has no header: line 1 names an image, {row[0]!r}. Put `image,tags` above it.")
             if line == 1 or not row:
                 continue
-            names = [name.strip() for name in row[1].split(";") if name.strip()] if len(row) > 1 else []
             tags[row[0].strip()] = tuple(_tag_value(name, classes, f"{path}, line {line}") for name in names)
     return tags

@@ -1,8 +1,10 @@
 """Encoders by name: our small one for a CPU, and every encoder of segmentation-models-pytorch and timm (`tu-...`)."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from segmentation_models_pytorch.encoders._base import EncoderMixin
@@ -78,11 +80,12 @@ def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: i
         output_stride: 8 or 16; strides beyond it become dilation.
 
     Raises:
-        ConfigError: if the name is unknown, or has no ImageNet weights.
+        ConfigError: if the name is unknown, has no ImageNet weights, or cannot have this output stride.
         DependencyError: if a download was asked for and failed.
         CheckpointError: if the file of weights does not fit.
     """
-    if not name.startswith("tu-") and name not in encoders:
+    known = timm.is_model(name[3:].split(".")[0]) if name.startswith("tu-") else name in encoders
+    if not known:
         raise ConfigError(f"Unknown backbone {name!r}. Known: small32, tu-<timm name>, {', '.join(sorted(encoders))}.")
     if pretrained is True and name == "small32":
         raise ConfigError("Backbone 'small32' has no pretrained weights. Set pretrained: false.")
@@ -94,6 +97,10 @@ def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: i
             f"ImageNet weights of {name!r} could not be downloaded ({type(error).__name__}). "
             "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
         ) from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"Backbone {name!r} cannot have pretrained: {pretrained} with output_stride: {output_stride} ({error})."
+        ) from error
     if isinstance(pretrained, str):
         load_weights(encoder, Path(pretrained), what=f"backbone {name!r}")
     return encoder
@@ -103,13 +110,17 @@ def load_weights(module: nn.Module, path: Path, *, what: str) -> None:
     """Load a plain state dict; classifier weights that the module lacks are ignored, anything else must fit.
 
     Raises:
-        CheckpointError: if the file is absent or its tensors do not fit.
+        CheckpointError: if the file is absent, holds no state dict, or its tensors do not fit.
     """
     if not path.is_file():
         raise CheckpointError(f"Weights of {what} are missing: {path}. Put the file there or set pretrained: false.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    result = module.load_state_dict(state, strict=False)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        # the base class, because encoders override this without returning the missing keys
+        result = nn.Module.load_state_dict(module, state, strict=False)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"Weights of {what} cannot be taken from {path}: {error}") from error
     if result.missing_keys:
         raise CheckpointError(
             f"{path} does not fit {what}: {len(result.missing_keys)} tensors missing, first {result.missing_keys[0]!r}."

@@ -36,10 +36,10 @@ class Segmenter(nn.Module):
         decoder: `deeplabv3plus`, `fpn`, `unet` or `linknet`.
         decoder_options: further arguments of that decoder.
         pretrained: see `build_encoder`.
-        output_stride: 8 or 16; DeepLabv3+ only.
+        output_stride: 8 or 16; DeepLabv3+ only, the other decoders need 32.
 
     Raises:
-        ConfigError: if the decoder is unknown.
+        ConfigError: if the decoder or backbone is unknown, or they do not go together.
 
     Source: DeepLabv3+ (arXiv:1802.02611); CAM head of DHR (arXiv:2404.00380), a 1x1 convolution without bias on C5.
     Differs: DHR halves C5 before the CAM head; here the map keeps the resolution of C5.
@@ -66,8 +66,9 @@ class Segmenter(nn.Module):
         options = dict(decoder_options or {})
         if decoder == "deeplabv3plus":
             options["encoder_output_stride"] = output_stride
+        stride = output_stride if decoder == "deeplabv3plus" else 32
+        self.encoder = backbones.build_encoder(backbone, pretrained=pretrained, output_stride=stride)
         network = _DECODERS[decoder](backbone, encoder_weights=None, classes=num_classes, **options)
-        self.encoder = backbones.build_encoder(backbone, pretrained=pretrained, output_stride=output_stride)
         self.decoder, self.head = network.decoder, network.segmentation_head[0]
         channels = self.encoder.out_channels[-1]
         self.classifier = nn.Conv2d(channels, num_tags, 1, bias=False) if num_tags else None

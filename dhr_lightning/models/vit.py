@@ -1,5 +1,7 @@
 """Frozen vision transformers of timm as dense feature extractors."""
 
+import pickle
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -36,19 +38,22 @@ class FrozenViT(nn.Module):
                 f"Weights of {name!r} could not be downloaded ({type(error).__name__}). "
                 "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
             ) from error
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise ConfigError(f"{name!r} is no vision transformer with a free image size ({error}).") from error
+        if not hasattr(self.model, "num_prefix_tokens"):
+            raise ConfigError(f"{name!r} is no plain vision transformer: it has no patch tokens. Use a `vit_` name.")
         if isinstance(pretrained, str):
             self._load(pretrained, name)
         self.requires_grad_(False)
+        self.eval()
         self.patch = int(self.model.patch_embed.patch_size[0])
         self.out_channels = int(self.model.num_features)
 
     def _load(self, path: str, name: str) -> None:
         try:
             self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"Weights of {name!r} cannot be taken from {path}: {error}.") from error
+        except (OSError, RuntimeError, TypeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"Weights of {name!r} cannot be taken from {path}: {error}") from error
 
     def train(self, mode: bool = True) -> "FrozenViT":
         """Stay in evaluation mode whatever is asked."""

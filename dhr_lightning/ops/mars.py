@@ -60,8 +60,32 @@ def image_centroids(
     return batched_spherical_kmeans(rows, member, max(k_fg, k_bg), iterations=iterations, seed=seed, limit=limit)
 
 
+def centroid_sizes(
+    uss: Tensor, mask: Tensor, keys: Tensor, centroids: Tensor, used: Tensor, *, valid: Tensor | None = None
+) -> Tensor:
+    """Count the cells of every centroid of `image_centroids`.
+
+    Args:
+        uss: `(B, D, h, w)` the features that were clustered.
+        mask: `(B, H, W)` int class values.
+        keys: `(B, K)` class values, -1 = padding.
+        centroids: `(B, K, k, D)` unit centroids.
+        used: `(B, K, k)` bool.
+        valid: `(B, H, W)` bool, pixels that count.
+
+    Returns:
+        `(B, K, k)` float, number of cells of the class whose nearest centroid it is; 0 where unused.
+    """
+    member = cell_labels(mask, keys, grid=(uss.shape[2], uss.shape[3]), valid=valid) > 0  # (B, K, N)
+    with full_precision(uss):
+        cosine = torch.einsum("bnd,bpkd->bpkn", functional.normalize(as_float(cells_first(uss)), dim=2), centroids)
+        nearest = cosine.masked_fill(~used[..., None], -2.0).argmax(2)  # (B, K, N)
+        counted = functional.one_hot(nearest, used.shape[2]) * member[..., None]  # (B, K, N, k)
+    return counted.sum(2).to(centroids.dtype) * used
+
+
 def debiased_centroids(
-    centroids: Tensor, classes: Tensor, *, num_classes: int, alpha: float = 0.4
+    centroids: Tensor, classes: Tensor, *, num_classes: int, alpha: float = 0.4, sizes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Average, per class, the centroids of the whole data set that lie farthest from the background.
 
@@ -70,6 +94,9 @@ def debiased_centroids(
         classes: `(M,)` int class values in [0, num_classes), 0 = background.
         num_classes: C, background included.
         alpha: share of a class's centroids that is kept, in (0, 1] (α in the paper).
+        sizes: `(M,)` cells of each centroid. Given them, `alpha` is a share of the class's cells and the average is
+            weighted by cells: then a small part that is always far from the background, such as a stripe or a window,
+            cannot stand for the whole class.
 
     Returns:
         Unit vectors `(C, D)` float and `(C,)` bool that tells which classes were found; the background never is.
@@ -79,6 +106,7 @@ def debiased_centroids(
 
     Source: MARS (arXiv:2304.09913), debiased centroids; distance (1 - cosine) / 2, averaged over the background.
     Differs: the mean distance to all background centroids equals the distance to their mean, which costs O(M).
+    `sizes` is ours.
     """
     check_dims("centroids", centroids, "M D")
     check_shape("classes", classes, centroids.shape[:1], "M")
@@ -94,15 +122,24 @@ def debiased_centroids(
         distance = 0.5 * (1.0 - unit @ unit[classes == 0].mean(0))  # (M,)
         order = distance.argsort(descending=True, stable=True)
         order = order[classes[order].argsort(stable=True)]  # by class, farthest first
-        sizes = torch.bincount(classes, minlength=num_classes)  # (C,)
-        rank = torch.arange(len(classes), device=classes.device) - (sizes.cumsum(0) - sizes)[classes[order]]
-        # 0.07 * 100 is a little above 7 in floating point; on the CPU because not every device has float64
-        kept = (sizes.cpu().double() * alpha - 1e-6).ceil().to(sizes)
-        chosen = order[rank < kept[classes[order]]]
-        sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, classes[chosen], unit[chosen])
+        weight = (torch.ones_like(distance) if sizes is None else sizes)[order]
+        kept = weight * _farthest(weight, classes[order], num_classes=num_classes, alpha=alpha)
+        sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, classes[order], kept[:, None] * unit[order])
         sums[0] = 0.0
         found = sums.any(1)
         return functional.normalize(sums, dim=1), found
+
+
+def _farthest(weight: Tensor, classes: Tensor, *, num_classes: int, alpha: float) -> Tensor:
+    """Mark the first entries of each class that make up the share `alpha` of its weight, as 0 or 1.
+
+    `weight` and `classes` are `(M,)`, sorted by class. On the CPU, because not every device has float64.
+    """
+    exact, where = weight.cpu().double(), classes.cpu()
+    totals = exact.new_zeros(num_classes).index_add(0, where, exact)  # (C,)
+    before = exact.cumsum(0) - exact - (totals.cumsum(0) - totals)[where]
+    limit = totals[where] * alpha - 1e-6  # 0.07 * 100 is a little above 7 in floating point
+    return (before < limit).to(weight)
 
 
 def foreground_similarity(uss: Tensor, debiased: Tensor, keys: Tensor) -> Tensor:

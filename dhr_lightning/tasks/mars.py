@@ -11,6 +11,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.mars import (
+    centroid_sizes,
     debiased_centroids,
     foreground_mask,
     foreground_similarity,
@@ -31,7 +32,8 @@ class MARSTask(BaseTask):
         source: artifact kind that is debiased.
         k_fg: clusters of a foreground class in an image (target and bias).
         k_bg: clusters of the background in an image.
-        alpha: share of a class's centroids kept, those farthest from background.
+        alpha: share kept of a class, farthest from background first.
+        weighting: whether `alpha` is a share of the class's `cells` (ours) or of its `centroids` (the paper).
         rejected: what a rejected pixel becomes: `background` or `ignore`.
         refine: refinement of the foreground map: `auto`, `pydensecrf`, `pamr` or `none`.
         crf: its dense CRF settings.
@@ -53,6 +55,7 @@ class MARSTask(BaseTask):
         k_fg: int = 2,
         k_bg: int = 2,
         alpha: float = 0.4,
+        weighting: str = "cells",
         rejected: str = "background",
         refine: str = "auto",
         crf: dict[str, float] | None = None,
@@ -66,6 +69,8 @@ class MARSTask(BaseTask):
             )
         if rejected not in ("background", "ignore"):
             raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
+        if weighting not in ("cells", "centroids"):
+            raise ConfigError(f"Expected model.init_args.weighting to be cells or centroids, but got {weighting!r}.")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.needs = Needs(
@@ -74,7 +79,7 @@ class MARSTask(BaseTask):
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
         self.register_buffer("centroids", torch.zeros(0))
         self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
-        self._collected: list[tuple[Tensor, Tensor]] = []
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def configure_optimizers(self) -> None:
         """Nothing is optimised."""
@@ -98,14 +103,19 @@ class MARSTask(BaseTask):
             valid=batch["valid"],
             offset=self.classes.offset,
         )
-        self._collected.append((centroids[used], keys[..., None].expand_as(used)[used]))
+        sizes = centroid_sizes(batch["uss"], batch["mask"], keys, centroids, used, valid=batch["valid"])
+        self._collected.append((centroids[used], keys[..., None].expand_as(used)[used], sizes[used]))
 
     def on_train_epoch_end(self) -> None:
         """Keep, for each class, the mean of the centroids that are farthest from background."""
-        centroids, classes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        centroids, classes, sizes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
         self._collected = []
         self.centroids, self.found = debiased_centroids(
-            centroids, classes, num_classes=self.classes.num_classes, alpha=self.hparams.alpha
+            centroids,
+            classes,
+            num_classes=self.classes.num_classes,
+            alpha=self.hparams.alpha,
+            sizes=sizes if self.hparams.weighting == "cells" else None,
         )
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:

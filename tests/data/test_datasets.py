@@ -1,0 +1,169 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dhr_lightning.artifacts.files import write_features, write_mask
+from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.datasets import SegmentationDataset
+from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.sample import Sample
+from dhr_lightning.data.transforms import Augmentation
+from dhr_lightning.errors import ArtifactError, MaskError
+from tests.conftest import COLOURS, TINY_VOC
+
+AUGMENTATION = Augmentation(40, (0.5, 2.0))
+
+
+def same(first: Sample, second: Sample) -> bool:
+    assert set(first) == set(second)
+    return all(
+        torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        for key, value in first.items()
+    )
+
+
+@pytest.fixture
+def masks(tmp_path: Path, train_records: list[Record], voc_classes: ClassSet) -> Callable[[str], Path]:
+    """Artifact masks of one value each: the first tag of their image."""
+    for record in train_records:
+        width, height = read_image(record.image).size
+        write_mask(
+            tmp_path / f"{record.id}.png", np.full((height, width), record.tags[0], np.uint8), voc_classes.palette
+        )
+    return lambda image_id: tmp_path / f"{image_id}.png"
+
+
+def test_a_whole_image_comes_as_it_is_on_disk(train_records: list[Record], voc_classes: ClassSet):
+    dataset = SegmentationDataset(train_records, voc_classes, truth=True)
+    assert len(dataset) == 4
+    for index, record in enumerate(train_records):
+        sample = dataset[index]
+        assert set(sample) == {"id", "pixels", "valid", "tags", "geometry", "truth"}
+        assert sample["id"] == record.id
+        np.testing.assert_array_equal(sample["pixels"].permute(1, 2, 0).numpy(), np.array(read_image(record.image)))
+        assert record.mask is not None
+        np.testing.assert_array_equal(sample["truth"].numpy(), read_truth(record.mask))
+        assert (sample["tags"].nonzero()[:, 0] + 1).tolist() == list(record.tags)
+        for square in TINY_VOC["train"][record.id][1]:
+            middle = sample["pixels"][:, square.top + square.side // 2, square.left + square.side // 2]
+            assert (middle.int() - torch.tensor(COLOURS[square.name])).abs().max() < 25
+
+
+@pytest.mark.parametrize("augmentation", [None, AUGMENTATION], ids=["whole", "crop"])
+def test_ground_truth_is_absent_unless_asked_for(
+    train_records: list[Record], voc_classes: ClassSet, augmentation: Augmentation | None
+):
+    sample = SegmentationDataset(train_records, voc_classes, augmentation=augmentation)[0]
+    assert set(sample) == {"id", "pixels", "valid", "tags", "geometry"}
+
+
+def test_a_record_without_ground_truth_gives_none(train_records: list[Record], voc_classes: ClassSet):
+    record = Record(train_records[0].id, train_records[0].image, train_records[0].tags)
+    assert "truth" not in SegmentationDataset([record], voc_classes, truth=True)[0]
+
+
+def test_seed_epoch_and_index_decide_a_sample(train_records: list[Record], voc_classes: ClassSet):
+    def make(seed: int) -> SegmentationDataset:
+        return SegmentationDataset(train_records, voc_classes, augmentation=AUGMENTATION, truth=True, seed=seed)
+
+    dataset = make(0)
+    first = dataset[3, 1]
+    torch.manual_seed(99)
+    dataset[0, 0]
+    assert same(dataset[3, 1], first)
+    assert same(make(0)[3, 1], first)
+    assert not same(dataset[4, 1], first)
+    assert not same(make(1)[3, 1], first)
+    assert dataset[3, 0]["geometry"].scale != first["geometry"].scale
+    assert same(dataset[1], dataset[0, 1])
+
+
+def test_epochs_and_indices_do_not_share_their_draws(train_records: list[Record], voc_classes: ClassSet):
+    dataset = SegmentationDataset([train_records[0]] * 8, voc_classes, augmentation=AUGMENTATION)
+    geometries = {dataset[epoch, index]["geometry"] for epoch in range(8) for index in range(8)}
+    assert len(geometries) > 60
+
+
+def test_whole_images_do_not_depend_on_the_epoch(train_records: list[Record], voc_classes: ClassSet):
+    dataset = SegmentationDataset(train_records, voc_classes, truth=True)
+    assert same(dataset[0, 2], dataset[7, 2])
+
+
+def test_masks_to_train_on_come_from_the_artifact(
+    train_records: list[Record], voc_classes: ClassSet, masks: Callable[[str], Path]
+):
+    whole = SegmentationDataset(train_records, voc_classes, masks=masks)
+    crops = SegmentationDataset(train_records, voc_classes, masks=masks, augmentation=AUGMENTATION)
+    for index, record in enumerate(train_records):
+        assert whole[index]["mask"].unique().tolist() == [record.tags[0]]
+        sample = crops[0, index]
+        assert sample["mask"][sample["valid"]].unique().tolist() == [record.tags[0]]
+        assert (sample["mask"][~sample["valid"]] == 255).all()
+
+
+def test_a_mask_that_does_not_fit_its_image_is_refused(
+    train_records: list[Record], voc_classes: ClassSet, masks: Callable[[str], Path]
+):
+    swapped = SegmentationDataset(train_records, voc_classes, masks=lambda _: masks("2007_000001"))
+    assert "mask" in swapped[0]
+    with pytest.raises(MaskError, match=r"2007_000001\.png is 64x48 pixels, but its image is 48x64"):
+        swapped[1]
+
+
+def test_a_mask_of_other_classes_is_refused(
+    train_records: list[Record], voc_classes: ClassSet, masks: Callable[[str], Path]
+):
+    write_mask(masks("2007_000001"), np.full((48, 64), 21, np.uint8), voc_classes.palette)
+    with pytest.raises(MaskError, match="21 classes and 255: 21"):
+        SegmentationDataset(train_records, voc_classes, masks=masks)[0]
+
+
+def test_a_missing_mask_is_named(train_records: list[Record], voc_classes: ClassSet, tmp_path: Path):
+    with pytest.raises(ArtifactError, match=r"gone\.png"):
+        SegmentationDataset(train_records, voc_classes, masks=lambda _: tmp_path / "gone.png")[0]
+
+
+def test_features_are_those_of_the_whole_image(train_records: list[Record], voc_classes: ClassSet, tmp_path: Path):
+    features = np.random.default_rng(0).normal(size=(5, 6, 8)).astype(np.float16)
+    write_features(tmp_path / "uss.npy", features)
+    for augmentation in (None, AUGMENTATION):
+        dataset = SegmentationDataset(
+            train_records, voc_classes, features=lambda _: tmp_path / "uss.npy", augmentation=augmentation
+        )
+        assert dataset[0]["uss"].dtype == torch.float32
+        np.testing.assert_array_equal(dataset[0]["uss"].numpy(), features.astype(np.float32))
+
+
+def test_neighbours_are_crops_of_the_named_images(train_records: list[Record], voc_classes: ClassSet):
+    table = torch.tensor([[2, 2], [2, 3], [0, 0], [0, 0]])
+    plain = Augmentation(24, (1.0, 1.0), 0.0, (0.0, 0.0, 0.0, 0.0))
+    dataset = SegmentationDataset(train_records, voc_classes, augmentation=plain, neighbours=table)
+    photos = [np.array(read_image(record.image)) for record in train_records]
+
+    def owners(crop: torch.Tensor) -> list[int]:
+        pixels = crop.permute(1, 2, 0).numpy()
+        return [
+            index
+            for index, photo in enumerate(photos)
+            if any(
+                np.array_equal(photo[top : top + 24, left : left + 24], pixels)
+                for top in range(photo.shape[0] - 23)
+                for left in range(photo.shape[1] - 23)
+            )
+        ]
+
+    assert owners(dataset[0, 0]["neighbour"]) == [2]
+    assert owners(dataset[0, 2]["neighbour"]) == [0]
+    assert sorted({owners(dataset[epoch, 1]["neighbour"])[0] for epoch in range(12)}) == [2, 3]
+    assert torch.equal(dataset[5, 1]["neighbour"], dataset[5, 1]["neighbour"])
+
+
+def test_neighbours_do_not_change_the_crop_itself(train_records: list[Record], voc_classes: ClassSet):
+    without = SegmentationDataset(train_records, voc_classes, augmentation=AUGMENTATION)[2, 0]
+    table = torch.zeros(4, 1, dtype=torch.int64)
+    with_one = SegmentationDataset(train_records, voc_classes, augmentation=AUGMENTATION, neighbours=table)[2, 0]
+    assert torch.equal(without["pixels"], with_one["pixels"])
+    assert without["geometry"] == with_one["geometry"]

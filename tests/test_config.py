@@ -1,0 +1,193 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dhr_lightning.config import apply_overrides, find_config, merge, output_settings, read_yaml, resolve
+from dhr_lightning.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def keys_of(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        return set(node) | {key for value in node.values() for key in keys_of(value)}
+    return {key for value in node for key in keys_of(value)} if isinstance(node, list) else set()
+
+
+def test_merge_is_deep_and_the_top_wins():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    assert merge(base, {"a": {"c": [3]}, "d": {"e": 2}}) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+    assert merge(base, {"a": None}) == {"a": None, "d": 1}
+
+
+def test_merge_leaves_its_inputs_alone():
+    base, top = {"a": {"b": [1]}}, {"a": {"b+": [2], "c": {"d": []}}}
+    before = copy.deepcopy((base, top))
+    merged = merge(base, top)
+    merged["a"]["b"].append(9)
+    merged["a"]["c"]["d"].append(9)
+    assert (base, top) == before
+
+
+@pytest.mark.parametrize("base", [{}, {"trainer": None}, {"trainer": {}}, {"trainer": {"callbacks": None}}])
+def test_append_works_where_there_is_nothing_to_append_to(base: dict[str, Any]):
+    assert merge(base, {"trainer": {"callbacks+": [1]}}) == {"trainer": {"callbacks": [1]}}
+
+
+def test_append_keeps_the_order():
+    assert merge({"a": [1, 2]}, {"a+": [3, 4]}) == {"a": [1, 2, 3, 4]}
+
+
+def test_another_class_path_drops_the_arguments_of_the_class_it_replaces():
+    base = {"model": {"class_path": "CAMTask", "init_args": {"scales": [1.0], "lr": 1}}}
+    assert merge(base, {"model": {"class_path": "CAMTask", "init_args": {"lr": 2}}})["model"]["init_args"] == {
+        "scales": [1.0],
+        "lr": 2,
+    }
+    assert merge(base, {"model": {"class_path": "WSSTask", "init_args": {"lr": 2}}})["model"]["init_args"] == {"lr": 2}
+
+
+def test_files_merge_from_left_to_right(tmp_path: Path):
+    first = write(tmp_path, "a.yaml", "model: {class_path: CAMTask}\ndata: {batch_size: 1, seed: 3}\n")
+    second = write(tmp_path, "b.yaml", "data: {batch_size: 2}\n")
+    assert resolve([first, second])["data"] == {"batch_size": 2, "seed": 3}
+    assert resolve([second, first])["data"] == {"batch_size": 1, "seed": 3}
+
+
+def test_only_the_section_of_the_final_task_is_merged_and_it_comes_last(tmp_path: Path):
+    overlay = write(
+        tmp_path, "o.yaml", "per_task: {CAMTask: {data: {batch_size: 4}}, WSSTask: {data: {batch_size: 5}}}\n"
+    )
+    task = write(tmp_path, "t.yaml", "model: {class_path: dhr_lightning.tasks.wss.WSSTask}\ndata: {batch_size: 1}\n")
+    for order in ([overlay, task], [task, overlay]):
+        config = resolve(order)
+        assert config["data"]["batch_size"] == 5
+        assert "per_task" not in config
+    assert resolve([task, overlay], ["--data.batch_size", "6"])["data"]["batch_size"] == 6
+
+
+def test_sections_of_several_files_are_merged_one_after_the_other(tmp_path: Path):
+    task = write(tmp_path, "t.yaml", "model: {class_path: CAMTask}\ntrainer: {callbacks: [a]}\n")
+    first = write(tmp_path, "a.yaml", "per_task: {CAMTask: {trainer: {callbacks+: [b], max_epochs: 1}}}\n")
+    second = write(tmp_path, "b.yaml", "per_task: {CAMTask: {trainer: {callbacks+: [c], max_epochs: 2}}}\n")
+    assert resolve([task, first, second])["trainer"] == {"callbacks": ["a", "b", "c"], "max_epochs": 2}
+
+
+def test_empty_sections_and_files_change_nothing(tmp_path: Path):
+    task = write(tmp_path, "t.yaml", "model: {class_path: CAMTask}\n")
+    empty = write(tmp_path, "e.yaml", "# nothing\n")
+    hollow = write(tmp_path, "h.yaml", "per_task:\n")
+    assert resolve([task, empty, hollow]) == {"model": {"class_path": "CAMTask"}}
+    assert resolve([]) == {}
+
+
+def test_yaml_anchors_share_and_extend_a_mapping(tmp_path: Path):
+    text = "base: &base {lr: 0.1, power: 0.9}\nmodel:\n  init_args:\n    <<: *base\n    lr: 0.2\n  crf: *base\n"
+    config = resolve([write(tmp_path, "a.yaml", text)], ["--base.power", "0"])
+    assert config["model"] == {"init_args": {"lr": 0.2, "power": 0.9}, "crf": {"lr": 0.1, "power": 0.9}}
+    assert config["base"]["power"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--a.b", "0.5"], {"a": {"b": 0.5}}),
+        (["--a.b=true"], {"a": {"b": True}}),
+        (["--a.b", "[1, 2]", "--c", "null"], {"a": {"b": [1, 2]}, "c": None}),
+        (["--a.b=x=y"], {"a": {"b": "x=y"}}),
+        (["--a.b", "-1"], {"a": {"b": -1}}),
+        (["--a.b", "1", "--a.b", "2"], {"a": {"b": 2}}),
+    ],
+)
+def test_overrides_become_plain_values(arguments: list[str], expected: dict[str, Any]):
+    assert apply_overrides({}, arguments) == expected
+
+
+def test_overrides_fill_an_empty_section_and_leave_the_configuration_alone():
+    config: dict[str, Any] = {"model": {"init_args": None}, "data": {"seed": 0}}
+    assert apply_overrides(config, ["--model.init_args.lr", "1", "--data.seed=2"]) == {
+        "model": {"init_args": {"lr": 1}},
+        "data": {"seed": 2},
+    }
+    assert config == {"model": {"init_args": None}, "data": {"seed": 0}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.b", "1"], "Expected an override like .*'a.b'"),
+        (["--a.b"], r"--a\.b has no value"),
+        (["--a.b", "--c", "1"], r"--a\.b has no value"),
+        (["--seed.x", "1"], "'seed', which is not a section"),
+        (["--a", "[1"], r"'\[1' of override --a is not valid YAML"),
+    ],
+)
+def test_unusable_overrides_are_named(arguments: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides({"seed": 1}, arguments)
+
+
+def test_an_unknown_file_is_refused_with_the_names_that_exist():
+    with pytest.raises(ConfigError, match=r"'stage9\.yaml'.*configs/stage1_cam\.yaml"):
+        resolve(["stage9.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [1", "not valid YAML"), ("- 1\n- 2\n", "Expected a mapping in .* but got list")]
+)
+def test_unreadable_files_are_named(tmp_path: Path, text: str, message: str):
+    path = write(tmp_path, "broken.yaml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_shipped_files_are_found_from_anywhere_and_own_files_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("stage1_cam.yaml") == find_config("configs/stage1_cam.yaml") == CONFIGS / "stage1_cam.yaml"
+    assert find_config("data/voc.yaml") == CONFIGS / "data" / "voc.yaml"
+    own = write(tmp_path, "stage1_cam.yaml", "")
+    assert find_config("stage1_cam.yaml").resolve() == own
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("stage*.yaml")))
+@pytest.mark.parametrize("overlays", [(), ("quickstart.yaml",)], ids=["plain", "quickstart"])
+@pytest.mark.parametrize("data", sorted(p.name for p in (CONFIGS / "data").glob("*.yaml")))
+def test_every_shipped_combination_resolves(name: str, overlays: tuple[str, ...], data: str):
+    config = resolve([name, f"data/{data}", *overlays])
+    assert config["model"]["class_path"].endswith("Task")
+    assert config["data"]["dataset"] == data.removesuffix(".yaml")
+    assert not {key for key in keys_of(config) if key.endswith("+") or key in ("per_task", "<<")}
+
+
+def test_settings_of_an_output_leave_out_what_cannot_change_it():
+    config = {
+        "model": {"class_path": "CAMTask"},
+        "data": {"dataset": "voc", "batch_size": 2, "num_workers": 4, "root": "x", "workspace": "w"},
+        "trainer": {"max_epochs": 2, "devices": 2, "accelerator": "gpu", "logger": False},
+        "seed_everything": 3,
+        "ckpt_path": "x",
+    }
+    assert output_settings(config) == {
+        "model": {"class_path": "CAMTask"},
+        "data": {"dataset": "voc", "batch_size": 2},
+        "trainer": {"max_epochs": 2},
+        "seed": 3,
+    }
+
+
+def test_planning_does_not_import_torch():
+    code = "import sys, dhr_lightning.pipeline; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
