@@ -38,7 +38,7 @@ stage1: $(READY) ## image tags -> CAMs and base masks
 stage2: $(READY) ## images -> unsupervised segmentation features
 	$(RUN) stages/stage2_uss.py --dataset $(DATASET) $(ARGS)
 
-stage3: $(READY) ## base masks and features -> DHR masks, final segmenter, report
+stage3: $(READY) ## masks and features -> DHR masks, final segmenter, report
 	$(RUN) stages/stage3_dhr.py --dataset $(DATASET) $(ARGS)
 
 report: $(READY) ## reports/DATASET/report.html and report.json

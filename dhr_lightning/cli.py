@@ -209,6 +209,7 @@ def quiet() -> None:
         ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*GPU available but not used.*",
         ".*litmodels.*",
+        ".*compute.* method of metric ConfusionMatrix was called before.*",
         ".*Total length of `DataLoader` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -10,16 +10,19 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from dhr_lightning.artifacts.files import read_mask, write_json
+from dhr_lightning.artifacts.layout import round_kind, round_number
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.config import resolve
 from dhr_lightning.data import provenance
+from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.files import check_mask, read_truth
 from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.data.registry import get_dataset
 from dhr_lightning.errors import DataError
 from dhr_lightning.progress import track
+from dhr_lightning.report import DatasetTruth, build_report
 
 log = logging.getLogger("dhr_lightning")
 
@@ -80,10 +83,16 @@ def status(arguments: Sequence[str]) -> int:
         width = max(len(f"{kind}/{split}") for kind, split in rows)
         for (kind, split), state in rows.items():
             manifest = store.manifest(kind, split) if state.fresh else None
-            log.info("%-*s  %s%s", width, f"{kind}/{split}", state, _facts(manifest))
+            log.info("%-*s  %s%s", width, f"{kind}/{split}", state, _facts(manifest) or _advice(kind, split, state))
         return int(any(state.state in ("stale", "partial") for state in rows.values()))
 
     return _run(status, arguments)
+
+
+def _advice(kind: str, split: str, state: Status) -> str:
+    """The command that repairs an artifact; an absent one has it in its reason."""
+    maker = MAKERS.get((round_kind(0), split) if round_number(kind) is not None else (kind, split))
+    return f"; run `make {maker.target}`" if maker and state.state in ("stale", "partial") else ""
 
 
 def _facts(manifest: Manifest | None) -> str:
@@ -204,26 +213,29 @@ def report(arguments: Sequence[str]) -> int:
             output: folder of the report; default: reports/<dataset> in the workspace.
             images: pictured images per split.
         """
-        from dhr_lightning.report import DatasetTruth, build_report
-
-        config = _data_config(dataset, root, workspace)
-        info, folder, store = provenance.dataset_of(config)
+        info, folder, _ = provenance.dataset_of(_data_config(dataset, root, workspace))
         target = Path(output) if output else Path(workspace) / "reports" / info.name
-        build_report(
-            store,
-            DatasetTruth(info, folder),
-            split="train",
-            output=target,
-            title=f"{info.name}: from tags to segmentation",
-            seconds=step_seconds(Path(workspace) / "runs" / info.name, store),
-            notes=refinement_notes(store),
-            max_images=images,
-            progress=track,
-        )
-        log.info("report: %s", target / "report.html")
+        write_run_report(info, folder, Path(workspace), target, images=images)
         return 0
 
     return _run(report, arguments)
+
+
+def write_run_report(info: DatasetInfo, root: Path, workspace: Path, target: Path, *, images: int) -> None:
+    """Judge every artifact of a workspace and write `report.html` and `report.json` into `target`."""
+    store = ArtifactStore(workspace / "artifacts", info.name)
+    build_report(
+        store,
+        DatasetTruth(info, root),
+        split="train",
+        output=target,
+        title=f"{info.name}: from tags to segmentation",
+        seconds=step_seconds(workspace / "runs" / info.name, store),
+        notes=refinement_notes(store),
+        max_images=images,
+        progress=track,
+    )
+    log.info("report: %s", target / "report.html")
 
 
 def step_seconds(runs: Path, store: ArtifactStore) -> dict[str, float]:

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from dhr_lightning.artifacts.layout import round_kind
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import Status
+from dhr_lightning.commands import write_run_report
 from dhr_lightning.config import check_sections, own_overrides, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.errors import ArtifactError, ConfigError, DHRError
-from dhr_lightning.progress import configure_process, duration
+from dhr_lightning.progress import configure_process, duration, is_first_rank
 
 log = logging.getLogger("dhr_lightning")
 
@@ -48,11 +50,13 @@ class Stage:
         name: `stage1_cam`, ...
         about: one line for `--help`.
         steps: in order.
+        report: write the report at the end.
     """
 
     name: str
     about: str
     steps: tuple[Step, ...]
+    report: bool = False
 
 
 @dataclass
@@ -170,6 +174,8 @@ def run_stage(stage: Stage, request: Request) -> None:
         check_inputs(plan)
         rounds_lost = any(kind.startswith("dhr_mask") and not status.fresh for (kind, _), status in statuses.items())
         run_step(plan, force=force, refit=rounds_lost)
+    if stage.report:
+        write_report(plans[-1], again=ran)
     log.info("%s: %s", stage.name, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
 
 
@@ -177,11 +183,23 @@ def prepare(plan: Plan) -> None:
     """Make the built-in dataset if needed, then check every file once."""
     if plan.info.prepare is not None:
         plan.info.prepare(plan.root, plan.config["data"].get("options") or {})
+    for split in ("train", "val"):
+        dropped = len(plan.info.read(plan.root, split, plan.info.classes)) - len(plan.records(split))
+        if dropped:
+            log.info("%s/%s: %d images without tags are dropped (data.untagged: drop)", plan.info.name, split, dropped)
     check_dataset(
         plan.store.root / plan.store.dataset,
         {split: plan.records(split) for split in ("train", "val")},
         plan.info.classes,
     )
+
+
+def write_report(plan: Plan, *, again: bool) -> None:
+    """Write the report of everything on disk, if masks were made or it is not there."""
+    workspace = Path(plan.config["data"].get("workspace", "."))
+    target = workspace / "reports" / plan.info.name
+    if again or not (target / "report.html").is_file():
+        write_run_report(plan.info, plan.root, workspace, target, images=8)
 
 
 def check_inputs(plan: Plan) -> None:
@@ -212,16 +230,15 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
     from dhr_lightning.callbacks.checkpoints import find_checkpoint
     from dhr_lightning.cli import run_lightning
 
-    folder, digest = plan.run_folder, plan.digest()
+    folder, digest, first = plan.run_folder, plan.digest(), is_first_rank()
     folder.mkdir(parents=True, exist_ok=True)
     configs = [argument for path in plan.recipe["configs"] for argument in ("--config", path)]
-    with FolderLock(folder / ".lock"):
+    with FolderLock(folder / ".lock") if first else nullcontext():
         state_path = folder / "state.json"
         state: Mapping[str, Any] = read_json(state_path) if state_path.is_file() else {}
-        if force:
-            for output in plan.outputs():
-                plan.store.forget(*output)
-        if force or state.get("digest") != digest or (refit and state["fitted"]):
+        for output in plan.outputs() if first and force else ():
+            plan.store.forget(*output)
+        if first and (force or state.get("digest") != digest or (refit and state["fitted"])):
             state = {"digest": digest, "run": str(next_version(folder)), "fitted": False}
             write_json(state_path, state)
         run = Path(str(state["run"]))
@@ -234,7 +251,8 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
             start = time.monotonic()
             run_lightning(["fit", *configs, *plan.recipe["overrides"], *resume], run_dir=run)
             seconds = float(state.get("seconds", 0)) + time.monotonic() - start
-            write_json(state_path, {**state, "fitted": True, "seconds": round(seconds, 1)})
+            if first:
+                write_json(state_path, {**state, "fitted": True, "seconds": round(seconds, 1)})
             checkpoint = find_checkpoint(run)
         log.info("%s: predicting", plan.step.name)
         run_lightning(["predict", *configs, *plan.recipe["overrides"], "--ckpt_path", str(checkpoint)], run_dir=run)

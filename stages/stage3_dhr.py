@@ -11,6 +11,7 @@ STAGE = Stage(
     "stage3_dhr",
     "base masks and features -> DHR masks and the final segmenter",
     (Step("wss", "stage3_base.yaml"), Step("mars", "stage3_mars.yaml"), Step("dhr", "stage3_dhr.yaml")),
+    report=True,
 )
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.pipeline import Stage, stage_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -107,3 +109,15 @@ def version_number(path: Path) -> int:
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Whether two state dicts are equal bit by bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupt_at(count: int, *, kind: str | None = None) -> Callable[..., Any]:
+    """`ArtifactWriter.write` that the user interrupts at the `count`-th call, of one kind if there is one."""
+    calls, write = iter(range(1, count)), ArtifactWriter.write
+
+    def interrupted(self: ArtifactWriter, *arguments: Any) -> Any:
+        if kind in (None, self.identity.kind) and next(calls, None) is None:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+
+    return interrupted

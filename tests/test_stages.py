@@ -5,14 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from tests.pipeline_workspace import REPOSITORY, ROUNDS, STAGES, Lines, Workspace, same_tensors
+from tests.pipeline_workspace import REPOSITORY, ROUNDS, STAGES, Lines, Workspace, interrupt_at, same_tensors
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
@@ -167,7 +166,7 @@ def test_prediction_continues_where_it_was_interrupted(
     before = workspace.hashes("uss")
     shutil.rmtree(workspace.store.folder("uss", "train"))
     with monkeypatch.context() as patch:
-        patch.setattr(ArtifactWriter, "write", interrupt_at(6, KeyboardInterrupt))
+        patch.setattr(ArtifactWriter, "write", interrupt_at(6))
         assert workspace.stage("stage2_uss") == 130
     assert lines.messages[-1] == "interrupted; run the same command again to continue"
     assert workspace.store.status("uss", "train").state == "partial"
@@ -176,18 +175,6 @@ def test_prediction_continues_where_it_was_interrupted(
     assert "uss: continuing, 5 images are already written" in lines.messages
     assert not any("fitting" in line for line in lines.messages)
     assert workspace.hashes("uss") == before
-
-
-def interrupt_at(count: int, error: type[BaseException]) -> Callable[..., Any]:
-    """`ArtifactWriter.write` that fails at the `count`-th call."""
-    calls, write = iter(range(1, count)), ArtifactWriter.write
-
-    def interrupted(self: ArtifactWriter, *arguments: Any) -> Any:
-        if next(calls, None) is None:
-            raise error
-        return write(self, *arguments)
-
-    return interrupted
 
 
 @pytest.mark.parametrize(

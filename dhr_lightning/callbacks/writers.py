@@ -19,6 +19,8 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.tasks.base import BaseTask
 
+# Everything else is written as the network gives it.
+REFINED = ("base_mask", "mars_mask")
 log = logging.getLogger("dhr_lightning")
 
 
@@ -102,6 +104,7 @@ class ArtifactWriters(L.Callback):
         """Seal every artifact once all ranks have written."""
         trainer.strategy.barrier("written")
         self._seal(trainer, pl_module)
+        trainer.strategy.barrier("sealed")  # the next step of a stage looks for it on every rank
 
     def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
         """Release the folders; seal here if every file was there already, for then nothing has been predicted."""
@@ -115,8 +118,8 @@ class ArtifactWriters(L.Callback):
     def _seal(self, trainer: L.Trainer, task: BaseTask) -> None:
         seconds = time.monotonic() - self._start
         if trainer.is_global_zero:
-            for writer in self._writers.values():
-                writer.seal(seconds=seconds, refine=refinement(task))
+            for (kind, _), writer in self._writers.items():
+                writer.seal(seconds=seconds, refine=refinement(task) if kind in REFINED else "none")
         self._close()
 
     def _close(self) -> None:

@@ -1,20 +1,21 @@
 """The datamodule that every task shares."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
+from dhr_lightning.data.loading import EpochSampler, LateLoader
 from dhr_lightning.data.registry import get_dataset
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
@@ -45,17 +46,6 @@ class Needs(NamedTuple):
     predict_splits: tuple[str, ...] = ("train",)
     predict_masks: str | None = None
     predict_features: bool = False
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by seed and epoch alone and hands on `(epoch, index)`, so that a resumed run repeats exactly.
-
-    Derives from `DistributedSampler` so that Lightning keeps it and sets its epoch.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield `(epoch, index)` of this rank."""
-        return ((self.epoch, index) for index in super().__iter__())
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -108,6 +98,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.skip: frozenset[tuple[str, str]] = frozenset()
         self.settings: Mapping[str, Any] = {}
         self.neighbours: Tensor | None = None
+        self._training: SegmentationDataset | None = None
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -146,6 +137,12 @@ class WSSSDataModule(L.LightningDataModule):
     def set_mask_round(self, number: int | None) -> None:
         """Train on another round of DHR masks from the next epoch on."""
         self.mask_round = number
+
+    def set_neighbours(self, neighbours: Tensor) -> None:
+        """Nearest images `(N, n)` of each training image; also for a loader that is already made."""
+        self.neighbours = neighbours
+        if self._training is not None:
+            self._training.neighbours = neighbours
 
     def state_dict(self) -> dict[str, Any]:
         """State kept in checkpoints."""
@@ -197,7 +194,7 @@ class WSSSDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
         needs = self.needs
-        dataset = SegmentationDataset(
+        dataset = self._training = SegmentationDataset(
             self.records("train"),
             self.classes,
             augmentation=self.augmentation if needs.augment else None,
@@ -265,8 +262,9 @@ class WSSSDataModule(L.LightningDataModule):
         return self._loader(dataset, batch_size=self.predict_batch_size, shuffle=False)
 
     def _loader(self, dataset: SegmentationDataset, **options: Any) -> DataLoader[Any]:
-        divisor = 16 if dataset.augmentation is None else 1
-        return DataLoader(
+        divisor = 32 if dataset.augmentation is None else 1
+        loader = LateLoader if "sampler" in options else DataLoader
+        return loader(
             dataset,
             num_workers=self.num_workers,
             collate_fn=functools.partial(collate, divisor=divisor),

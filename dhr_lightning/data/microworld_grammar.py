@@ -65,16 +65,16 @@ _WALL, _SKY = Stuff.WALL, Stuff.SKY
 _HOME_GROUNDS = (Stuff.CARPET, Stuff.ROAD)
 
 TRAIN_SCENES = (
-    SceneKind(0.42, (_WALL,), _HOME_GROUNDS, {Thing.CAT: 0.50, Thing.DOG: 0.07, Thing.TABLE: 0.75, Thing.BOTTLE: 0.45}),
+    SceneKind(0.42, (_WALL,), _HOME_GROUNDS, {Thing.CAT: 0.50, Thing.DOG: 0.12, Thing.TABLE: 0.75, Thing.BOTTLE: 0.45}),
     SceneKind(
         0.30,
         (_WALL, _SKY),
         (Stuff.ROAD,),
-        {Thing.CAT: 0.22, Thing.CAR: 0.80, Thing.BUS: 0.10, Thing.BIKE: 0.42, Thing.RIDER: 0.5},
+        {Thing.CAT: 0.22, Thing.CAR: 0.80, Thing.BUS: 0.15, Thing.BIKE: 0.42, Thing.RIDER: 0.5},
     ),
-    SceneKind(0.14, (_SKY,), (Stuff.GRASS,), {Thing.CAT: 0.85, Thing.DOG: 0.12, Thing.CAR: 0.30}),
+    SceneKind(0.14, (_SKY,), (Stuff.GRASS,), {Thing.CAT: 0.85, Thing.DOG: 0.20, Thing.CAR: 0.30}),
     SceneKind(0.11, (_SKY, _WALL), (Stuff.RAILS,), {Thing.TRAIN: 0.75, Thing.CAT: 0.35, Thing.CAR: 0.35}),
-    SceneKind(0.085, (_SKY,), (Stuff.WATER,), {Thing.BOAT: 0.70, Thing.CAT: 0.5, Thing.DOG: 0.05}),
+    SceneKind(0.085, (_SKY,), (Stuff.WATER,), {Thing.BOAT: 0.70, Thing.CAT: 0.5, Thing.DOG: 0.08}),
 )
 
 VAL_SCENES = (

@@ -85,7 +85,7 @@ class Segmenter(nn.Module):
 
 
 def multi_scale_probability(
-    network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, divisor: int = 16
+    network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, divisor: int = 32
 ) -> Tensor:
     """Mean softmax over scales and horizontal flip.
 

@@ -50,6 +50,7 @@ class BaseTask(L.LightningModule):
             raise ConfigError(f"Expected model.init_args.optimizer to be sgd or adamw, but got {optimizer!r}.")
         if not (lr > 0 and 0 <= warmup < 1):
             raise ConfigError(f"Expected lr > 0 and 0 <= warmup < 1, but got lr {lr} and warmup {warmup}.")
+        self.save_hyperparameters()  # also what the caller left at its default
         self.classes = ClassSet(tuple(class_names), has_background)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -84,9 +85,12 @@ class BaseTask(L.LightningModule):
         if hasattr(self, "network"):
             self.network.to(memory_format=torch.channels_last)
 
-    def on_train_epoch_start(self) -> None:
-        """Dropout depends on seed and epoch only, so that a resumed run repeats exactly."""
-        torch.manual_seed(1_000_003 * self.trainer.datamodule.seed + self.current_epoch)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout depends on seed, epoch and batch only, so that a resumed run repeats exactly.
+
+        Once for each epoch is not enough: a resumed epoch starts its loaders, which draw a number, in another order.
+        """
+        torch.manual_seed(hash((self.trainer.datamodule.seed, self.current_epoch, batch_idx)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained on another class list.
@@ -107,7 +111,7 @@ class BaseTask(L.LightningModule):
         if not torch.isfinite(loss.detach()):
             rates = ", ".join(f"{group['lr']:.2g}" for group in self.trainer.optimizers[0].param_groups)
             raise NonFiniteLossError(
-                f"The loss is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx} "
+                f"The loss is {float(loss.detach())} at epoch {self.current_epoch}, batch {batch_idx} "
                 f"(images {', '.join(batch['id'])}; learning rates {rates}). "
                 "Lower model.init_args.lr or look at these images; the last checkpoint is intact."
             )

@@ -102,7 +102,7 @@ class USSTask(BaseTask):
                 f"This backbone and head need trainer.max_epochs >= {wanted}, but got {self.trainer.max_epochs}."
             )
         if self.hparams.head == "stego":
-            self.trainer.datamodule.neighbours = self._find_neighbours()
+            self.trainer.datamodule.set_neighbours(self._find_neighbours())
 
     @property
     def _fitting_epochs(self) -> int:

@@ -20,16 +20,16 @@ from dhr_lightning.errors import DataError
 CAT, DOG, CAR, BUS, TRAIN, TABLE, BOTTLE, BIKE, RIDER, BOAT = range(1, 11)
 RAILS, WATER = STUFF_NAMES.index("rails"), STUFF_NAMES.index("water")
 FREQUENCY = {
-    CAT: 0.529,
-    DOG: 0.054,
-    CAR: 0.331,
-    BUS: 0.024,
-    TRAIN: 0.084,
-    TABLE: 0.339,
-    BOTTLE: 0.139,
+    CAT: 0.500,
+    DOG: 0.092,
+    CAR: 0.333,
+    BUS: 0.046,
+    TRAIN: 0.089,
+    TABLE: 0.333,
+    BOTTLE: 0.152,
     BIKE: 0.128,
-    RIDER: 0.062,
-    BOAT: 0.059,
+    RIDER: 0.065,
+    BOAT: 0.065,
 }
 
 

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dhr_lightning.cli import quiet
+from dhr_lightning.tasks.wss import allowed_classes, segmentation_loss
+from tests.task_samples import make_batch, make_task
+
+
+def test_loss_without_a_labelled_pixel_is_zero_with_a_finite_gradient():
+    logits = torch.randn(2, 5, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((2, 4, 4), 255), ignore_index=255)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_loss_is_the_mean_cross_entropy_of_labelled_pixels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 6, 6, generator=generator, dtype=torch.float64)
+    mask = torch.randint(0, 5, (2, 6, 6), generator=generator)
+    mask[0, :3] = 255
+    expected = F.cross_entropy(logits, mask, ignore_index=255)
+    assert segmentation_loss(logits, mask, ignore_index=255).item() == pytest.approx(expected.item(), rel=1e-6)
+    one = torch.full((1, 2, 1, 1), 0.0)
+    assert segmentation_loss(one, torch.ones(1, 1, 1, dtype=torch.long), ignore_index=255).item() == pytest.approx(
+        0.6931472
+    )
+
+
+def test_tags_and_background_are_allowed():
+    tags = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    assert allowed_classes(tags, 1).tolist() == [[True, True, False, False], [True, False, False, True]]
+    assert allowed_classes(tags, 0).tolist() == [[True, False, False], [False, False, True]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("loader", "kind"), [(0, "wss_mask"), (1, "prediction_base")])
+def test_training_images_are_restricted_to_their_tags(loader: int, kind: str):
+    task, batch = make_task("WSSTask"), make_batch([[2], [1, 4]], [(48, 32), (32, 64)])
+    task.network.head.bias.data[3] = 100.0  # class 3 wins wherever it is allowed to
+    (found,) = task.predict_step(batch, 0, loader).items()
+    assert found[0] == kind
+    values = [set(mask.unique().tolist()) for (mask,) in found[1]]
+    assert [tuple(mask.shape) for (mask,) in found[1]] == [(48, 32), (32, 64)]
+    if kind == "wss_mask":
+        assert values[0] <= {0, 2}
+        assert values[1] <= {0, 1, 4}
+    else:
+        assert values == [{3}, {3}]
+
+
+@torch.no_grad()
+def test_validation_counts_images_with_truth_only(monkeypatch: pytest.MonkeyPatch):
+    quiet()  # torchmetrics warns of a split without truth
+    task, logged = make_task("WSSTask"), {}
+    monkeypatch.setattr(task, "log", lambda name, value, **options: logged.update({name: float(value)}))
+    batch = make_batch([[1], [2]], [(32, 32), (32, 32)])
+    task.validation_step(batch, 0)
+    task.on_validation_epoch_end()
+    assert logged == {}
+    prediction = task(batch["image"]).argmax(1)
+    batch["truth"] = prediction.clone()
+    batch["truth"][1] = 255
+    task.validation_step(batch, 0)
+    task.on_validation_epoch_end()
+    assert logged["val/miou"] == 1.0
+    assert {name for name in logged if "/iou/" in name} == {
+        f"val/iou/{task.classes.names[value]}" for value in prediction[0].unique().tolist()
+    }
+    logged.clear()
+    task.on_validation_epoch_end()
+    assert logged == {}
