@@ -56,6 +56,12 @@ ROWS = {
     "mars_uss_wss": Row("mars + seed + USS + WSS", "mars_mask"),
     "mars_uss_wss_transport": Row("mars + seed + USS + WSS + final transport", "mars_mask", {"final_transport": True}),
     "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", "mars_mask", {"uss": False}, True, True),
+    "mars_uss_wss_min_max": Row(
+        "mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)",
+        "mars_mask",
+        {"heatmap": "min_max", "tau": 0.8},
+        strong=True,
+    ),
     PRODUCT: Row("mars + seed + USS + WSS, strong final CRF", "mars_mask", strong=True),
 }
 

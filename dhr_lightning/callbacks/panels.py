@@ -41,8 +41,8 @@ class Panels(L.Callback):
         picture = draw_panel(pl_module, trainer.datamodule, self.images)
         for board in boards:
             board.experiment.add_image("panel/train", picture, trainer.global_step, dataformats="HWC")
-        if last and trainer.log_dir:
-            Image.fromarray(picture).save(Path(trainer.log_dir) / "panel.png")
+            if last:  # not `trainer.log_dir`: that is a collective call, and only rank 0 is here
+                Image.fromarray(picture).save(Path(board.log_dir) / "panel.png")
 
 
 def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels:
