@@ -79,9 +79,9 @@ class Bench:
             "data.workspace": str(workspace or self.folder),
             "data.root": str(self.data),
             "data.options": json.dumps(options),
-            "data.seed": str(self.seed),
-            "seed_everything": str(self.seed),
         }
+        if self.seed:  # seed 0 is the quick start itself: its artifacts may be put here
+            overrides |= {"data.seed": str(self.seed), "seed_everything": str(self.seed)}
         if self.fast:
             overrides |= {f"{name}.trainer.max_epochs": str(FAST_EPOCHS[name]) for name in steps if name in FAST_EPOCHS}
         given = [text for name, value in overrides.items() for text in (f"--{name}", value)]

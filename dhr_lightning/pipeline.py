@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.errors import ArtifactError, ConfigError, DHRError
-from dhr_lightning.progress import configure_process, duration, is_first_rank
+from dhr_lightning.progress import configure_process, duration
 
 log = logging.getLogger("dhr_lightning")
 
@@ -230,15 +229,16 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
     from dhr_lightning.callbacks.checkpoints import find_checkpoint
     from dhr_lightning.cli import run_lightning
 
-    folder, digest, first = plan.run_folder, plan.digest(), is_first_rank()
+    folder, digest = plan.run_folder, plan.digest()
     folder.mkdir(parents=True, exist_ok=True)
     configs = [argument for path in plan.recipe["configs"] for argument in ("--config", path)]
-    with FolderLock(folder / ".lock") if first else nullcontext():
+    with FolderLock(folder / ".lock"):
         state_path = folder / "state.json"
         state: Mapping[str, Any] = read_json(state_path) if state_path.is_file() else {}
-        for output in plan.outputs() if first and force else ():
-            plan.store.forget(*output)
-        if first and (force or state.get("digest") != digest or (refit and state["fitted"])):
+        if force:
+            for output in plan.outputs():
+                plan.store.forget(*output)
+        if force or state.get("digest") != digest or (refit and state["fitted"]):
             state = {"digest": digest, "run": str(next_version(folder)), "fitted": False}
             write_json(state_path, state)
         run = Path(str(state["run"]))
@@ -251,8 +251,7 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
             start = time.monotonic()
             run_lightning(["fit", *configs, *plan.recipe["overrides"], *resume], run_dir=run)
             seconds = float(state.get("seconds", 0)) + time.monotonic() - start
-            if first:
-                write_json(state_path, {**state, "fitted": True, "seconds": round(seconds, 1)})
+            write_json(state_path, {**state, "fitted": True, "seconds": round(seconds, 1)})
             checkpoint = find_checkpoint(run)
         log.info("%s: predicting", plan.step.name)
         run_lightning(["predict", *configs, *plan.recipe["overrides"], "--ckpt_path", str(checkpoint)], run_dir=run)

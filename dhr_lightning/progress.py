@@ -57,13 +57,6 @@ def configure_process() -> None:
     """Set up logging, and let idle threads sleep: spinning ones starve the worker processes of a small machine."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     configure_logging()
-    if not is_first_rank():
-        log.setLevel(logging.ERROR)
-
-
-def is_first_rank() -> bool:
-    """Whether this is the process that decides: Lightning starts one more for each further device, by our command."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def configure_logging() -> None:

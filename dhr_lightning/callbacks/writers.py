@@ -104,7 +104,6 @@ class ArtifactWriters(L.Callback):
         """Seal every artifact once all ranks have written."""
         trainer.strategy.barrier("written")
         self._seal(trainer, pl_module)
-        trainer.strategy.barrier("sealed")  # the next step of a stage looks for it on every rank
 
     def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
         """Release the folders; seal here if every file was there already, for then nothing has been predicted."""
