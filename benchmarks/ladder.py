@@ -17,20 +17,11 @@ log = logging.getLogger("dhr_lightning")
 
 def main() -> int:
     """Run every seed; returns the exit status."""
-    from dhr_lightning.errors import DHRError
-    from dhr_lightning.progress import configure_process
+    from dhr_lightning.progress import configure_process, exit_status
 
     options = _parse()
     configure_process()
-    try:
-        _run(options)
-    except DHRError as error:
-        log.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; run the same command again to continue")
-        return 130
-    return 0
+    return exit_status(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -4,8 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from dhr_lightning.errors import DHRError
-from dhr_lightning.progress import configure_process
+from dhr_lightning.progress import configure_process, exit_status
 
 LIGHTNING = {
     "fit": "train one task from YAML files",
@@ -56,14 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         log.error("Unknown command %r.\n\n%s", name, usage())
         return 2
-    try:
-        return command(rest)
-    except DHRError as error:
-        log.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; run the same command again to continue")
-        return 130
+    return exit_status(lambda: command(rest))
 
 
 if __name__ == "__main__":

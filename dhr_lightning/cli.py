@@ -81,6 +81,8 @@ class DHRCommandLine(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         if trainer.logger in (None, True):
             options["logger"] = self._loggers()
+        if trainer.devices == "auto":
+            options["devices"] = 1  # several on request only: a stage runs on one
         if trainer.enable_checkpointing is None:
             options["enable_checkpointing"] = True
         if trainer.plugins is None:

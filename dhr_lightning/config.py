@@ -129,15 +129,23 @@ def own_overrides(overrides: Sequence[str], name: str, steps: Sequence[str]) -> 
     return kept
 
 
-def check_sections(config: Mapping[str, Any]) -> None:
-    """Refuse sections that nothing reads, before the steps that are up to date hide them.
+def check_stage_config(config: Mapping[str, Any]) -> None:
+    """Refuse what a stage cannot run, even where everything is up to date.
 
     Raises:
-        ConfigError: names the first one and the known ones.
+        ConfigError: for a section that nothing reads, or more than one device.
     """
     unknown = sorted(set(config) - set(SECTIONS))
     if unknown:
         raise ConfigError(f"Unknown section or step {unknown[0]!r}. Sections: {', '.join(SECTIONS)}.")
+    trainer = config.get("trainer") or {}
+    devices = trainer.get("devices")
+    several = len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices != 1
+    if several or int(trainer.get("num_nodes") or 1) > 1:
+        raise ConfigError(
+            f"A stage runs on one device, but trainer.devices is {devices} and trainer.num_nodes "
+            f"{trainer.get('num_nodes', 1)}. Use `python -m dhr_lightning fit` and `predict` for a step on several."
+        )
 
 
 def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:

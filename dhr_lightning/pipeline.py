@@ -15,13 +15,13 @@ from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.commands import write_run_report
-from dhr_lightning.config import check_sections, own_overrides, resolve
+from dhr_lightning.config import check_stage_config, own_overrides, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.recorded import MAKERS, recorded_status
-from dhr_lightning.errors import ArtifactError, ConfigError, DHRError
-from dhr_lightning.progress import configure_process, duration
+from dhr_lightning.errors import ArtifactError, ConfigError
+from dhr_lightning.progress import configure_process, duration, exit_status
 
 log = logging.getLogger("dhr_lightning")
 
@@ -144,7 +144,7 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
         paths = [request.chosen.get(step.name, default), f"data/{request.dataset}.yaml", *overlays]
         own = own_overrides(request.overrides, step.name, [s.name for s in stage.steps])
         config = resolve(paths, own)
-        check_sections(config)
+        check_stage_config(config)
         plans.append(Plan(step, {"configs": paths, "overrides": own}, config))
     return plans
 
@@ -273,23 +273,13 @@ def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     split = given.index("--") if "--" in given else len(given)
     options = _parser(stage).parse_args(given[:split])
-    try:
-        chosen = dict(_pair(text) for text in options.config)
-        request = Request(
-            options.dataset,
-            tuple(options.overlay) if options.overlay is not None else None,
-            chosen,
-            tuple(given[split + 1 :]),
-            options.force,
-        )
-        run_stage(stage, request)
-    except DHRError as error:
-        log.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; run the same command again to continue")
-        return 130
-    return 0
+    return exit_status(lambda: run_stage(stage, _request(options, given[split + 1 :])))
+
+
+def _request(options: argparse.Namespace, overrides: Sequence[str]) -> Request:
+    overlays = tuple(options.overlay) if options.overlay is not None else None
+    chosen = dict(_pair(text) for text in options.config)
+    return Request(options.dataset, overlays, chosen, tuple(overrides), options.force)
 
 
 def _pair(text: str) -> tuple[str, str]:

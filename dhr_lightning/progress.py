@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from dhr_lightning.errors import DHRError
 
 Item = TypeVar("Item")
 log = logging.getLogger("dhr_lightning")
@@ -51,6 +53,22 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """Run a command and turn what a user can repair into one line and a status.
+
+    Returns:
+        What `run` returns (0 for `None`), 2 after a `DHRError`, 130 after an interrupt.
+    """
+    try:
+        return run() or 0
+    except DHRError as error:
+        log.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; run the same command again to continue")
+        return 130
 
 
 def configure_process() -> None:

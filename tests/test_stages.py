@@ -186,9 +186,10 @@ def test_prediction_continues_where_it_was_interrupted(
         ("--dta.batch_size=3", "dta"),
         ("--camm.data.batch_size=3", "camm"),
         ("--model.init_args.crf.itterations=3", "itterations"),
+        ("--trainer.devices=2", "A stage runs on one device, but trainer.devices is 2"),
     ],
 )
-def test_a_misspelt_override_fails_with_its_name(
+def test_an_override_that_cannot_be_used_is_named(
     workspace: Workspace, lines: Lines, capsys: pytest.CaptureFixture[str], override: str, name: str
 ):
     with pytest.raises(SystemExit, match="2"):

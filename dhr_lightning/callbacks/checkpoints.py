@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot break."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save atomically on any file system, because the temporary file is in the same folder."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(".tmp-*"):
+            leftover.unlink(missing_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
@@ -26,8 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         if path.exists():
             kept = path.with_name(f".tmp-{os.getpid()}-{PREVIOUS}")
-            kept.unlink(missing_ok=True)
-            os.link(path, kept)
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, kept)
             os.replace(kept, path.with_name(PREVIOUS))
         os.replace(temporary, path)
 

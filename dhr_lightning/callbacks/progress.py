@@ -24,6 +24,8 @@ class PlainProgress(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
+        if not trainer.is_global_zero:
+            return
         metrics = ", ".join(
             f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
         )
@@ -41,7 +43,7 @@ class PlainProgress(L.Callback):
         """Print a line every ten seconds."""
         self._done += 1
         now = time.monotonic()
-        if now - self._last > 10:
+        if now - self._last > 10 and trainer.is_global_zero:
             log.info(
                 "%s predict: %s", getattr(pl_module, "step", ""), describe(self._done, self._total, now - self._start)
             )

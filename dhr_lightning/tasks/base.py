@@ -135,10 +135,10 @@ class SegmentationMixin:
         if not int(self.confusion.compute().sum()):
             return
         result = scores(self.confusion.compute())
-        self.log("val/miou", result.miou, prog_bar=True)
+        self.log("val/miou", result.miou, prog_bar=True, sync_dist=True)
         for name, value in zip(self.classes.names, result.iou.tolist(), strict=True):
             if value == value:
-                self.log(f"val/iou/{name}", value)
+                self.log(f"val/iou/{name}", value, sync_dist=True)
         self.confusion.reset()
 
     on_test_epoch_end = on_validation_epoch_end

@@ -77,11 +77,11 @@ class CAMTask(BaseTask):
         logits = masked_mean(self.network(batch["image"]), batch["valid"]).float()
         self.average_precision.update(logits, batch["tags"].long())
         loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
-        self.log("val/loss_cls", loss, batch_size=len(logits))
+        self.log("val/loss_cls", loss, batch_size=len(logits), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/tag_map`."""
-        self.log("val/tag_map", self.average_precision.compute(), prog_bar=True)
+        self.log("val/tag_map", self.average_precision.compute(), prog_bar=True, sync_dist=True)
         self.average_precision.reset()
 
     test_step = validation_step

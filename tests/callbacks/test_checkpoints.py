@@ -1,0 +1,85 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, find_checkpoint
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test may catch it or clean up after it."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with a checkpoint of step 2 and the one before it."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    return tmp_path
+
+
+def save(run: Path, step: int) -> None:
+    AtomicCheckpointIO().save_checkpoint({"step": step, "weight": torch.full((1000,), step)}, last(run))
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
+def step_of(path: Path | None) -> int:
+    return torch.load(path, weights_only=True)["step"]
+
+
+def test_the_checkpoint_before_the_last_is_kept(run: Path):
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert step_of(last(run)) == 2
+    assert step_of(run / "checkpoints" / "previous.ckpt") == 1
+    assert find_checkpoint(run) == last(run)
+
+
+def test_the_previous_checkpoint_serves_when_the_last_is_gone(run: Path):
+    last(run).unlink()
+    assert step_of(find_checkpoint(run)) == 1
+    (run / "checkpoints" / "previous.ckpt").unlink()
+    assert find_checkpoint(run) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "kept"),
+    [("torch.save", 1, 2), ("os.fsync", 1, 2), ("os.link", 1, 2), ("os.replace", 1, 2), ("os.replace", 2, 2)],
+)
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int, kept: int
+):
+    calls, original = iter(range(1, call)), {"torch.save": torch.save, "os.replace": os.replace}.get(function)
+
+    def deadly(*arguments: Any) -> None:
+        if next(calls, None) is not None:
+            return original(*arguments)
+        if function == "torch.save":
+            arguments[1].write(b"half a checkpoint")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, deadly)
+        with pytest.raises(Killed):
+            save(run, 3)
+    assert step_of(find_checkpoint(run)) == kept
+    assert step_of(run / "checkpoints" / "previous.ckpt") in (1, 2)
+
+    save(run, 4)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert step_of(find_checkpoint(run)) == 4
+    assert step_of(run / "checkpoints" / "previous.ckpt") == kept
+
+
+def test_a_file_system_without_hard_links_will_do(run: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    save(run, 3)
+    assert step_of(last(run)) == 3
+    assert step_of(run / "checkpoints" / "previous.ckpt") == 2

@@ -1,0 +1,108 @@
+import csv
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.tasks.dhr import DHRTask
+from tests.pipeline_workspace import ROUNDS, Lines, Workspace
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+
+
+def masks_of(workspace: Workspace, kind: str) -> dict[str, np.ndarray]:
+    ids = [f"train_{number:04d}" for number in range(1, 13)]
+    return {image_id: read_mask(workspace.store.path(kind, "train", image_id)) for image_id in ids}
+
+
+def test_the_change_of_every_round_is_logged(workspace: Workspace):
+    with open("runs/microworld/dhr/version_0/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["refresh/changed_pixels"]]
+    masks = [masks_of(workspace, kind) for kind in ("mars_mask", *ROUNDS)]
+    records = WSSSDataModule(root=str(workspace.data)).records("train")
+    assert len(rows) == 2
+    for row, before, after in zip(rows, masks[:-1], masks[1:], strict=True):
+        changed = np.mean([np.mean(before[name] != after[name]) for name in before])
+        pairs = [(tag, after[record.id]) for record in records for tag in record.tags]
+        vanished = np.mean([not (mask == tag).any() for tag, mask in pairs])
+        assert float(row["refresh/changed_pixels"]) == pytest.approx(changed)
+        assert float(row["refresh/vanished_tags"]) == pytest.approx(vanished)
+        assert 0 < float(row["refresh/miou"]) < 1
+
+
+def test_comparison_of_masks_with_themselves_and_without_truth(workspace: Workspace):
+    datamodule = WSSSDataModule(root=str(workspace.data), workspace=".")
+    figures = compare_masks(datamodule, ROUNDS[0], ROUNDS[0])
+    assert figures["changed_pixels"] == 0
+    records = [record.__class__(record.id, record.image, record.tags) for record in datamodule.records("train")]
+    datamodule._records["train"] = records
+    assert set(compare_masks(datamodule, ROUNDS[0], ROUNDS[1])) == {"changed_pixels", "vanished_tags"}
+
+
+def forget_dhr(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.folder / "artifacts" / "microworld" / "dhr_mask")
+    shutil.rmtree(workspace.store.folder("prediction", "val"))
+    shutil.rmtree(workspace.folder / "runs" / "microworld" / "dhr")
+
+
+def test_every_epoch_trains_on_the_round_made_before_it(
+    workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    """Masks that hold nothing but the number of their round tell which one a batch was read from, by a worker."""
+    seen: dict[int, set[int]] = {}
+    step = DHRTask.training_step
+
+    def numbered(task: DHRTask, batch: Any) -> Any:
+        current = task.trainer.datamodule.mask_round
+        return SimpleNamespace(mask=torch.full_like(batch["mask"], 0 if current is None else current + 1))
+
+    def watched(task: DHRTask, batch: Any, index: int) -> Any:
+        assert task.training
+        found = set(batch["mask"].unique().tolist()) - {255}
+        seen[task.current_epoch] = seen.get(task.current_epoch, set()) | found
+        return step(task, batch, index)
+
+    monkeypatch.setattr(DHRTask, "pseudo_masks", numbered)
+    monkeypatch.setattr(DHRTask, "training_step", watched)
+    forget_dhr(workspace)
+    every = "--dhr.trainer.callbacks=[{class_path: PseudoMaskRefresh, init_args: {every: 2}}]"
+    changes = ("--dhr.data.num_workers=1", "--dhr.trainer.max_epochs=5", every)
+    assert workspace.stage("stage3_dhr", *changes) == 0
+    assert seen == {0: {0}, 1: {0}, 2: {1}, 3: {1}, 4: {2}}
+    assert workspace.store.rounds("train") == [0, 1, 2]
+    lines.clear()
+    assert workspace.stage("stage3_dhr", *changes) == 0
+    assert lines.messages == ["stage3_dhr: up to date"]
+
+
+def test_rounds_record_weights_recipe_and_refinement(workspace: Workspace):
+    first, second = (workspace.store.manifest(kind, "train") for kind in ROUNDS)
+    assert first.checkpoint["sha256"] != second.checkpoint["sha256"]
+    assert first.inputs == second.inputs
+    assert {"cam/train", "mars_mask/train", "uss/train", "data/train"} == set(first.inputs)
+    assert first.info["recipe"]["configs"] == ["stage3_dhr.yaml", "data/microworld.yaml", "debug.yaml"]
+    assert first.info["refine"] in ("pydensecrf", "pamr")
+
+
+def test_the_digest_follows_every_weight():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).to(torch.bfloat16)
+    before = weights_digest(network)
+    assert weights_digest(network.to(memory_format=torch.channels_last)) == before
+    network[1].num_batches_tracked += 1
+    after = weights_digest(network)
+    assert after != before
+    with torch.no_grad():
+        network[0].bias[1] += 1
+    assert weights_digest(network) not in (before, after)
+
+
+def test_a_number_of_epochs_below_one_is_refused():
+    with pytest.raises(ConfigError, match=r"every >= 1, but got 0"):
+        PseudoMaskRefresh(every=0)
