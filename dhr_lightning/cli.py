@@ -13,9 +13,10 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from dhr_lightning.callbacks.loggers import ContinuedCSVLogger
 from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
@@ -79,7 +80,9 @@ class DHRCommandLine(LightningCLI):
         """Add what every run has, unless the configuration says otherwise."""
         self.datamodule.settings = self.resolved
         trainer = self._get(self.config_init, "trainer")
-        if trainer.logger in (None, True):
+        if self.subcommand == "predict":
+            options["logger"], self.save_config_callback = False, None  # a fit's folder stays as the fit left it
+        elif trainer.logger in (None, True):
             options["logger"] = self._loggers()
         if trainer.devices == "auto":
             options["devices"] = 1  # several on request only: a stage runs on one
@@ -93,7 +96,7 @@ class DHRCommandLine(LightningCLI):
             options["enable_model_summary"] = False
         if not sys.stderr.isatty() and trainer.enable_progress_bar is None:
             options["enable_progress_bar"] = False
-        if trainer.logger is not False:
+        if trainer.logger is not False and self.subcommand != "predict":
             extra += [LearningRateMonitor(), Panels()]
         options["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *extra]
         for callback in options["callbacks"]:
@@ -124,7 +127,7 @@ class DHRCommandLine(LightningCLI):
         folder = self.datamodule.workspace / "runs" / self.datamodule.info.name
         version = self.run_dir.name if self.run_dir else None
         board = TensorBoardLogger(folder, name=self.model.step, version=version, default_hp_metric=False)
-        return [board, CSVLogger(folder, name=self.model.step, version=board.version)]
+        return [board, ContinuedCSVLogger(folder, name=self.model.step, version=board.version)]
 
 
 def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> DHRCommandLine:

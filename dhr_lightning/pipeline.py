@@ -226,7 +226,7 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
         force: forget the artifacts there are, then fit from the beginning.
         refit: fit from the beginning if the fit has finished, because something that only a fit writes is missing.
     """
-    from dhr_lightning.callbacks.checkpoints import find_checkpoint
+    from dhr_lightning.callbacks.checkpoints import find_checkpoint, next_version
     from dhr_lightning.cli import run_lightning
 
     folder, digest = plan.run_folder, plan.digest()
@@ -255,12 +255,6 @@ def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
             checkpoint = find_checkpoint(run)
         log.info("%s: predicting", plan.step.name)
         run_lightning(["predict", *configs, *plan.recipe["overrides"], "--ckpt_path", str(checkpoint)], run_dir=run)
-
-
-def next_version(folder: Path) -> Path:
-    """First unused `version_k`."""
-    numbers = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
-    return folder / f"version_{max(numbers, default=-1) + 1}"
 
 
 def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """A run that was killed with SIGKILL continues, and ends with the very files and weights of an undisturbed one."""
 
+import csv
 import shutil
 
 import pytest
@@ -7,8 +8,6 @@ import pytest
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace, interrupt_at, same_tensors
 
 pytest_plugins = ["tests.pipeline_fixtures"]
-
-pytestmark = pytest.mark.slow
 
 EPOCHS = "--dhr.trainer.max_epochs=3"
 ALL_ROUNDS = (*ROUNDS, "dhr_mask/round_02")
@@ -38,6 +37,7 @@ def copy_of(workspace: Workspace, name: str) -> Workspace:
     return Workspace(shutil.copytree(workspace.folder, workspace.folder.parent / name), workspace.data)
 
 
+@pytest.mark.slow
 def test_training_continues_after_the_last_whole_epoch(
     empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):
@@ -53,11 +53,14 @@ def test_training_continues_after_the_last_whole_epoch(
 
     assert "cam: continuing from runs/microworld/cam/version_0/checkpoints/last.ckpt" in lines.messages
     assert not any(line.startswith("cam epoch 1:") for line in lines.messages)
+    with open("runs/microworld/cam/version_0/metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val/tag_map"]] == ["0", "1", "2"]
     assert same_tensors(empty_workspace.weights("cam"), undisturbed.weights("cam"))
     for kind in ("cam", "base_mask"):
         assert empty_workspace.hashes(kind) == undisturbed.hashes(kind)
 
 
+@pytest.mark.slow
 def test_a_refresh_continues_in_the_middle_of_a_round(
     workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):

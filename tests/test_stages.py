@@ -24,7 +24,7 @@ def test_all_stages_write_complete_artifacts(workspace: Workspace):
     assert all(workspace.store.status(kind, split).fresh for kind, split in kinds)
     assert all(len(workspace.hashes(kind, split)) == (12 if split == "train" else 4) for kind, split in kinds)
     assert workspace.hashes(ROUNDS[0]) != workspace.hashes(ROUNDS[1])
-    assert {path.name for path in workspace.folder.iterdir()} == {"artifacts", "runs"}
+    assert {path.name for path in workspace.folder.iterdir()} == {"artifacts", "reports", "runs"}
 
 
 @pytest.mark.parametrize("name", STAGES)

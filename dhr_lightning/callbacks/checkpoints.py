@@ -34,6 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except OSError:  # a file system without hard links
                 shutil.copyfile(path, kept)
             os.replace(kept, path.with_name(PREVIOUS))
+            kept.unlink(missing_ok=True)  # still there if both were links to one file
         os.replace(temporary, path)
 
 
@@ -58,3 +59,9 @@ def find_checkpoint(run: Path) -> Path | None:
         if (run / "checkpoints" / name).is_file():
             return run / "checkpoints" / name
     return None
+
+
+def next_version(folder: Path) -> Path:
+    """First unused `version_k`."""
+    numbers = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
+    return folder / f"version_{max(numbers, default=-1) + 1}"

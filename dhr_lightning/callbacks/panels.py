@@ -99,7 +99,7 @@ def _predicted(task: BaseTask, datamodule: WSSSDataModule, record: Record) -> di
     if not hasattr(task, "confusion"):
         return {}
     dataset = datamodule.dataset_of([record])
-    batch = datamodule.transfer_batch_to_device(collate([dataset[0]], divisor=16), task.device, 0)
+    batch = datamodule.transfer_batch_to_device(collate([dataset[0]], divisor=32), task.device, 0)
     batch = datamodule.on_after_batch_transfer(batch, 0)
     training = task.training
     task.eval()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, find_checkpoint
+from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, find_checkpoint, next_version
 
 
 class Killed(BaseException):
@@ -83,3 +83,10 @@ def test_a_file_system_without_hard_links_will_do(run: Path, monkeypatch: pytest
     save(run, 3)
     assert step_of(last(run)) == 3
     assert step_of(run / "checkpoints" / "previous.ckpt") == 2
+
+
+def test_versions_count_on_from_the_highest(tmp_path: Path):
+    assert next_version(tmp_path) == tmp_path / "version_0"
+    for name in ("version_2", "version_10", "version_x"):
+        (tmp_path / name).mkdir()
+    assert next_version(tmp_path) == tmp_path / "version_11"

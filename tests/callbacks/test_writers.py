@@ -38,8 +38,9 @@ def test_the_first_rank_opens_before_the_others(first: bool, order: list[str]):
         events.append("closed")
 
     trainer = SimpleNamespace(is_global_zero=first, strategy=SimpleNamespace(barrier=events.append))
-    with enter_together(trainer, writer()) as entered:
-        assert entered == "writer"
+    opened = writer()
+    with enter_together(trainer, opened) as entered:
+        assert entered is opened
         assert events == order
     assert events == [*order, "closed"]
 
