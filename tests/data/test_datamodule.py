@@ -126,7 +126,7 @@ def test_without_augmentation_no_image_is_dropped_or_cut(make: Make):
         for geometry, valid in zip(batch["geometry"], batch["valid"], strict=True):
             assert geometry.scale == (1.0, 1.0)
             assert valid.sum() == geometry.size[0] * geometry.size[1]
-        assert all(length % 16 == 0 for length in batch["pixels"].shape[-2:])
+        assert all(length % 32 == 0 for length in batch["pixels"].shape[-2:])
 
 
 def test_training_crops_have_the_asked_size_and_no_ground_truth(make: Make):
