@@ -105,7 +105,7 @@ def test_probabilities_sum_to_one(network: Segmenter, image: Tensor, scales: tup
 
 @torch.no_grad()
 def test_one_scale_without_mirror_is_the_softmax(network: Segmenter, image: Tensor):
-    probability = multi_scale_probability(network, image, scales=(1.0,), flip=False)
+    probability = multi_scale_probability(network, image, scales=(1.0,), flip=False, divisor=16)
     torch.testing.assert_close(probability, network(image).logits.softmax(1))
 
 
@@ -119,10 +119,10 @@ def test_the_mirrored_image_gives_the_mirrored_probability(network: Segmenter, i
 def test_views_are_averaged_in_place_and_sides_are_multiples_of_the_divisor():
     network, image = Fixed(), torch.zeros(1, 3, 48, 80)
     image[:, 1, :, :20] = 1
-    probability = multi_scale_probability(network, image, scales=(1.0, 0.6, 0.1), flip=True)
+    probability = multi_scale_probability(network, image, scales=(1.0, 0.6, 0.1), flip=True, divisor=16)
     assert network.seen == [(48, 80)] * 2 + [(32, 48)] * 2 + [(16, 16)] * 2
     labels = probability.argmax(1)
     assert (labels[:, :, :12] == 1).all()
     assert (labels[:, :, 40:] == 0).all()
-    single = multi_scale_probability(Fixed(), image, scales=(1.0,), flip=True)
+    single = multi_scale_probability(Fixed(), image, scales=(1.0,), flip=True, divisor=16)
     torch.testing.assert_close(single, (image * 3).softmax(1))
