@@ -11,9 +11,6 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# Idle threads sleep instead of spinning: on a small machine the refinement processes need the cores.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .DEFAULT_GOAL := help
 .PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format bench clean clean_env
 

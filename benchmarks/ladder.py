@@ -17,10 +17,10 @@ log = logging.getLogger("dhr_lightning")
 
 def main() -> int:
     """Run every seed; returns the exit status."""
-    from dhr_lightning.progress import configure_process, exit_status
+    from dhr_lightning.progress import configure_logging, exit_status
 
     options = _parse()
-    configure_process()
+    configure_logging()
     return exit_status(lambda: _run(options))
 
 

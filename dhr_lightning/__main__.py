@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from dhr_lightning.progress import configure_process, exit_status
+from dhr_lightning.progress import configure_logging, exit_status
 
 LIGHTNING = {
     "fit": "train one task from YAML files",
@@ -46,7 +46,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 checks failed, 2 an error that the user can repair."""
-    configure_process()
+    configure_logging()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("--help", "-h", "help"):
         log.info(usage())

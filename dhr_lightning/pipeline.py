@@ -21,7 +21,7 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.errors import ArtifactError, ConfigError
-from dhr_lightning.progress import configure_process, duration, exit_status
+from dhr_lightning.progress import configure_logging, duration, exit_status
 
 log = logging.getLogger("dhr_lightning")
 
@@ -263,7 +263,7 @@ def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done or up to date, 2 an error that the user can repair.
     """
-    configure_process()
+    configure_logging()
     given = list(sys.argv[1:] if arguments is None else arguments)
     split = given.index("--") if "--" in given else len(given)
     options = _parser(stage).parse_args(given[:split])

@@ -1,7 +1,6 @@
 """Progress with remaining time: a bar on a terminal, plain lines elsewhere."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -69,12 +68,6 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         log.error("interrupted; run the same command again to continue")
         return 130
-
-
-def configure_process() -> None:
-    """Set up logging, and let idle threads sleep: spinning ones starve the worker processes of a small machine."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    configure_logging()
 
 
 def configure_logging() -> None:

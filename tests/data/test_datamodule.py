@@ -168,7 +168,7 @@ def test_images_that_are_already_written_are_skipped(make: Make):
 def test_validation_has_ground_truth_in_whole_images(make: Make):
     (batch,) = make().val_dataloader()
     assert batch["id"] == ["2007_000005", "2007_000006"]
-    assert batch["pixels"].shape == (2, 3, 48, 64)
+    assert batch["pixels"].shape == (2, 3, 64, 64)
     assert (batch["truth"][~batch["valid"]] == 255).all()
     assert set(batch["truth"].unique().tolist()) == {0, 7, 8, 12, 255}
 
