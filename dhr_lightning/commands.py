@@ -149,6 +149,8 @@ def evaluate_folder(pred: Path, config: dict[str, Any], split: str, missing: str
     absent = [record.id for record in records if not (pred / f"{record.id}.png").is_file()]
     if missing not in ("error", "background"):
         raise DataError(f"Expected --missing to be error or background, but got {missing!r}.")
+    if missing == "background" and not info.classes.has_background:
+        raise DataError(f"{info.name} has no background class, so a missing prediction cannot count as background.")
     if not records:
         raise DataError(f"Split {split!r} of {info.name} in {root} has no ground-truth mask, so nothing can be scored.")
     if absent and missing == "error":
@@ -235,7 +237,6 @@ def write_run_report(info: DatasetInfo, root: Path, workspace: Path, target: Pat
         max_images=images,
         progress=track,
     )
-    log.info("report: %s", target / "report.html")
 
 
 def step_seconds(runs: Path, store: ArtifactStore) -> dict[str, float]:

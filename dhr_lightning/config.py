@@ -10,6 +10,7 @@ import yaml
 from dhr_lightning.errors import ConfigError
 
 PER_TASK = "per_task"
+TASK_NAMES = ("CAMTask", "USSTask", "WSSTask", "MARSTask", "DHRTask")
 SECTIONS = ("model", "data", "trainer", "seed_everything")
 # What cannot change an artifact's content is left out of its digest.
 _IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size")
@@ -156,17 +157,27 @@ def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[
 
     Returns:
         A plain dictionary in the layout of the command line: `model`, `data`, `trainer`, `seed_everything`.
+
+    Raises:
+        ConfigError: if a file is missing or broken, `per_task` names an unknown task, or an override is malformed.
     """
     config: dict[str, Any] = {}
     sections: list[Mapping[str, Any]] = []
     for path in paths:
         content = read_yaml(find_config(path))
-        sections.append(content.pop(PER_TASK, None) or {})
+        sections.append(_per_task(content.pop(PER_TASK, None) or {}, path))
         config = merge(config, content)
     task = str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2]
     for section in sections:
         config = merge(config, section.get(task) or {})
     return apply_overrides(config, overrides)
+
+
+def _per_task(section: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    unknown = sorted(set(section) - set(TASK_NAMES))
+    if unknown:
+        raise ConfigError(f"Unknown task {unknown[0]!r} in {PER_TASK} of {path}. Known: {', '.join(TASK_NAMES)}.")
+    return section
 
 
 def output_settings(config: Mapping[str, Any]) -> dict[str, Any]:

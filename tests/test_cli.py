@@ -251,7 +251,7 @@ def test_the_truth_scores_one(workspace: Workspace, lines: Lines):
 
 def test_report_judges_every_mask(workspace: Workspace, lines: Lines):
     assert main(["report", "--root", str(workspace.data), "--images", "2"]) == 0
-    assert lines.messages[-1] == "report: reports/microworld/report.html"
+    assert lines.messages[-1] == "Report: reports/microworld/report.html"
     result = json.loads(Path("reports/microworld/report.json").read_text())
     kinds = {"base_mask/train", "mars_mask/train", "wss_mask/train", "dhr_mask/round_01/train", "prediction/val"}
     assert kinds <= set(result["metrics"])

@@ -191,3 +191,10 @@ def test_settings_of_an_output_leave_out_what_cannot_change_it():
 def test_planning_does_not_import_torch():
     code = "import sys, dhr_lightning.pipeline; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_misspelt_task_of_an_overlay_fails_at_once(tmp_path: Path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("per_task:\n  CAMTsk: {trainer: {max_epochs: 1}}\n")
+    with pytest.raises(ConfigError, match=r"Unknown task 'CAMTsk'.*CAMTask"):
+        resolve([overlay])

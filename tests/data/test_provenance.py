@@ -10,6 +10,7 @@ import pytest
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
+from dhr_lightning.config import TASK_NAMES
 from dhr_lightning.data import provenance
 from dhr_lightning.errors import ConfigError, TagError
 from dhr_lightning.tasks.base import BaseTask
@@ -224,3 +225,7 @@ def test_the_refresh_callback_has_the_name_and_default_assumed_here():
 def test_provenance_does_not_import_torch():
     code = "import sys, dhr_lightning.data.provenance; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_overlays_know_the_same_tasks():
+    assert set(TASK_NAMES) == set(provenance.TASKS)

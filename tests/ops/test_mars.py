@@ -6,12 +6,14 @@ import torch
 from torch.nn import functional
 
 from dhr_lightning.ops.mars import (
+    centroid_sizes,
     debiased_centroids,
     foreground_mask,
     foreground_similarity,
     image_centroids,
     reject_biased,
 )
+from dhr_lightning.ops.pooling import cell_labels
 
 
 def toy():
@@ -137,3 +139,25 @@ def test_wrong_arguments_are_named():
         debiased_centroids(torch.ones(2, 2), torch.tensor([0, 5]), num_classes=2)
     with pytest.raises(ValueError, match="Expected `k_fg` > 0, but got 0"):
         image_centroids(*toy()[:2], KEYS, k_fg=0)
+
+
+def test_sizes_count_every_member_cell_once():
+    uss, mask = toy()[:2]
+    centroids, used = image_centroids(uss, mask, KEYS)
+    sizes = centroid_sizes(uss, mask, KEYS, centroids, used)
+    member = cell_labels(mask, KEYS, grid=(uss.shape[2], uss.shape[3])) > 0
+    torch.testing.assert_close(sizes.sum(2), member.sum(2).to(sizes))
+    assert (sizes[~used] == 0).all()
+
+
+def test_a_small_far_part_cannot_stand_for_the_class_when_cells_count():
+    angles = torch.tensor([0.0, 1.0, 1.05, 1.5, 1.5])  # background, body twice, a stripe twice
+    centroids = torch.stack([angles.cos(), angles.sin()], dim=1)
+    classes = torch.tensor([0, 1, 1, 1, 1])
+    by_count, _ = debiased_centroids(centroids, classes, num_classes=2, alpha=0.5)
+    sizes = torch.tensor([50.0, 40.0, 40.0, 2.0, 2.0])
+    by_cells, _ = debiased_centroids(centroids, classes, num_classes=2, alpha=0.5, sizes=sizes)
+    torch.testing.assert_close(by_count[1], centroids[3])
+    expected = functional.normalize(2 * centroids[3] + 2 * centroids[4] + 40 * centroids[2], dim=0)
+    torch.testing.assert_close(by_cells[1], expected)
+    assert by_cells[1] @ centroids[1] > by_count[1] @ centroids[1]
