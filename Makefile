@@ -54,7 +54,7 @@ lint: $(READY) ## ruff, mypy and the one-way import rule
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(dir $(RUN))lint-imports
+	$(RUN) -c 'from importlinter.cli import lint_imports_command as run; run()'
 
 format: $(READY) ## format and sort imports
 	$(RUN) -m ruff check --fix .

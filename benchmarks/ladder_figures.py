@@ -26,6 +26,7 @@ ORDER = (
     "mars_seed_strong",
     "mars_uss",
     "mars_uss_wss",
+    "mars_uss_wss_min_max",
     "mars_uss_wss_strong",
     "mars_uss_wss_transport",
 )
