@@ -60,6 +60,11 @@ class MaskKind:
         return _MEANINGS.get(family, "masks of this name in the artifact store")
 
     @property
+    def is_branch(self) -> bool:
+        """Whether later masks are not made from these: the baseline's masks are for comparison only."""
+        return self.kind == "wss_mask"
+
+    @property
     def is_prediction(self) -> bool:
         """Whether the trained segmenter made it."""
         return self.kind.startswith("prediction")

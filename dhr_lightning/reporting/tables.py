@@ -99,7 +99,7 @@ def ladder(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, chained
         cell = _cell(value, previous if chained else None, up=True)
         low, high = sorted((value, before))
         bars.append(Bar(kind.label, cell.text, cell.change, cell.tone, round(100 * low, 2), round(100 * high, 2)))
-        previous = value
+        previous = previous if kind.is_branch else value
     return bars
 
 
@@ -109,7 +109,7 @@ def step_table(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, cha
     Args:
         kinds: kinds of one split, at least one, in pipeline order.
         figures: figures by key.
-        chained: whether changes to the row above are shown.
+        chained: whether changes to the step before are shown; branches of the pipeline are nobody's step before.
     """
     pairs = list(figures[kinds[0].key]["background_rates"])[:_SHOWN_PAIRS]
     getters: list[tuple[str, bool, Callable[[Figures], float | None]]] = [
@@ -123,10 +123,12 @@ def step_table(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, cha
     ]
     used = [item for item in getters if any(item[2](figures[kind.key]) is not None for kind in kinds)]
     rows = []
-    for index, kind in enumerate(kinds):
-        above = figures[kinds[index - 1].key] if chained and index else None
+    above: Figures | None = None
+    for kind in kinds:
         cells = tuple(_cell(get(figures[kind.key]), get(above) if above else None, up=up) for _, up, get in used)
         rows.append((kind.label, cells))
+        if chained and not kind.is_branch:
+            above = figures[kind.key]
     return StepTable(kinds[0].split, tuple(name for name, _, _ in used), tuple(rows))
 
 
