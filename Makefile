@@ -60,7 +60,7 @@ format: $(READY) ## format and sort imports
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(READY) ## ladder of mask steps on the built-in data, three seeds (about an hour on 2 cores)
+bench: $(READY) ## ladder of mask steps on the built-in data, three seeds; takes long
 	$(RUN) benchmarks/ladder.py --workspace bench $(ARGS)
 
 clean: ## remove artifacts, runs, reports and caches (data stays)

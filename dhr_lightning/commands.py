@@ -240,7 +240,10 @@ def write_run_report(info: DatasetInfo, root: Path, workspace: Path, target: Pat
 
 
 def step_seconds(runs: Path, store: ArtifactStore) -> dict[str, float]:
-    """Seconds of every fit and of every artifact that was written, in the order of the pipeline."""
+    """Seconds of every fit and of every prediction, in the order of the pipeline.
+
+    One prediction writes all artifacts of its step, so it counts once; mask rounds are part of their fit.
+    """
     seconds = {}
     for step in ("cam", "uss", "wss", "mars", "dhr"):
         path = runs / step / "state.json"
@@ -248,8 +251,8 @@ def step_seconds(runs: Path, store: ArtifactStore) -> dict[str, float]:
             seconds[f"fit {step}"] = float(json.loads(path.read_text()).get("seconds", 0.0))
         for (kind, split), maker in MAKERS.items():
             manifest = store.manifest(kind, split)
-            if maker.step == step and manifest is not None and "seconds" in manifest.info:
-                seconds[f"write {kind}/{split}"] = float(manifest.info["seconds"])
+            if maker.step == step and round_number(kind) is None and manifest is not None:
+                seconds[f"predict {step}"] = float(manifest.info.get("seconds", 0.0))
     return seconds
 
 

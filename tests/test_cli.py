@@ -255,7 +255,8 @@ def test_report_judges_every_mask(workspace: Workspace, lines: Lines):
     result = json.loads(Path("reports/microworld/report.json").read_text())
     kinds = {"base_mask/train", "mars_mask/train", "wss_mask/train", "dhr_mask/round_01/train", "prediction/val"}
     assert kinds <= set(result["metrics"])
-    assert {"fit cam", "fit dhr", "write base_mask/train", "write prediction/val"} <= set(result["seconds"])
+    steps = {"cam", "uss", "wss", "mars", "dhr"}
+    assert set(result["seconds"]) == {f"{what} {step}" for what in ("fit", "predict") for step in steps}
     (refined,) = (note for note in result["notes"] if note.startswith("Refined with "))
     assert "base_mask/train, dhr_mask/round_00/train, dhr_mask/round_01/train, mars_mask/train." in refined
     assert "<html" in Path("reports/microworld/report.html").read_text()
