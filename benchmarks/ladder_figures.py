@@ -28,6 +28,9 @@ ORDER = (
     "mars_uss_wss",
     "mars_uss_wss_min_max",
     "mars_uss_wss_strong",
+    "mars_uss_wss_strong_guard_heatmap",
+    "mars_uss_wss_strong_guard_seed",
+    "mars_uss_wss_strong_guard",
     "mars_uss_wss_transport",
 )
 

@@ -16,7 +16,8 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import labels_from_scores
-from dhr_lightning.ops.rebalance import RebalanceSettings, rebalance
+from dhr_lightning.ops.profiles import RebalanceSettings
+from dhr_lightning.ops.rebalance import rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.pipeline import Plan
 from dhr_lightning.tasks import dhr
@@ -46,23 +47,33 @@ class Row:
     relabel: bool = False
 
 
-PRODUCT = "mars_uss_wss_strong"
+PRODUCT = "mars_uss_wss_strong_guard"
+_BARE = {"guard": "none"}
 ROWS = {
     "base_seed_plain": Row("base + seed without OT", "base_mask", {"uss": False, "seed_transport": False}),
     "base_seed": Row("base + OT seed", "base_mask", {"uss": False}),
-    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", "base_mask"),
+    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", "base_mask", _BARE),
     "mars_seed": Row("mars + OT seed", "mars_mask", {"uss": False}),
-    "mars_uss": Row("mars + seed + USS", "mars_mask", {"wss": False}),
-    "mars_uss_wss": Row("mars + seed + USS + WSS", "mars_mask"),
-    "mars_uss_wss_transport": Row("mars + seed + USS + WSS + final transport", "mars_mask", {"final_transport": True}),
+    "mars_uss": Row("mars + seed + USS", "mars_mask", {"wss": False, **_BARE}),
+    "mars_uss_wss": Row("mars + seed + USS + WSS", "mars_mask", _BARE),
+    "mars_uss_wss_transport": Row(
+        "mars + seed + USS + WSS + final transport", "mars_mask", {"final_transport": True, **_BARE}
+    ),
     "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", "mars_mask", {"uss": False}, True, True),
     "mars_uss_wss_min_max": Row(
         "mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)",
         "mars_mask",
-        {"heatmap": "min_max", "tau": 0.8},
+        {"heatmap": "min_max", "tau": 0.8, **_BARE},
         strong=True,
     ),
-    PRODUCT: Row("mars + seed + USS + WSS, strong final CRF", "mars_mask", strong=True),
+    "mars_uss_wss_strong": Row("mars + seed + USS + WSS, strong final CRF", "mars_mask", _BARE, strong=True),
+    "mars_uss_wss_strong_guard_heatmap": Row(
+        "mars + seed + USS + WSS, strong final CRF, guard heatmap", "mars_mask", {"guard": "heatmap"}, strong=True
+    ),
+    "mars_uss_wss_strong_guard_seed": Row(
+        "mars + seed + USS + WSS, strong final CRF, guard seed", "mars_mask", {"guard": "seed"}, strong=True
+    ),
+    PRODUCT: Row("mars + seed + USS + WSS, strong final CRF, guard", "mars_mask", strong=True),
 }
 
 

@@ -71,6 +71,11 @@ class Small32Encoder(nn.Module, EncoderMixin):
 encoders["small32"] = {"encoder": Small32Encoder, "pretrained_settings": {}, "params": {}}
 
 
+def is_encoder(name: str) -> bool:
+    """Tell whether `build_encoder` knows a name."""
+    return timm.is_model(name[3:].split(".")[0]) if name.startswith("tu-") else name in encoders
+
+
 def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: int = 16) -> nn.Module:
     """Build an encoder that returns a list of six feature maps, finest first.
 
@@ -84,8 +89,7 @@ def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: i
         DependencyError: if a download was asked for and failed.
         CheckpointError: if the file of weights does not fit.
     """
-    known = timm.is_model(name[3:].split(".")[0]) if name.startswith("tu-") else name in encoders
-    if not known:
+    if not is_encoder(name):
         raise ConfigError(f"Unknown backbone {name!r}. Known: small32, tu-<timm name>, {', '.join(sorted(encoders))}.")
     if pretrained is True and name == "small32":
         raise ConfigError("Backbone 'small32' has no pretrained weights. Set pretrained: false.")
@@ -125,3 +129,37 @@ def load_weights(module: nn.Module, path: Path, *, what: str) -> None:
         raise CheckpointError(
             f"{path} does not fit {what}: {len(result.missing_keys)} tensors missing, first {result.missing_keys[0]!r}."
         )
+
+
+class FrozenEncoder(nn.Module):
+    """One feature map of an encoder, without gradient.
+
+    Args:
+        name: see `build_encoder`.
+        pretrained: see `build_encoder`.
+        level: which feature map, counted from the coarsest, >= 1; 2 is the one before the last stage. Middle maps tell
+            regions apart without training, the last one only classes.
+
+    Raises:
+        ConfigError: if the encoder has no such map.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool | str = False, level: int = 2) -> None:
+        super().__init__()
+        self.encoder = build_encoder(name, pretrained=pretrained)
+        channels = self.encoder.out_channels
+        if not 1 <= level < len(channels):
+            raise ConfigError(f"Expected a level of {name!r} in [1, {len(channels) - 1}], but got {level}.")
+        self.level, self.out_channels = level, int(channels[-level])
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Stay in evaluation mode whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` normalised, sides divisible by 16 -> `(B, F, h, w)`."""
+        features: Tensor = self.encoder(image)[-self.level]
+        return features

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.kmeans import kmeans
 
 
@@ -27,6 +28,35 @@ class StegoHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`(B, F, h, w)` -> code `(B, D, h, w)`, not normalised."""
         return self.linear(self.dropout(features)) + self.nonlinear(self.dropout(features))
+
+
+class PrincipalAxes(nn.Module):
+    """Features along their principal axes, without centring: cosines stay what they were but for what is cut off.
+
+    Args:
+        inputs: channels of the frozen features.
+        dimension: channels kept D, at most `inputs`.
+
+    Raises:
+        ConfigError: if `dimension` exceeds `inputs`.
+    """
+
+    def __init__(self, inputs: int, dimension: int = 70) -> None:
+        super().__init__()
+        if dimension > inputs:
+            raise ConfigError(f"Expected model.init_args.dimension <= {inputs} of these features, but got {dimension}.")
+        self.register_buffer("projection", torch.zeros(inputs, dimension))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit(self, cells: Tensor, *, seed: int = 0) -> None:
+        """Fit the axes to feature cells `(N, F)`; nothing in it is random."""
+        _, vectors = torch.linalg.eigh(cells.T @ cells / len(cells))
+        self.projection.copy_(vectors[:, -self.projection.shape[1] :])
+        self.fitted.fill_(True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, F, h, w)` -> `(B, D, h, w)`."""
+        return torch.einsum("bfhw,fd->bdhw", features.float(), self.projection)
 
 
 class ClusterCode(nn.Module):

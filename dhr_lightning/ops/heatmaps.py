@@ -12,7 +12,7 @@ from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, cosine
 from dhr_lightning.ops.resize import resize_maps, valid_cells
 from dhr_lightning.ops.transport import Stopping, transport_posterior, transport_weights
 
-HeatmapMode = Literal["min_max", "softmax"]
+HeatmapMode = Literal["min_max", "relu", "softmax"]
 
 
 class ClassHeatmaps(NamedTuple):
@@ -39,16 +39,16 @@ def class_heatmaps(
         mask: `(B, H, W)` int64 class values.
         keys: `(B, K)` class values, -1 = padding.
         valid: `(B, H, W)` bool, pixels inside the image.
-        mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"softmax"` gives the share of each
-            class per cell.
+        mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"relu"` takes its positive part;
+            `"softmax"` gives the share of each class per cell.
         temperature: of the softmax, > 0.
 
     Returns:
         Heatmaps, centroids and classes that have a centroid; maps of the others and invalid cells are 0.
 
-    Source: DHR (arXiv:2404.00380), USS rebalancing; min-max as in its code (the paper has ReLU).
+    Source: DHR (arXiv:2404.00380), USS rebalancing: ReLU in the paper, min-max in its code; softmax is ours.
     """
-    check_choice("heatmap", mode, ("min_max", "softmax"))
+    check_choice("heatmap", mode, ("min_max", "relu", "softmax"))
     check_positive("temperature", temperature)
     grid = (features.shape[2], features.shape[3])
     weights = cell_labels(mask, keys, grid=grid, valid=valid)  # (B, K, N)
@@ -57,6 +57,9 @@ def class_heatmaps(
     near = None if valid is None else valid_cells(valid, grid)
     if mode == "min_max":
         return ClassHeatmaps(min_max_normalize(cosine, valid=near, present=active), centroids, active)
+    if mode == "relu":
+        maps = cosine.clamp_min(0.0) * active[..., None, None]
+        return ClassHeatmaps(maps if near is None else maps * near[:, None], centroids, active)
     logits = (cosine / temperature).masked_fill(~active[..., None, None], -torch.inf)
     maps = logits.softmax(1).nan_to_num(0.0)  # an image without any active class has no shares
     return ClassHeatmaps(maps if near is None else maps * near[:, None], centroids, active)

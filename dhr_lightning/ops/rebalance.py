@@ -2,81 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import check_choice, check_dims, check_positive, check_range, check_shape, full_precision
+from dhr_lightning.ops._checks import check_dims, check_range, check_shape, full_precision
 from dhr_lightning.ops.cam import index_classes, labels_from_scores, min_max_normalize
 from dhr_lightning.ops.correlation import correlation_groups
-from dhr_lightning.ops.heatmaps import HeatmapMode, class_heatmaps, final_weights, group_weights, supervised_heatmaps
+from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
 from dhr_lightning.ops.pooling import cell_labels
+from dhr_lightning.ops.profiles import RebalanceSettings
 from dhr_lightning.ops.refine import Refine
 from dhr_lightning.ops.resize import resize_maps, valid_cells
-from dhr_lightning.ops.seeds import SeedMode, merge_seed, transport_seed
-from dhr_lightning.ops.transport import Stopping
+from dhr_lightning.ops.seeds import merge_seed, transport_seed
 
 IGNORE = 255
-
-
-@dataclass(frozen=True)
-class RebalanceSettings:
-    """Switches and constants of DHR; the defaults repair the published code, see each function's `Differs:`.
-
-    Attributes:
-        epsilon: entropy weight of every transport, > 0 (λ in the paper).
-        stopping: `"absolute"` as in the published code, or `"marginal"` to converge.
-        tau: cosine above which two classes form a group, in [0, 1] (τ).
-        gamma: exponent of the background score of the seeds, > 0 (γ).
-        seed_transport: weight the CAMs by their transport plan.
-        seed: paste seeds of `"vanished"` classes, of `"all"`, or of `"none"`.
-        refine_seed: refine the seeds, if a refinement is given.
-        min_pixels: a class below this area in the mask has vanished.
-        min_share: the same as a share of the class's seed, in [0, 1].
-        uss: replace the mask by heatmaps of the unsupervised features; otherwise the merged mask is the result.
-        wss: separate alike classes by the supervised features (needs `uss`).
-        grouping: `"components"`, or `"row_upper"` as in the published code.
-        heatmap: `"min_max"` of the cosine per class, or `"softmax"` over the classes.
-        temperature: of the softmax, > 0.
-        final_transport: apply a last transport over all classes; off, because uniform shares inflate small classes
-            where a background covers most of the image.
-        final_marginal: class shares of the last transport: `"uniform"` with min-max weights as in the published code,
-            or the `"area"` in the merged mask with posterior weights.
-        refine_final: refine the final heatmaps, if a refinement is given.
-        preserve_ignore: keep 255 of the merged mask, which heatmaps otherwise relabel.
-    """
-
-    epsilon: float = 0.1
-    stopping: Stopping = "absolute"
-    tau: float = 0.8
-    gamma: float = 2.0
-    seed_transport: bool = True
-    seed: SeedMode = "vanished"
-    refine_seed: bool = True
-    min_pixels: int = 16
-    min_share: float = 0.2
-    uss: bool = True
-    wss: bool = True
-    grouping: Literal["components", "row_upper"] = "components"
-    heatmap: HeatmapMode = "min_max"
-    temperature: float = 0.1
-    final_transport: bool = False
-    final_marginal: Literal["uniform", "area"] = "uniform"
-    refine_final: bool = True
-    preserve_ignore: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "gamma", "temperature"):
-            check_positive(name, getattr(self, name))
-        check_range("tau", self.tau, 0.0, 1.0)
-        check_range("min_share", self.min_share, 0.0, 1.0)
-        check_range("min_pixels", self.min_pixels, 0, float("inf"))
-        check_choice("stopping", self.stopping, ("absolute", "marginal"))
-        check_choice("seed", self.seed, ("vanished", "all", "none"))
-        check_choice("grouping", self.grouping, ("components", "row_upper"))
-        check_choice("heatmap", self.heatmap, ("min_max", "softmax"))
-        check_choice("final_marginal", self.final_marginal, ("uniform", "area"))
 
 
 @dataclass(frozen=True)
@@ -167,7 +107,7 @@ def rebalance(
         merged = RebalanceResult(init, seed, init, recovered)
         if not settings.uss or uss is None:
             return merged
-        return _redraw(merged, image, uss, wss, keys, valid, settings, refine_final)
+        return _redraw(merged, image, uss, wss, keys, foreground, valid, settings, refine_final)
 
 
 def _make_seed(
@@ -188,6 +128,7 @@ def _make_seed(
         transport=settings.seed_transport,
         epsilon=settings.epsilon,
         gamma=settings.gamma,
+        background=settings.seed_background,
         stopping=settings.stopping,
         refine=refine if settings.refine_seed else None,
     )
@@ -199,51 +140,75 @@ def _redraw(
     uss: Tensor,
     wss: Sequence[Tensor],
     keys: Tensor,
+    foreground: Tensor,
     valid: Tensor | None,
     settings: RebalanceSettings,
     refine: Refine | None,
 ) -> RebalanceResult:
     """Replace the merged mask by labels from rebalanced heatmaps."""
-    grid = (uss.shape[2], uss.shape[3])
+    grid, init = (uss.shape[2], uss.shape[3]), merged.init
     near = None if valid is None else valid_cells(valid, grid)
-    init = merged.init
     maps, centroids, active = class_heatmaps(
         uss, init, keys, valid=valid, mode=settings.heatmap, temperature=settings.temperature
     )
     heat, separate = maps, None
     groups = correlation_groups(centroids, present=active, tau=settings.tau, mode=settings.grouping)
+    if settings.final_transport and settings.final_order == "before":
+        heat = _transport_all(heat, init, keys, active, valid, settings)
     if settings.wss:
         separate = supervised_heatmaps(wss, init, keys, groups=groups, grid=grid, valid=valid)
         heat = heat * group_weights(separate, groups, valid=near, epsilon=settings.epsilon, stopping=settings.stopping)
-    by_area = settings.final_transport and settings.final_marginal == "area"
-    if settings.final_transport:
-        shares = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2) if by_area else None
-        heat = heat * final_weights(
-            heat, active, shares=shares, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
-        )
-    if settings.heatmap == "min_max" and not by_area:
+    if settings.final_transport and settings.final_order == "after":
+        heat = _transport_all(heat, init, keys, active, valid, settings)
+    scaled = not settings.final_transport or settings.final_marginal == "uniform"
+    if settings.heatmap == "min_max" and scaled:
         heat = min_max_normalize(heat, valid=near, present=active)
     result = replace(merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat)
-    return replace(result, mask=_label(heat, image, init, keys, active, valid, settings, refine))
+    return replace(result, mask=_label(heat, active, merged, image, keys, foreground, valid, settings, refine))
+
+
+def _transport_all(
+    heat: Tensor, init: Tensor, keys: Tensor, active: Tensor, valid: Tensor | None, settings: RebalanceSettings
+) -> Tensor:
+    """Weigh heatmaps `(B, K, h, w)` by a transport over all classes of each image."""
+    grid = (heat.shape[2], heat.shape[3])
+    shares = None
+    if settings.final_marginal != "uniform":
+        shares = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2)  # (B, K)
+        if settings.final_marginal == "mix":
+            even = active.float() / active.sum(1, keepdim=True).clamp_min(1)
+            shares = shares / shares.sum(1, keepdim=True).clamp_min(1.0) + even
+    near = None if valid is None else valid_cells(valid, grid)
+    return heat * final_weights(
+        heat, active, shares=shares, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
+    )
 
 
 def _label(
     heat: Tensor,
-    image: Tensor,
-    init: Tensor,
-    keys: Tensor,
     active: Tensor,
+    merged: RebalanceResult,
+    image: Tensor,
+    keys: Tensor,
+    foreground: Tensor,
     valid: Tensor | None,
     settings: RebalanceSettings,
     refine: Refine | None,
 ) -> Tensor:
-    """Resize and refine heatmaps, and take the best class of every pixel."""
+    """Resize and refine heatmaps, take the best class of every pixel, and restore classes that were removed."""
     near = None if valid is None else valid_cells(valid, (heat.shape[2], heat.shape[3]))
     score = resize_maps(heat, (image.shape[1], image.shape[2]), valid=near)  # (B, K, H, W)
-    if refine is not None and settings.refine_final:
-        score = refine(image, score, active, valid=valid)
-    mask = labels_from_scores(score, keys, present=active)
-    mask = _keep_pixels(mask, init, keys, active, settings.preserve_ignore)
+    if refine is None or not settings.refine_final:
+        mask = labels_from_scores(score, keys, present=active)
+    else:
+        mask = labels_from_scores(refine(image, score, active, valid=valid), keys, present=active)
+        before = labels_from_scores(score, keys, present=active)
+        for name, source in (("heatmap", before), ("seed", merged.seed)):
+            if settings.guard in (name, "both"):
+                mask, _ = merge_seed(
+                    mask, source, keys, foreground, min_pixels=settings.min_pixels, min_share=settings.min_share
+                )
+    mask = _keep_pixels(mask, merged.init, keys, active, settings.preserve_ignore)
     return mask if valid is None else mask.masked_fill(~valid, IGNORE)
 
 

@@ -31,6 +31,7 @@ def transport_seed(
     transport: bool = True,
     epsilon: float = 0.1,
     gamma: float = 2.0,
+    background: bool = True,
     stopping: Stopping = "absolute",
     refine: Refine | None = None,
     ignore_index: int = 255,
@@ -46,6 +47,8 @@ def transport_seed(
         transport: weight the maps by their transport plan.
         epsilon: entropy weight of the plan.
         gamma: exponent of the background score `(1 - max)^gamma`, > 0 (γ).
+        background: let that score take part in the refinement; without it, a pixel is background where the refined
+            classes all stay below one half, which one or two classes never do.
         stopping: see `transport_weights`.
         refine: refinement over the background and the tagged classes.
         ignore_index: value where the background wins, which means "keep the initial mask".
@@ -54,8 +57,8 @@ def transport_seed(
         `(B, H, W)` int64 of tagged class values and `ignore_index`.
 
     Source: M_seed of DHR (arXiv:2404.00380), f_OT(A) ⊙ A.
-    Differs: a background competes (the published code refines the classes alone, which erases the whole mask);
-        maps are resized bilinearly, not by nearest neighbour.
+    Differs: a background competes (`background=False` refines the classes alone as the published code does, which
+        erases the mask's background); maps are resized bilinearly, not by nearest neighbour.
     """
     grid, size = (cam.shape[2], cam.shape[3]), (image.shape[1], image.shape[2])
     near = None if valid is None else valid_cells(valid, grid)
@@ -67,10 +70,13 @@ def transport_seed(
         weights = transport_weights(cam.flatten(2), valid=cells, present=foreground, epsilon=epsilon, stopping=stopping)
         cam = cam * weights.view_as(cam)
     cam = resize_maps(cam, size, valid=near)  # (B, K, H, W)
-    score = torch.cat([background_score(cam, exponent=gamma), cam], dim=1)  # (B, 1 + K, H, W)
     exists = torch.cat([torch.ones_like(foreground[:, :1]), foreground], dim=1)
-    if refine is not None:
-        score = refine(image, score, exists, valid=valid)
+    if background:
+        score = torch.cat([background_score(cam, exponent=gamma), cam], dim=1)  # (B, 1 + K, H, W)
+        score = score if refine is None else refine(image, score, exists, valid=valid)
+    else:
+        cam = cam if refine is None else refine(image, cam, foreground, valid=valid)
+        score = torch.cat([background_score(cam, exponent=1.0), cam], dim=1)
     seed_keys = torch.cat([torch.full_like(keys[:, :1], ignore_index), keys], dim=1)
     seed = labels_from_scores(score, seed_keys, present=exists, ignore_index=ignore_index)
     return seed if valid is None else seed.masked_fill(~valid, ignore_index)

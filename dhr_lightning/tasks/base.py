@@ -27,6 +27,8 @@ class BaseTask(L.LightningModule):
         weight_decay: on all weights.
         power: of the polynomial decay, per iteration: `lr * (1 - k / K) ** power`.
         warmup: share of the iterations in which the rate rises linearly, in [0, 1).
+        frozen_norm: keep the encoder's batch norms as they were loaded: neither statistics nor scales change. For small
+            batches, and for weights whose norms are fused into the convolutions.
     """
 
     step: ClassVar[str]
@@ -44,6 +46,7 @@ class BaseTask(L.LightningModule):
         weight_decay: float = 4e-5,
         power: float = 0.9,
         warmup: float = 0.0,
+        frozen_norm: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
@@ -81,9 +84,24 @@ class BaseTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Channels-last weights: convolutions are faster on CPU and GPU alike."""
+        """Channels-last weights, because convolutions are faster so; the encoder's norms frozen, if asked."""
         if hasattr(self, "network"):
             self.network.to(memory_format=torch.channels_last)
+        for norm in self._frozen_norms():
+            norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "BaseTask":
+        """Set the mode; frozen norms stay in evaluation mode."""
+        super().train(mode)
+        for norm in self._frozen_norms():
+            norm.eval()
+        return self
+
+    def _frozen_norms(self) -> list[nn.Module]:
+        encoder = getattr(getattr(self, "network", None), "encoder", None)
+        if encoder is None or not self.hparams.frozen_norm:
+            return []
+        return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch and batch only, so that a resumed run repeats exactly.

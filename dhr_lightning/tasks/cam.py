@@ -29,6 +29,7 @@ class CAMTask(BaseTask):
         refine: `auto`, `pydensecrf`, `pamr` or `none`.
         crf: dense CRF settings of the base mask.
         workers: processes for pydensecrf.
+        refine_scale: refine at this fraction of the image size, in (0, 1].
         **options: optimiser and schedule, see `BaseTask`.
 
     Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
@@ -51,6 +52,7 @@ class CAMTask(BaseTask):
         refine: str = "auto",
         crf: dict[str, float] | None = None,
         workers: int = 2,
+        refine_scale: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -58,7 +60,7 @@ class CAMTask(BaseTask):
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride
         )
-        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
+        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="macro")
 
     def forward(self, image: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from dhr_lightning.models.classifier import masked_mean, multi_scale_cam
 from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
 from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
 from dhr_lightning.ops.crf import CRFSettings
-from dhr_lightning.ops.rebalance import RebalanceResult, RebalanceSettings, rebalance
+from dhr_lightning.ops.profiles import rebalance_settings
+from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks
 from dhr_lightning.tasks.wss import initialise, segmentation_loss
@@ -33,11 +34,12 @@ class DHRTask(SegmentationMixin, BaseTask):
         init_from: artifact kind whose checkpoint fills encoder and CAM head (`cam`), or `null`.
         cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror.
         scales: relative image sizes at prediction, each with its mirror.
-        rebalance: fields of `ops.rebalance.RebalanceSettings`.
+        rebalance: `profile` (`default` or `reference`) and what differs from it, see `ops.profiles.RebalanceSettings`.
         refine: refinement of seeds and final masks: `auto`, `pydensecrf`, `pamr` or `none`.
         crf_seed: dense CRF settings of the seeds.
         crf_final: dense CRF settings of the final masks.
         workers: processes for pydensecrf.
+        refine_scale: refine at this fraction of the image size, in (0, 1].
         weight_cls: weight of the classification loss beside the segmentation loss.
         **options: optimiser and schedule, see `BaseTask`.
 
@@ -66,6 +68,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         crf_seed: dict[str, float] | None = None,
         crf_final: dict[str, float] | None = None,
         workers: int = 2,
+        refine_scale: float = 1.0,
         weight_cls: float = 1.0,
         **options: Any,
     ) -> None:
@@ -80,9 +83,9 @@ class DHRTask(SegmentationMixin, BaseTask):
             pretrained=pretrained,
             output_stride=output_stride,
         )
-        self.rebalance_settings = RebalanceSettings(**(rebalance or {}))
-        self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers)
-        self.refine_final = Refiner(refine, CRFSettings(**(crf_final or {})), workers=workers)
+        self.rebalance_settings = rebalance_settings(**(rebalance or {}))
+        self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers, scale=refine_scale)
+        self.refine_final = Refiner(refine, CRFSettings(**(crf_final or {})), workers=workers, scale=refine_scale)
         self.needs = Needs(
             train_masks="dhr_mask",
             predict_splits=("val",),

@@ -38,6 +38,7 @@ class MARSTask(BaseTask):
         refine: refinement of the foreground map: `auto`, `pydensecrf`, `pamr` or `none`.
         crf: its dense CRF settings.
         workers: processes for pydensecrf.
+        refine_scale: refine at this fraction of the image size, in (0, 1].
         **options: see `BaseTask`; no optimiser is used.
 
     Source: MARS (arXiv:2304.09913), Eq. 1-4.
@@ -60,6 +61,7 @@ class MARSTask(BaseTask):
         refine: str = "auto",
         crf: dict[str, float] | None = None,
         workers: int = 2,
+        refine_scale: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -76,7 +78,7 @@ class MARSTask(BaseTask):
         self.needs = Needs(
             train_masks=source, train_features=True, augment=False, predict_masks=source, predict_features=True
         )
-        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
+        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
         self.register_buffer("centroids", torch.zeros(0))
         self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -10,10 +10,13 @@ from dhr_lightning.data.datamodule import Needs, normalize
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.losses.stego import correspondence_loss, sample_points
+from dhr_lightning.models.backbones import FrozenEncoder, is_encoder
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.stego import ClusterCode, StegoHead
+from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
 from dhr_lightning.models.vit import FrozenViT
 from dhr_lightning.tasks.base import BaseTask
+
+_HEADS = {"cluster_code": ClusterCode, "principal_axes": PrincipalAxes, "stego": StegoHead}
 
 
 class USSNetwork(torch.nn.Module):
@@ -21,13 +24,14 @@ class USSNetwork(torch.nn.Module):
 
     def __init__(self, backbone: str, head: str, *, pretrained: bool | str, dimension: int) -> None:
         super().__init__()
-        self.backbone: PatchEncoder | FrozenViT = (
-            PatchEncoder() if backbone == "patches" else FrozenViT(backbone, pretrained=pretrained)
-        )
-        channels = self.backbone.out_channels
-        self.head: ClusterCode | StegoHead = (
-            ClusterCode(channels, dimension) if head == "cluster_code" else StegoHead(channels, dimension)
-        )
+        self.backbone: PatchEncoder | FrozenEncoder | FrozenViT
+        if backbone == "patches":
+            self.backbone = PatchEncoder()
+        elif is_encoder(backbone):
+            self.backbone = FrozenEncoder(backbone, pretrained=pretrained)
+        else:
+            self.backbone = FrozenViT(backbone, pretrained=pretrained)
+        self.head: ClusterCode | StegoHead | PrincipalAxes = _HEADS[head](self.backbone.out_channels, dimension)
 
     def features(self, batch: Batch) -> Tensor:
         """Frozen features `(B, F, h, w)` of a batch."""
@@ -38,9 +42,10 @@ class USSTask(BaseTask):
     """Fit a head on frozen features, without any label; predict features of the training images.
 
     Args:
-        backbone: `patches` (training-free, made for the built-in data) or a timm vision transformer.
+        backbone: `patches` (training-free, made for the built-in data), a timm vision transformer, or an encoder of
+            `models.backbones.build_encoder`, whose map before the last stage is taken.
         pretrained: `false`, `true` (by name) or a path; ignored by `patches`.
-        head: `cluster_code` (fitted in one pass) or `stego` (trained).
+        head: `cluster_code` or `principal_axes` (both fitted in one pass), or `stego` (trained).
         dimension: channels D of the features.
         cells: feature cells drawn for fitting, over the whole training set.
         patches: patches drawn for fitting `patches`, over the whole training set.
@@ -74,8 +79,8 @@ class USSTask(BaseTask):
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
-        if head not in ("cluster_code", "stego"):
-            raise ConfigError(f"Expected model.init_args.head to be cluster_code or stego, but got {head!r}.")
+        if head not in _HEADS:
+            raise ConfigError(f"Expected model.init_args.head to be one of {', '.join(_HEADS)}, but got {head!r}.")
         self.save_hyperparameters()
         self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=dimension)
         self.automatic_optimization = False
@@ -106,7 +111,7 @@ class USSTask(BaseTask):
 
     @property
     def _fitting_epochs(self) -> int:
-        return int(self.hparams.backbone == "patches") + int(self.hparams.head == "cluster_code")
+        return int(self.hparams.backbone == "patches") + int(self.hparams.head != "stego")
 
     @torch.no_grad()
     def _find_neighbours(self) -> Tensor:

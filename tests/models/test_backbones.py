@@ -6,7 +6,7 @@ from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
 from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
-from dhr_lightning.models.backbones import build_encoder, load_weights
+from dhr_lightning.models.backbones import FrozenEncoder, build_encoder, load_weights
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,17 @@ def test_a_file_without_weights_is_refused(tmp_path: Path, content: bytes | None
     torch.save([1, 2], path) if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"layer cannot be taken from .*weights\.pth"):
         load_weights(nn.Linear(2, 3), path, what="layer")
+
+
+def test_a_frozen_encoder_gives_one_map_without_gradient():
+    encoder = FrozenEncoder("mobilenet_v2", level=2)
+    features = encoder.train()(torch.randn(2, 3, 64, 96))
+    assert tuple(features.shape) == (2, 96, 4, 6) == (2, encoder.out_channels, 4, 6)
+    assert not features.requires_grad
+    assert not any(module.training for module in encoder.modules())
+
+
+@pytest.mark.parametrize("level", [0, 6])
+def test_a_map_that_the_encoder_lacks_is_refused(level: int):
+    with pytest.raises(ConfigError, match=rf"level of 'mobilenet_v2' in \[1, 5\], but got {level}"):
+        FrozenEncoder("mobilenet_v2", level=level)

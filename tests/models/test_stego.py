@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from dhr_lightning.models.stego import ClusterCode, StegoHead
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
 
 FEATURES, CLUSTERS = 16, 5
 
@@ -119,3 +121,19 @@ def test_dropout_removes_whole_channels_in_training_only():
     assert 0 < int((kept[:, 0, 0] == 0).sum()) < FEATURES
     head.eval()
     assert torch.equal(head(ones), head(ones))
+
+
+def test_principal_axes_keep_cosines_and_drop_the_weakest_axes():
+    generator = torch.Generator().manual_seed(3)
+    cells = torch.randn(500, 8, generator=generator) * torch.tensor([5.0, 4, 3, 2, 1, 1, 1e-3, 1e-3]) + 1
+    head = PrincipalAxes(8, 8)
+    head.fit(cells)
+    features = cells[:6].T.reshape(1, 8, 2, 3)
+    code = head(features)
+    (old, new) = (F.normalize(maps.flatten(2)[0], dim=0) for maps in (features, code))
+    torch.testing.assert_close(new.T @ new, old.T @ old, atol=1e-5, rtol=0)
+    small = PrincipalAxes(8, 6)
+    small.fit(cells)
+    assert small(features).norm() > 0.99 * features.norm()
+    with pytest.raises(ConfigError, match="dimension <= 8 of these features, but got 9"):
+        PrincipalAxes(8, 9)

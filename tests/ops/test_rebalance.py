@@ -214,7 +214,7 @@ def test_wrong_arguments_are_named(change, message):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epsilon", 0.0), ("tau", 1.5), ("gamma", -1.0), ("min_share", 2.0), ("seed", "some"), ("heatmap", "relu")],
+    [("epsilon", 0.0), ("tau", 1.5), ("gamma", -1.0), ("min_share", 2.0), ("seed", "some"), ("heatmap", "sigmoid")],
 )
 def test_wrong_settings_are_named(name, value):
     with pytest.raises(ValueError, match=f"Expected `{name}`"):

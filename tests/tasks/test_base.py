@@ -148,3 +148,27 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(
     folder = Path("runs/microworld/cam/version_0/checkpoints")
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_frozen_norms_stay_as_loaded_while_the_rest_learns():
+    task = make_task("CAMTask", frozen_norm=True, lr=0.1)
+    task.configure_model()
+    before = {name: value.clone() for name, value in task.network.state_dict().items()}
+    optimizer = torch.optim.SGD(task.parameter_groups()[0], lr=0.1)
+    task.train()
+    task(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+    norms = {n for n, m in task.network.encoder.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert norms
+    assert changed
+    assert not {name for name in changed if name.removeprefix("encoder.").rpartition(".")[0] in norms}
+
+
+def test_norms_are_free_unless_frozen():
+    task = make_task("CAMTask")
+    task.configure_model()
+    before = task.network.encoder.state_dict()["stages.0.1.running_mean"].clone()
+    task.train()
+    task(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(task.network.encoder.state_dict()["stages.0.1.running_mean"], before)

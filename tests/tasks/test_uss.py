@@ -30,7 +30,7 @@ def test_too_few_epochs_are_refused_before_any_work(empty_workspace: Workspace, 
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(ConfigError, match="cluster_code or stego, but got 'cause'"):
+    with pytest.raises(ConfigError, match="one of cluster_code, principal_axes, stego, but got 'cause'"):
         make_task("USSTask", head="cause")
 
 

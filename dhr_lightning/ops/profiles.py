@@ -1,0 +1,105 @@
+"""Every choice of the mask step as a typed option, and named sets of choices."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dhr_lightning.ops._checks import check_choice, check_positive, check_range
+from dhr_lightning.ops.heatmaps import HeatmapMode
+from dhr_lightning.ops.seeds import SeedMode
+from dhr_lightning.ops.transport import Stopping
+
+Guard = Literal["none", "heatmap", "seed", "both"]
+
+
+@dataclass(frozen=True)
+class RebalanceSettings:
+    """Switches and constants of DHR; the defaults are the profile `default`, see `PROFILES`.
+
+    Attributes:
+        epsilon: entropy weight of every transport, > 0 (λ in the paper).
+        stopping: `"absolute"` as in the published code, or `"marginal"` to converge.
+        tau: cosine above which two classes form a group, in [0, 1] (τ).
+        gamma: exponent of the background score of the seeds, > 0 (γ).
+        seed_transport: weight the CAMs by their transport plan.
+        seed_background: let the background take part in the seeds; without it, as in the published code, seeds of
+            one or two classes cover the whole image.
+        seed: paste seeds of `"vanished"` classes, of `"all"`, or of `"none"`.
+        refine_seed: refine the seeds, if a refinement is given.
+        min_pixels: a class below this area in the mask has vanished.
+        min_share: the same as a share of the class's seed, in [0, 1].
+        uss: replace the mask by heatmaps of the unsupervised features; otherwise the merged mask is the result.
+        wss: separate alike classes by the supervised features (needs `uss`).
+        grouping: `"components"`, or `"row_upper"` as in the published code.
+        heatmap: `"min_max"` of the cosine per class, its `"relu"`, or `"softmax"` over the classes.
+        temperature: of the softmax, > 0.
+        final_transport: apply a last transport over all classes; off, because uniform shares inflate small classes
+            where a background covers most of the image.
+        final_order: `"after"` the supervised features as in the published code, or `"before"` them as in the paper.
+        final_marginal: class shares of the last transport: `"uniform"` with min-max weights as in the published code,
+            the `"area"` in the merged mask, or their `"mix"`, both with posterior weights.
+        refine_final: refine the final heatmaps, if a refinement is given.
+        guard: restore a class that the last refinement has removed, from the `"heatmap"` before it, from the
+            `"seed"`, or from `"both"` in turn; `min_pixels` and `min_share` say what removed means.
+        preserve_ignore: keep 255 of the merged mask, which heatmaps otherwise relabel.
+    """
+
+    epsilon: float = 0.1
+    stopping: Stopping = "absolute"
+    tau: float = 0.8
+    gamma: float = 2.0
+    seed_transport: bool = True
+    seed_background: bool = True
+    seed: SeedMode = "vanished"
+    refine_seed: bool = True
+    min_pixels: int = 16
+    min_share: float = 0.2
+    uss: bool = True
+    wss: bool = True
+    grouping: Literal["components", "row_upper"] = "components"
+    heatmap: HeatmapMode = "softmax"
+    temperature: float = 0.1
+    final_transport: bool = False
+    final_order: Literal["after", "before"] = "after"
+    final_marginal: Literal["uniform", "area", "mix"] = "uniform"
+    refine_final: bool = True
+    guard: Guard = "both"
+    preserve_ignore: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "gamma", "temperature"):
+            check_positive(name, getattr(self, name))
+        check_range("tau", self.tau, 0.0, 1.0)
+        check_range("min_share", self.min_share, 0.0, 1.0)
+        check_range("min_pixels", self.min_pixels, 0, float("inf"))
+        check_choice("stopping", self.stopping, ("absolute", "marginal"))
+        check_choice("seed", self.seed, ("vanished", "all", "none"))
+        check_choice("grouping", self.grouping, ("components", "row_upper"))
+        check_choice("heatmap", self.heatmap, ("min_max", "relu", "softmax"))
+        check_choice("final_order", self.final_order, ("after", "before"))
+        check_choice("final_marginal", self.final_marginal, ("uniform", "area", "mix"))
+        check_choice("guard", self.guard, ("none", "heatmap", "seed", "both"))
+
+
+PROFILES = {
+    "default": RebalanceSettings(),
+    # Order and constants of the published code. Repaired: a background takes part in the seeds, features line up.
+    "reference": RebalanceSettings(
+        seed="all", heatmap="min_max", grouping="row_upper", final_transport=True, guard="none"
+    ),
+}
+
+
+def rebalance_settings(profile: str = "default", **changes: Any) -> RebalanceSettings:
+    """Settings of a profile, with changes.
+
+    Args:
+        profile: `"default"` (what does best on the built-in data and on photos, see docs/method.md) or `"reference"`
+            (published order and constants, repaired where the code cannot run or erases the background).
+        **changes: fields of `RebalanceSettings` that differ.
+
+    Raises:
+        ValueError: if the profile or a value is unknown.
+        TypeError: if a field is unknown.
+    """
+    check_choice("profile", profile, tuple(PROFILES))
+    return replace(PROFILES[profile], **changes)
