@@ -1,11 +1,12 @@
 """Figures of masks against the ground truth, counted by the code that makes the report of the product."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ladder_pass import seconds_per_image
-from ladder_rows import KIND, ROWS
 from ladder_setup import Bench
+from ladder_table import KIND, ROWS, STAGE_ROWS
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.registry import get_dataset
@@ -14,25 +15,7 @@ from dhr_lightning.reporting.figures import Figures, all_figures
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
 
-STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}
-ORDER = (
-    "cam",
-    "base",
-    "base_seed_plain",
-    "base_seed",
-    "base_uss_wss",
-    "mars",
-    "mars_seed",
-    "mars_seed_strong",
-    "mars_uss",
-    "mars_uss_wss",
-    "mars_uss_wss_min_max",
-    "mars_uss_wss_strong",
-    "mars_uss_wss_strong_guard_heatmap",
-    "mars_uss_wss_strong_guard_seed",
-    "mars_uss_wss_strong_guard",
-    "mars_uss_wss_transport",
-)
+FREQUENT = 90
 
 
 class Judge:
@@ -56,14 +39,14 @@ class Judge:
             rows[slug] = {**self._row(slug, found[kind]), "seconds_per_image": seconds}
         return rows
 
-    def all_rows(self) -> dict[str, dict[str, Any]]:
-        """All rows of the ladder, in the order of the table."""
+    def all_rows(self, slugs: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Rows of the stages and of `slugs`, which must be computed, in this order."""
         rows, ids = self.stage_rows(), [one.id for one in self.bench.records()]
-        for slug, row in ROWS.items():
+        for slug in slugs:
             store = self.bench.row_store(slug)
             figures = self._figures(store, [KIND], "train", ids)[KIND]
-            rows[slug] = {**self._row(row.label, figures), "seconds_per_image": seconds_per_image(store, KIND)}
-        return {slug: rows[slug] for slug in ORDER}
+            rows[slug] = {**self._row(ROWS[slug].label, figures), "seconds_per_image": seconds_per_image(store, KIND)}
+        return rows
 
     def prediction(self, label: str, store: ArtifactStore, kind: str) -> dict[str, Any]:
         """A row of predictions on the validation split."""
@@ -90,5 +73,15 @@ class Judge:
             "middle": sum(middle) / len(middle) if middle else None,
             "tail": figures["tail_miou"],
             "background": iou["background"],
+            "frequent": self._frequent(iou),
             "iou": iou,
         }
+
+    def _frequent(self, iou: Mapping[str, float | None]) -> float | None:
+        """Mean over background and the classes with at least 90 training photos; `None` if that is all of them."""
+        counts = Counter(
+            value for record in self.bench.plan("stage1_cam", "cam").records("train") for value in record.tags
+        )
+        names = [self.facts.names[value] for value, count in sorted(counts.items()) if count >= FREQUENT]
+        values = [iou[name] for name in ("background", *names)]
+        return None if len(values) == len(iou) else sum(value or 0.0 for value in values) / len(values)

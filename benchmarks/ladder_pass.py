@@ -1,14 +1,15 @@
 """One pass over the training images that writes the masks of every row of the ladder."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ladder_rows import KIND, PRODUCT, ROWS, Ladder
+from ladder_rows import Ladder
 from ladder_setup import Bench
+from ladder_table import KIND, PRODUCT
 from torch.utils.data import DataLoader
 
 from dhr_lightning.artifacts.store import ArtifactStore
@@ -22,16 +23,16 @@ from dhr_lightning.pipeline import Plan
 from dhr_lightning.progress import track
 
 
-def compute_rows(bench: Bench) -> None:
-    """Write the masks of every row that is not up to date, and the seconds per image."""
+def compute_rows(bench: Bench, rows: Sequence[str]) -> None:
+    """Write the masks of the rows that are not up to date, and the seconds per image."""
     plan, records = bench.plan("stage3_dhr", "dhr"), bench.records()
     manifest = plan.store.manifest("cam", "train")
     if manifest is None or manifest.checkpoint is None:
         raise ArtifactError(f"{plan.store.folder('cam', 'train')} records no checkpoint. Run stage 1 again.")
     ladder, ids = Ladder(plan, Path(manifest.checkpoint["path"])), [record.id for record in records]
-    identities = {slug: ladder.identity(slug, ids) for slug in ROWS}
-    stores = {slug: bench.row_store(slug) for slug in ROWS}
-    due = [s for s in ROWS if not stores[s].status(KIND, "train", expected=identities[s], ids=ids).fresh]
+    identities = {slug: ladder.identity(slug, ids) for slug in rows}
+    stores = {slug: bench.row_store(slug) for slug in rows}
+    due = [s for s in rows if not stores[s].status(KIND, "train", expected=identities[s], ids=ids).fresh]
     with ExitStack() as stack:
         writers = {
             slug: stack.enter_context(

@@ -1,4 +1,4 @@
-"""`ladder.json` and `ladder.md`: everything measured so far, and the mean over seeds."""
+"""`<rows>.json` and `<rows>.md`: everything measured so far, and the mean over seeds."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dhr_lightning.artifacts.files import read_json, write_bytes, write_json
 
 MASK_COLUMNS = {
     "miou": "mIoU",
+    "frequent": "frequent classes",
     "vanished": "vanished tags",
     "vanished_adjacent": "adjacent",
     "rails_as_train": "rails as train",
@@ -19,6 +20,7 @@ MASK_COLUMNS = {
 }
 SEGMENTER_COLUMNS = {
     "miou": "val mIoU",
+    "frequent": "frequent classes",
     "gap_closed": "gap closed",
     "head": "head IoU",
     "middle": "middle IoU",
@@ -30,7 +32,8 @@ NOTES = """\
 Shares are in %. Vanished: pairs of image and tag whose class keeps less than a tenth of its true pixels; adjacent: only
 those next to their large neighbour. The CRF is the weak one of the seeds unless a row says strong. Seconds are those of
 the row's own step as if it ran alone (base: with its CAM; rows after base or mars: without making base or mars), on a
-machine that may have been busy. Gap closed: (mIoU - base) / (truth - base). The best row is chosen with the truth.
+machine that may have been busy. Frequent classes: background and those with 90 training photos or more. Gap closed:
+(mIoU - base) / (truth - base). The best row is chosen with the truth.
 """
 Table = dict[str, dict[str, Any]]
 
@@ -39,12 +42,13 @@ class Report:
     """Results of all seeds, on disk after every change.
 
     Args:
-        workspace: folder of `ladder.json` and `ladder.md`.
+        workspace: folder of the files.
+        name: their stem, the name of the set of rows.
         settings: what the results depend on; results of other settings are dropped.
     """
 
-    def __init__(self, workspace: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self._json = workspace / "ladder.md", workspace / "ladder.json"
+    def __init__(self, workspace: Path, name: str, settings: Mapping[str, Any]) -> None:
+        self.path, self._json = workspace / f"{name}.md", workspace / f"{name}.json"
         found = read_json(self._json) if self._json.is_file() else {}
         self._seeds = found.get("seeds", {}) if found.get("settings") == dict(settings) else {}
         self._settings = dict(settings)
@@ -80,7 +84,7 @@ class Report:
         write_json(self._json, {"schema": 1, "settings": self._settings, "seeds": self._seeds, "mean": mean})
         command = f"`python {' '.join(sys.argv)}`"
         seeds = [self.seed_tables(int(seed)) for seed in sorted(self._seeds, key=int)]
-        text = "\n".join(["# Ladder\n", command + "\n", NOTES, self.mean_tables(), *seeds])
+        text = "\n".join([f"# {self.path.stem.capitalize()}\n", command + "\n", NOTES, self.mean_tables(), *seeds])
         write_bytes(self.path, text.encode())
 
 
@@ -114,6 +118,7 @@ def _tables(title: str, rows: Table, segmenters: Table) -> str:
 
 
 def _table(rows: Table, columns: Mapping[str, str]) -> str:
+    columns = {name: title for name, title in columns.items() if any(_cell(row, name) for row in rows.values())}
     body = [[row["label"], *(_cell(row, name) for name in columns)] for row in rows.values()]
     lines = [["masks", *columns.values()], *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -1,8 +1,8 @@
-"""The rows of the mask ladder: settings of DHR, all computed on the same maps and features of a batch."""
+"""Masks of all rows, computed on the same maps and features of a batch."""
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,71 +10,20 @@ from unittest import mock
 
 import numpy as np
 import torch
+from ladder_table import KIND, LABEL_SCORE, PRODUCT, ROWS, Row
 from torch import Tensor
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import labels_from_scores
-from dhr_lightning.ops.profiles import RebalanceSettings
+from dhr_lightning.ops.profiles import RebalanceSettings, rebalance_settings
 from dhr_lightning.ops.rebalance import rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.pipeline import Plan
 from dhr_lightning.tasks import dhr
 from dhr_lightning.tasks.base import cut_masks, load_encoder
 from dhr_lightning.tasks.dhr import DHRTask
-
-KIND = "dhr_mask/round_00"
-LABEL_SCORE = 0.7
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting of DHR.
-
-    Args:
-        label: name in the table.
-        start: artifact kind that it starts from.
-        changes: fields of `RebalanceSettings` that differ from the configuration.
-        strong: refine the final map with the CRF of the final masks instead of that of the seeds.
-        relabel: refine the labels of the result once more; each label scores 0.7, the other classes share the rest.
-    """
-
-    label: str
-    start: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    strong: bool = False
-    relabel: bool = False
-
-
-PRODUCT = "mars_uss_wss_strong_guard"
-_BARE = {"guard": "none"}
-ROWS = {
-    "base_seed_plain": Row("base + seed without OT", "base_mask", {"uss": False, "seed_transport": False}),
-    "base_seed": Row("base + OT seed", "base_mask", {"uss": False}),
-    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", "base_mask", _BARE),
-    "mars_seed": Row("mars + OT seed", "mars_mask", {"uss": False}),
-    "mars_uss": Row("mars + seed + USS", "mars_mask", {"wss": False, **_BARE}),
-    "mars_uss_wss": Row("mars + seed + USS + WSS", "mars_mask", _BARE),
-    "mars_uss_wss_transport": Row(
-        "mars + seed + USS + WSS + final transport", "mars_mask", {"final_transport": True, **_BARE}
-    ),
-    "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", "mars_mask", {"uss": False}, True, True),
-    "mars_uss_wss_min_max": Row(
-        "mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)",
-        "mars_mask",
-        {"heatmap": "min_max", "tau": 0.8, **_BARE},
-        strong=True,
-    ),
-    "mars_uss_wss_strong": Row("mars + seed + USS + WSS, strong final CRF", "mars_mask", _BARE, strong=True),
-    "mars_uss_wss_strong_guard_heatmap": Row(
-        "mars + seed + USS + WSS, strong final CRF, guard heatmap", "mars_mask", {"guard": "heatmap"}, strong=True
-    ),
-    "mars_uss_wss_strong_guard_seed": Row(
-        "mars + seed + USS + WSS, strong final CRF, guard seed", "mars_mask", {"guard": "seed"}, strong=True
-    ),
-    PRODUCT: Row("mars + seed + USS + WSS, strong final CRF, guard", "mars_mask", strong=True),
-}
 
 
 class SharedRefiner:
@@ -131,8 +80,9 @@ class Ladder:
         self.weak, self.strong = SharedRefiner(self.task.refine_seed), SharedRefiner(self.task.refine_final)
 
     def settings(self, row: Row) -> RebalanceSettings:
-        """Those of the configuration with the row's changes."""
-        return replace(self.task.rebalance_settings, **row.changes)
+        """Those of the configuration, or of the row's profile, with the row's changes."""
+        settings = self.task.rebalance_settings if row.profile is None else rebalance_settings(row.profile)
+        return replace(settings, **row.changes)
 
     def identity(self, slug: str, ids: list[str]) -> Manifest:
         """What the masks of a row are made from."""
@@ -146,6 +96,8 @@ class Ladder:
             settings={
                 "start": row.start,
                 "relabel": LABEL_SCORE if row.relabel else None,
+                "features": row.features,
+                "rounds": row.rounds,
                 "rebalance": asdict(self.settings(row)),
                 "seed_crf": asdict(self.weak.refiner.settings),
                 "final_crf": asdict(self._final(row).refiner.settings),
@@ -188,9 +140,12 @@ class Ladder:
         return self.strong if row.strong else self.weak
 
     def _row_masks(self, row: Row, mask: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-        (image, _, *features), options = call
+        (image, _, cam, uss, wss), options = call
         own = {"settings": self.settings(row), "refine_seed": self.weak, "refine_final": self._final(row)}
-        result = rebalance(image, mask, *features, **{**options, **own}).mask
+        result = mask
+        for _ in range(row.rounds):
+            features = uss if row.features == "uss" else wss[0].float()
+            result = rebalance(image, result, cam, features, wss, **{**options, **own}).mask
         if not row.relabel:
             return result
         keys, present = options["keys"], options["present"]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ladder_figures import Judge
-from ladder_rows import KIND, PRODUCT, ROWS
-from ladder_setup import DATASET, Bench, step_seconds
+from ladder_setup import Bench, step_seconds
+from ladder_table import KIND, PRODUCT, ROWS
 
 from dhr_lightning.errors import ConfigError
 
@@ -25,7 +25,7 @@ def choose_segmenters(rows: Mapping[str, Mapping[str, Any]], also: Sequence[str]
     unknown = [slug for slug in also if slug not in ROWS]
     if unknown:
         raise ConfigError(f"Unknown row {unknown[0]!r} in --also. Rows: {', '.join(ROWS)}.")
-    best = max(ROWS, key=lambda slug: rows[slug]["miou"] or 0.0)
+    best = max((slug for slug in ROWS if slug in rows), key=lambda slug: rows[slug]["miou"] or 0.0)
     return list(dict.fromkeys(("base", "mars", PRODUCT, *also, best, "truth")))
 
 
@@ -41,7 +41,7 @@ def train_segmenter(bench: Bench, judge: Judge, name: str) -> dict[str, Any]:
         A row on the validation split, with the seconds of fit and prediction.
     """
     workspace = bench.folder / "segmenters" / name
-    _link_inputs(bench, name, workspace / "artifacts" / DATASET)
+    _link_inputs(bench, name, workspace / "artifacts" / bench.dataset)
     choice = ("--model.init_args.masks", MASKS.get(name, KIND))
     bench.run("stage3_dhr", ("wss",), *choice, workspace=workspace)
     plan = bench.plan("stage3_dhr", "wss", *choice, workspace=workspace)
@@ -52,9 +52,9 @@ def train_segmenter(bench: Bench, judge: Judge, name: str) -> dict[str, Any]:
 def _link_inputs(bench: Bench, name: str, artifacts: Path) -> None:
     """Show the artifacts of the seed, and the masks of a row, in the workspace of a segmenter."""
     artifacts.mkdir(parents=True, exist_ok=True)
-    targets = {kind: bench.store.root / DATASET / kind for kind in ("cam", "base_mask", "uss", "mars_mask")}
+    targets = {kind: bench.store.root / bench.dataset / kind for kind in ("cam", "base_mask", "uss", "mars_mask")}
     if name in ROWS:
-        targets["dhr_mask"] = bench.row_store(name).root / DATASET / "dhr_mask"
+        targets["dhr_mask"] = bench.row_store(name).root / bench.dataset / "dhr_mask"
     for kind, target in targets.items():
         if not (artifacts / kind).is_symlink():
             (artifacts / kind).symlink_to(target, target_is_directory=True)

@@ -11,7 +11,7 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.pipeline import Plan, Request, Stage, plan_steps, run_stage
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
-DATASET = "microworld"
+PHOTOS_STEPS = {"uss": "stage2_encoder.yaml"}
 FAST_EPOCHS = {"cam": 10, "wss": 2}
 
 
@@ -26,6 +26,8 @@ class Bench:
         val: validation images.
         images: judge masks on so many training images; all if `None`.
         fast: train far too short, to try the benchmark itself.
+        photos: root of photos in the VOC layout instead of the built-in data.
+        weights: ImageNet weights of the small network for photos.
     """
 
     folder: Path
@@ -34,20 +36,27 @@ class Bench:
     val: int = 160
     images: int | None = None
     fast: bool = False
+    photos: Path | None = None
+    weights: Path | None = None
+
+    @property
+    def dataset(self) -> str:
+        """Name in the catalog."""
+        return "voc" if self.photos else "microworld"
 
     @property
     def store(self) -> ArtifactStore:
         """Artifacts of the stages."""
-        return ArtifactStore(self.folder / "artifacts", DATASET)
+        return ArtifactStore(self.folder / "artifacts", self.dataset)
 
     @property
     def data(self) -> Path:
-        """Folder of the generated images."""
-        return self.folder / "data"
+        """Folder of the images."""
+        return self.photos or self.folder / "data"
 
     def row_store(self, slug: str) -> ArtifactStore:
         """Artifacts of one row of the ladder, which has a store of its own: their kind is the same."""
-        return ArtifactStore(self.folder / "ladder" / slug, DATASET)
+        return ArtifactStore(self.folder / "ladder" / slug, self.dataset)
 
     def records(self) -> list[Record]:
         """Training images that are judged."""
@@ -74,18 +83,21 @@ class Bench:
         return {step: step_seconds(self.plan(stage, step)) for step, stage in steps.items()}
 
     def _request(self, steps: tuple[str, ...], extra: tuple[str, ...], workspace: Path | None) -> Request:
-        options = {"seed": self.seed, "train": self.train, "val": self.val}
-        overrides = {
-            "data.workspace": str(workspace or self.folder),
-            "data.root": str(self.data),
-            "data.options": json.dumps(options),
-        }
+        overrides = {"data.workspace": str(workspace or self.folder), "data.root": str(self.data)}
+        if self.photos is None:
+            overrides["data.options"] = json.dumps({"seed": self.seed, "train": self.train, "val": self.val})
+        for name in ("cam", "uss"):
+            if self.weights and name in steps:
+                overrides[f"{name}.model.init_args.pretrained"] = str(self.weights)
         if self.seed:  # seed 0 is the quick start itself: its artifacts may be put here
             overrides |= {"data.seed": str(self.seed), "seed_everything": str(self.seed)}
         if self.fast:
             overrides |= {f"{name}.trainer.max_epochs": str(FAST_EPOCHS[name]) for name in steps if name in FAST_EPOCHS}
         given = [text for name, value in overrides.items() for text in (f"--{name}", value)]
-        return Request(dataset=DATASET, overrides=(*given, *extra))
+        if self.photos is None:
+            return Request(dataset=self.dataset, overrides=(*given, *extra))
+        chosen = {name: file for name, file in PHOTOS_STEPS.items() if name in steps}
+        return Request(self.dataset, ("real.yaml",), chosen, (*given, *extra))
 
 
 def step_seconds(plan: Plan) -> dict[str, float | None]:

@@ -62,7 +62,7 @@ class RebalanceSettings:
     final_order: Literal["after", "before"] = "after"
     final_marginal: Literal["uniform", "area", "mix"] = "uniform"
     refine_final: bool = True
-    guard: Guard = "both"
+    guard: Guard = "heatmap"
     preserve_ignore: bool = False
 
     def __post_init__(self) -> None:

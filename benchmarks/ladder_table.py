@@ -1,0 +1,92 @@
+"""The rows of the mask ladder and of the ablation: settings of DHR by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KIND = "dhr_mask/round_00"
+LABEL_SCORE = 0.7
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of DHR.
+
+    Args:
+        label: name in the table.
+        start: artifact kind that it starts from.
+        changes: fields of `RebalanceSettings` that differ.
+        strong: refine the final map with the CRF of the final masks instead of that of the seeds.
+        relabel: refine the labels of the result once more; each label scores 0.7, the other classes share the rest.
+        profile: named profile that `changes` apply to; default: the configuration's settings.
+        features: heatmaps of the `"uss"` or of the network's own `"wss"` features.
+        rounds: how often; each round starts from the masks of the last.
+    """
+
+    label: str
+    start: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    strong: bool = False
+    relabel: bool = False
+    profile: str | None = None
+    features: str = "uss"
+    rounds: int = 1
+
+
+PRODUCT = "default"
+_BASE, _MARS = "base_mask", "mars_mask"
+_BARE = {"guard": "none"}
+
+
+def _final(label: str, changes: Mapping[str, Any], **options: Any) -> Row:
+    """A row as the product makes masks: from MARS masks, with the strong last CRF."""
+    return Row(label, _MARS, changes, strong=True, **options)
+
+
+ROWS = {
+    "base_seed_plain": Row("base + seed without OT", _BASE, {"uss": False, "seed_transport": False}),
+    "base_seed": Row("base + OT seed", _BASE, {"uss": False}),
+    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", _BASE, _BARE),
+    "mars_seed_raw": Row("mars + OT seed, not refined", _MARS, {"uss": False, "refine_seed": False}),
+    "mars_seed_plain": Row("mars + refined seed, no OT", _MARS, {"uss": False, "seed_transport": False}),
+    "mars_seed": Row("mars + OT seed", _MARS, {"uss": False}),
+    "mars_seed_all": Row("mars + OT seed, every seed pasted", _MARS, {"uss": False, "seed": "all"}),
+    "mars_uss": Row("mars + seed + USS", _MARS, {"wss": False, **_BARE}),
+    "mars_uss_wss": Row("mars + seed + USS + WSS", _MARS, _BARE),
+    "mars_uss_wss_transport": Row(
+        "mars + seed + USS + WSS + final transport", _MARS, {"final_transport": True, **_BARE}
+    ),
+    "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", _MARS, {"uss": False}, True, True),
+    "reference": _final("profile `reference` (published order and constants)", {}, profile="reference"),
+    "min_max": _final("mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)", {
+        "heatmap": "min_max", "tau": 0.8, **_BARE
+    }),
+    "relu": _final("ReLU of the cosine instead of softmax", {"heatmap": "relu", **_BARE}),
+    "uss_strong": _final("mars + seed + USS, strong final CRF", {"wss": False, **_BARE}),
+    "wss_strong": _final("mars + seed, WSS features in place of USS", {"wss": False, **_BARE}, features="wss"),
+    "unguarded": _final("mars + seed + USS + WSS, strong final CRF", _BARE),
+    "no_seed": _final("the same without seeds", {"seed": "none", **_BARE}),
+    "uniform": _final("+ last transport, uniform shares, posterior", {"final_transport": True, **_BARE}),
+    "area": _final("+ last transport, area shares", {"final_transport": True, "final_marginal": "area", **_BARE}),
+    "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
+    "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),
+    "soft": _final("temperature 0.2", {"temperature": 0.2, **_BARE}),
+    "guard_seed": _final("guard from the seed", {"guard": "seed"}),
+    "guard_both": _final("guard from heatmap and seed", {"guard": "both"}),
+    PRODUCT: _final("mars + seed + USS + WSS, strong final CRF, guard (default)", {}),
+    "default_base": Row("default, without MARS", _BASE, strong=True),
+    "default_twice": _final("default, two rounds", {}, rounds=2),
+}  # fmt: skip
+
+SETS = {
+    "ladder": (
+        "base_seed_plain", "base_seed", "base_uss_wss", "mars_seed", "mars_seed_strong", "mars_uss", "mars_uss_wss",
+        "min_max", "unguarded", PRODUCT, "mars_uss_wss_transport",
+    ),
+    "ablation": (
+        "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
+        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "guard_seed",
+        "guard_both", PRODUCT, "default_base", "default_twice",
+    ),
+}  # fmt: skip
+STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}
