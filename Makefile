@@ -1,6 +1,8 @@
 # Every target sets up by itself what it needs. Use an existing environment with PYTHON=/path/to/python.
 DATASET ?= microworld
 ARGS ?=
+VOC ?= data/VOCdevkit/VOC2012
+WEIGHTS ?= weights/mobilenet_v2.pth
 VENV := .venv
 
 ifdef PYTHON
@@ -12,7 +14,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format bench clean clean_env
+.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format bench ladder ablation real clean clean_env
 
 help: ## show this list
 	@echo "make TARGET [DATASET=microworld] [ARGS='options -- overrides'] [PYTHON=python]"
@@ -26,7 +28,7 @@ $(VENV)/.ready: pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
 	@echo "building pydensecrf2 (needs a C++ compiler) ..."
 	@$(VENV)/bin/python -m pip install --quiet -e '.[crf]' \
-		|| echo "pydensecrf2 could not be built: dense CRF is off, PAMR refines instead (worse masks). Install a C++ compiler and run 'make clean_env setup'."
+		|| echo "pydensecrf2 could not be built: the dense CRF runs on the lattice of this package (same masks, one process). With a C++ compiler: 'make clean_env setup'."
 	@touch $@
 
 stage1: $(READY) ## image tags -> CAMs and base masks
@@ -60,8 +62,19 @@ format: $(READY) ## format and sort imports
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(READY) ## ladder of mask steps on the built-in data, three seeds; takes long
+bench: $(READY) ## ratios: our operations beside pydensecrf, POT and plain loops, in one table
+	$(RUN) benchmarks/ratios.py --output bench/ratios.md $(ARGS)
+
+ladder: $(READY) ## what every step does to the masks of the built-in data, three seeds; takes long
 	$(RUN) benchmarks/ladder.py --workspace bench $(ARGS)
+
+ablation: $(READY) ## choices of the mask step, on the built-in data or photos (see benchmarks/ladder.py); takes long
+	$(RUN) benchmarks/ladder.py --workspace bench --rows ablation --skip-segmenters $(ARGS)
+
+real: $(READY) ## all stages on PASCAL VOC photos with a small pretrained network: VOC=FOLDER WEIGHTS=FILE
+	$(RUN) stages/stage1_cam.py --dataset voc --overlay real.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
+	$(RUN) stages/stage2_uss.py --dataset voc --overlay real.yaml --config uss=stage2_encoder.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
+	$(RUN) stages/stage3_dhr.py --dataset voc --overlay real.yaml -- --data.root $(VOC)
 
 clean: ## remove artifacts, runs, reports and caches (data stays)
 	rm -rf artifacts runs reports bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

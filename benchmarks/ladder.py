@@ -59,7 +59,7 @@ def _run_seed(bench, report, slugs: tuple[str, ...], also: list[str] | None) -> 
     if also is None:
         return
     results = {}
-    for name in choose_segmenters(rows, also):
+    for name in choose_segmenters(also):
         results[name] = train_segmenter(bench, judge, name)
         report.update(bench.seed, segmenters=results)
 

@@ -33,7 +33,7 @@ Shares are in %. Vanished: pairs of image and tag whose class keeps less than a 
 those next to their large neighbour. The CRF is the weak one of the seeds unless a row says strong. Seconds are those of
 the row's own step as if it ran alone (base: with its CAM; rows after base or mars: without making base or mars), on a
 machine that may have been busy. Frequent classes: background and those with 90 training photos or more. Gap closed:
-(mIoU - base) / (truth - base). The best row is chosen with the truth.
+(mIoU - base) / (truth - base).
 """
 Table = dict[str, dict[str, Any]]
 

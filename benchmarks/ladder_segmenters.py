@@ -1,6 +1,6 @@
 """Segmenters trained on different masks with the same network, epochs and seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ MASKS = {"base": "base_mask", "mars": "mars_mask", "truth": "truth"}
 PREDICTION = "prediction_base"
 
 
-def choose_segmenters(rows: Mapping[str, Mapping[str, Any]], also: Sequence[str] = ()) -> list[str]:
-    """Names of the masks to train on: base, mars, the row of the configuration, `also`, the best row, truth.
-
-    The best row is chosen with the ground truth, so its segmenter is an upper bound; the others are not chosen.
+def choose_segmenters(also: Sequence[str] = ()) -> list[str]:
+    """Names of what to train: on base, MARS and default masks, rows in `also`, the DHR task itself, on the truth.
 
     Raises:
         ConfigError: if a name in `also` is no row of DHR.
@@ -25,8 +23,7 @@ def choose_segmenters(rows: Mapping[str, Mapping[str, Any]], also: Sequence[str]
     unknown = [slug for slug in also if slug not in ROWS]
     if unknown:
         raise ConfigError(f"Unknown row {unknown[0]!r} in --also. Rows: {', '.join(ROWS)}.")
-    best = max((slug for slug in ROWS if slug in rows), key=lambda slug: rows[slug]["miou"] or 0.0)
-    return list(dict.fromkeys(("base", "mars", PRODUCT, *also, best, "truth")))
+    return list(dict.fromkeys(("base", "mars", PRODUCT, *also, "dhr", "truth")))
 
 
 def train_segmenter(bench: Bench, judge: Judge, name: str) -> dict[str, Any]:
@@ -35,11 +32,18 @@ def train_segmenter(bench: Bench, judge: Judge, name: str) -> dict[str, Any]:
     Args:
         bench: the seed.
         judge: its ground truth.
-        name: `base`, `mars`, `truth` or a row of the ladder.
+        name: `base`, `mars`, `truth`, a row of the ladder, or `dhr` for stage 3b itself, with its masks by rounds.
 
     Returns:
         A row on the validation split, with the seconds of fit and prediction.
     """
+    if name == "dhr":
+        bench.run("stage3_dhr", ("dhr",))
+        plan = bench.plan("stage3_dhr", "dhr")
+        return {
+            **judge.prediction("dhr task, masks by rounds", plan.store, "prediction"),
+            "seconds": step_seconds(plan),
+        }
     workspace = bench.folder / "segmenters" / name
     _link_inputs(bench, name, workspace / "artifacts" / bench.dataset)
     choice = ("--model.init_args.masks", MASKS.get(name, KIND))

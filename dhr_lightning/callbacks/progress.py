@@ -8,10 +8,11 @@ import lightning as L
 from dhr_lightning.progress import describe
 
 log = logging.getLogger("dhr_lightning")
+_SECONDS_BETWEEN_STEPS = 30.0
 
 
 class PlainProgress(L.Callback):
-    """One line after each epoch: metrics, time spent, time left."""
+    """One line after each epoch, and every half minute in long ones: metrics, time spent, time left."""
 
     def __init__(self) -> None:
         self._start, self._first = 0.0, 0
@@ -21,6 +22,19 @@ class PlainProgress(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._start, self._first = time.monotonic(), trainer.current_epoch
+        self._last, self._done = self._start, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        """Print a line if none has come for a while."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last <= _SECONDS_BETWEEN_STEPS or not trainer.is_global_zero:
+            return
+        epochs = (trainer.max_epochs or 0) - self._first
+        steps = int(trainer.num_training_batches) * epochs if trainer.num_training_batches != float("inf") else None
+        progress = describe(self._done, steps, now - self._start)
+        log.info("%s epoch %d: %s", getattr(pl_module, "step", "fit"), trainer.current_epoch + 1, progress)
+        self._last = now
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
@@ -32,6 +46,7 @@ class PlainProgress(L.Callback):
         epochs, seconds = trainer.current_epoch + 1, time.monotonic() - self._start
         progress = describe(epochs - self._first, (trainer.max_epochs or 0) - self._first, seconds)
         log.info("%s epoch %d: %s [%s]", getattr(pl_module, "step", "fit"), epochs, metrics, progress)
+        self._last = time.monotonic()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""

@@ -1,7 +1,7 @@
 """One interface to the edge-aware refinements, chosen by name."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -9,11 +9,12 @@ from torch.nn import functional
 
 from dhr_lightning.errors import DependencyError
 from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
-from dhr_lightning.ops.crf import CRFSettings, dense_crf, has_pydensecrf
+from dhr_lightning.ops.crf import BACKENDS, CRFSettings, check_scores, dense_crf, has_pydensecrf
+from dhr_lightning.ops.lattice import LatticeCache
 from dhr_lightning.ops.pamr import PAMR_DILATIONS, pamr
 from dhr_lightning.ops.resize import resize_maps
 
-Backend = Literal["auto", "pydensecrf", "pamr", "none"]
+Backend = Literal["auto", "lattice", "pydensecrf", "pamr", "none"]
 
 
 class Refine(Protocol):
@@ -28,14 +29,17 @@ class Refiner:
     """Refine class scores along the edges of the image.
 
     Attributes:
-        backend: `"pydensecrf"` (the reference), `"pamr"` (batched, on the device), `"none"` (only normalises), or
-            `"auto"`: pydensecrf when it is installed, else PAMR.
+        backend: `"lattice"` (dense CRF, batched, on the device), `"pydensecrf"` (the same on the processor, image by
+            image, in `workers` processes), `"pamr"` (another, local method; batched, on the device), `"none"` (only
+            normalises), or `"auto"`: pydensecrf when it is installed, else lattice.
         settings: kernels of the dense CRF.
         dilations: neighbour distances of PAMR in pixels.
         pamr_iterations: rounds of PAMR.
         sigma: colour tolerance of PAMR.
-        workers: processes of the dense CRF; 0 and 1 run in this process.
+        workers: processes of pydensecrf; 0 and 1 run in this process.
         scale: work at this fraction of the image size, in (0, 1]; kernel widths stay as they are.
+        cache: keeps lattices and shrunken images of the last batch. Give two refiners the same one and they build the
+            lattice of an image once, if their bilateral widths and scales are equal. `cache.clear()` frees it.
     """
 
     backend: Backend = "auto"
@@ -45,9 +49,10 @@ class Refiner:
     sigma: float = 0.1
     workers: int = 0
     scale: float = 1.0
+    cache: LatticeCache = field(default_factory=LatticeCache, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_choice("backend", self.backend, ("auto", "pydensecrf", "pamr", "none"))
+        check_choice("backend", self.backend, get_args(Backend))
         check_positive("scale", self.scale)
         check_range("scale", self.scale, 0.0, 1.0)
         check_positive("pamr_iterations", self.pamr_iterations)
@@ -55,10 +60,10 @@ class Refiner:
         check_range("workers", self.workers, 0, 4096)
 
     @property
-    def resolved(self) -> Literal["pydensecrf", "pamr", "none"]:
-        """The backend that runs: `"auto"` depends on what is installed."""
+    def resolved(self) -> Literal["lattice", "pydensecrf", "pamr", "none"]:
+        """The backend that runs: `"auto"` depends on what is installed, not on the device."""
         if self.backend == "auto":
-            return "pydensecrf" if has_pydensecrf() else "pamr"
+            return "pydensecrf" if has_pydensecrf() else "lattice"
         return self.backend
 
     def check_available(self) -> None:
@@ -66,7 +71,7 @@ class Refiner:
         if self.resolved == "pydensecrf" and not has_pydensecrf():
             raise DependencyError(
                 "The refinement `pydensecrf` is not installed. "
-                "Run `pip install 'dhr-lightning[crf]'` or set `refine: pamr`."
+                "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
             )
 
     def __call__(self, image: Tensor, score: Tensor, present: Tensor, *, valid: Tensor | None = None) -> Tensor:
@@ -82,25 +87,37 @@ class Refiner:
             `(B, K, H, W)` float that sums to 1 over the present classes inside the valid box; absent classes are 0.
 
         Raises:
-            ValueError: if a shape does not fit.
+            ValueError: if a shape, type or device does not fit, or the score of a present class is NaN or infinite.
             DependencyError: if pydensecrf is asked for and not installed.
         """
         check_dims("score", score, "B K H W")
         check_shape("image", image, (len(score), *score.shape[-2:], 3), "B H W 3")
         check_shape("present", present, score.shape[:2], "B K")
         size = (score.shape[2], score.shape[3])
-        score = as_float(score) * present[..., None, None]
+        present = present.bool()
+        check_scores("score", score, present)
+        score = as_float(score).masked_fill(~present[..., None, None], 0.0)  # absent classes may hold NaN
         if self.resolved == "none" or self.scale == 1.0:
             return self._refine(image, score, present, valid)
         small = (max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale)))
-        near = None if valid is None else _shrink_valid(valid, small)
-        result = self._refine(_shrink_image(image, small), resize_maps(score, small, valid=valid), present, near)
+        # the small image must be the same tensor in the next call, or its lattice would not be found again
+        less, near = self.cache.get((image, valid), ("shrunk", small), lambda: _shrink(image, valid, small))
+        result = self._refine(less, resize_maps(score, small, valid=valid), present, near)
         return resize_maps(result, size, valid=near)
 
     def _refine(self, image: Tensor, score: Tensor, present: Tensor, valid: Tensor | None) -> Tensor:
         """Run the backend at the size of `score`."""
-        if self.resolved == "pydensecrf":
-            return dense_crf(image, score, settings=self.settings, present=present, valid=valid, workers=self.workers)
+        if self.resolved in BACKENDS:
+            return dense_crf(
+                image,
+                score,
+                backend=self.resolved,
+                settings=self.settings,
+                present=present,
+                valid=valid,
+                workers=self.workers,
+                cache=self.cache,
+            )
         probability = normalize_scores(score, present)
         if self.resolved == "none":
             return probability
@@ -122,6 +139,10 @@ def normalize_scores(score: Tensor, present: Tensor) -> Tensor:
     total = score.sum(1, keepdim=True)
     even = exists / exists.sum(1, keepdim=True).clamp_min(1.0)
     return torch.where(total > 0, score / total.clamp_min(torch.finfo(score.dtype).tiny), even)
+
+
+def _shrink(image: Tensor, valid: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    return _shrink_image(image, size), None if valid is None else _shrink_valid(valid, size)
 
 
 def _shrink_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -88,7 +88,7 @@ def test_rounds_record_weights_recipe_and_refinement(workspace: Workspace):
     assert first.inputs == second.inputs
     assert {"cam/train", "mars_mask/train", "uss/train", "data/train"} == set(first.inputs)
     assert first.info["recipe"]["configs"] == ["stage3_dhr.yaml", "data/microworld.yaml", "debug.yaml"]
-    assert first.info["refine"] in ("pydensecrf", "pamr")
+    assert first.info["refine"] in ("pydensecrf", "lattice")
 
 
 def test_the_digest_follows_every_weight():

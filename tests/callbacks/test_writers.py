@@ -47,6 +47,6 @@ def test_the_first_rank_opens_before_the_others(first: bool, order: list[str]):
 
 def test_the_refinement_that_really_ran_is_recorded():
     assert refinement(make_task("CAMTask", refine="pamr")) == "pamr"
-    assert refinement(make_task("CAMTask")) == ("pydensecrf" if has_pydensecrf() else "pamr")
+    assert refinement(make_task("CAMTask")) == ("pydensecrf" if has_pydensecrf() else "lattice")
     assert refinement(make_task("DHRTask", refine="none")) == "none"
     assert refinement(make_task("WSSTask")) == "none"

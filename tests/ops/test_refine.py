@@ -1,13 +1,18 @@
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops import crf, refine
+from dhr_lightning.ops import _crf_lattice, crf, refine
 from dhr_lightning.ops.crf import CRFSettings, dense_crf
 from dhr_lightning.ops.pamr import pamr
 from dhr_lightning.ops.refine import Refiner, normalize_scores
 
 PRESENT = torch.tensor([[True, True, True], [True, False, True]])
+BACKENDS = ["none", "pamr", "lattice", "pydensecrf"]
 
 
 def sample(height=24, width=20):
@@ -16,13 +21,25 @@ def sample(height=24, width=20):
     return image, torch.rand(2, 3, height, width, generator=generator) * 0.7
 
 
-@pytest.mark.parametrize("backend", ["none", "pamr", "pydensecrf"])
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_result_is_a_distribution_over_present_classes(backend, scale):
+def make_refiner(backend, **options):
     if backend == "pydensecrf":
         pytest.importorskip("pydensecrf")
+    return Refiner(backend=backend, dilations=(1, 2), pamr_iterations=2, **options)
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Every lattice that is built leaves an entry."""
+    built, build = [], _crf_lattice.build_lattice
+    monkeypatch.setattr(_crf_lattice, "build_lattice", lambda *a, **k: built.append(1) or build(*a, **k))
+    return built
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.25])
+def test_result_is_a_distribution_over_present_classes(backend, scale):
     image, score = sample()
-    refiner = Refiner(backend=backend, scale=scale, dilations=(1, 2), pamr_iterations=2)
+    refiner = make_refiner(backend, scale=scale)
     result = refiner(image, score, PRESENT)
     torch.testing.assert_close(result.sum(1), torch.ones(2, 24, 20))
     assert result[1, 1].abs().sum() == 0
@@ -31,6 +48,7 @@ def test_result_is_a_distribution_over_present_classes(backend, scale):
     cut = refiner(image, score, PRESENT, valid=valid)[:, :, :12, :16]
     alone = refiner(image[:, :12, :16], score[:, :, :12, :16], PRESENT)
     torch.testing.assert_close(cut, alone, atol=1e-4, rtol=0)
+    torch.testing.assert_close(refiner(image, score, PRESENT), result, atol=0, rtol=0)
 
 
 def test_backends_do_what_they_say():
@@ -42,12 +60,44 @@ def test_backends_do_what_they_say():
         Refiner(backend="pamr", dilations=(1, 3), pamr_iterations=2, sigma=0.4)(image, score, PRESENT),
         pamr(colour, probability, dilations=(1, 3), iterations=2, sigma=0.4),
     )
-    pytest.importorskip("pydensecrf")
     kernels = CRFSettings(bilateral_sxy=10, bilateral_srgb=8)
-    torch.testing.assert_close(
-        Refiner(backend="pydensecrf", settings=kernels)(image, score, PRESENT),
-        dense_crf(image, score, settings=kernels, present=PRESENT),
-    )
+    for backend in ("lattice", "pydensecrf"):
+        torch.testing.assert_close(
+            make_refiner(backend, settings=kernels)(image, score, PRESENT),
+            dense_crf(image, score, backend=backend, settings=kernels, present=PRESENT),
+        )
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_two_refiners_share_the_lattice_of_an_image(scale, builds):
+    image, score = sample()
+    valid = torch.ones(2, 24, 20, dtype=torch.bool)
+    seed = Refiner("lattice", CRFSettings(iterations=3), scale=scale)
+    final = replace(seed, settings=CRFSettings(bilateral_compat=9))
+    assert final.cache is seed.cache
+    apart = [Refiner("lattice", r.settings, scale=scale) for r in (seed, final)]
+    expected = [refiner(image, score, PRESENT, valid=valid) for refiner in apart]
+    assert len(builds) == 4, "a position kernel and a colour kernel for each"
+    shared = [refiner(image, score, PRESENT, valid=valid) for refiner in (seed, final)]
+    assert len(builds) == 6
+    assert all(map(torch.equal, shared, expected))
+    image[:, :12] = 255 - image[:, :12]
+    changed = final(image, score, PRESENT, valid=valid)
+    assert len(builds) == 7
+    assert torch.equal(changed, replace(apart[1])(image, score, PRESENT, valid=valid))
+    assert not torch.equal(changed, expected[1])
+
+
+def test_copies_and_pickles_start_with_an_empty_cache():
+    image, score = sample()
+    refiner = Refiner("lattice", scale=0.5)
+    refiner(image, score, PRESENT)
+    assert len(refiner.cache) == 3
+    for twin in (copy.deepcopy(refiner), pickle.loads(pickle.dumps(refiner))):
+        assert twin == refiner
+        assert len(twin.cache) == 0
+    del image
+    assert len(refiner.cache) == 1, "only the positions are left"
 
 
 def test_auto_follows_what_is_installed(monkeypatch):
@@ -56,11 +106,13 @@ def test_auto_follows_what_is_installed(monkeypatch):
     Refiner().check_available()
     monkeypatch.setattr(refine, "has_pydensecrf", lambda: False)
     monkeypatch.setattr(crf, "has_pydensecrf", lambda: False)
-    assert Refiner().resolved == "pamr"
+    assert Refiner().resolved == "lattice"
     Refiner().check_available()
+    image, score = sample()
+    assert torch.equal(Refiner()(image, score, PRESENT), dense_crf(image, score, present=PRESENT))
     assert Refiner(backend="none").resolved == "none"
     for call in (Refiner(backend="pydensecrf").check_available, lambda: Refiner("pydensecrf")(*sample(), PRESENT)):
-        with pytest.raises(DependencyError, match="refine: pamr"):
+        with pytest.raises(DependencyError, match="refine: lattice"):
             call()
 
 
@@ -70,9 +122,34 @@ def test_normalize_scores_by_hand():
     assert normalize_scores(score, present).view(3, 2).tolist() == [[0.25, 0.5], [0.75, 0.5], [0, 0]]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_that_are_not_finite_never_come_out(backend):
+    image, score = sample()
+    expected = make_refiner(backend, scale=0.5)(image, score, PRESENT)
+    score[1, 1] = torch.nan
+    assert torch.equal(make_refiner(backend, scale=0.5)(image, score, PRESENT), expected), "an absent class is not read"
+    with pytest.raises(ValueError, match="Expected finite `score`, but image 1, class 1 holds NaN or infinity"):
+        make_refiner(backend)(image, score, torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_one_pixel_and_no_valid_pixel(backend, scale):
+    refiner = make_refiner(backend, scale=scale)
+    image, score = sample(1, 1)
+    torch.testing.assert_close(refiner(image, score, PRESENT).sum(1), torch.ones(2, 1, 1))
+    image, score = sample()
+    valid = torch.zeros(2, 24, 20, dtype=torch.bool)
+    valid[0] = True
+    result = refiner(image, score, PRESENT, valid=valid)
+    assert result.isfinite().all()
+    torch.testing.assert_close(result[0].sum(0), torch.ones(24, 20))
+
+
 def test_wrong_arguments_are_named():
     image, score = sample()
-    with pytest.raises(ValueError, match="Expected `backend` to be one of auto, pydensecrf, pamr, none, but got 'crf'"):
+    names = "auto, lattice, pydensecrf, pamr, none"
+    with pytest.raises(ValueError, match=f"Expected `backend` to be one of {names}, but got 'crf'"):
         Refiner(backend="crf")
     with pytest.raises(ValueError, match=r"Expected `scale` in \[0.0, 1.0\], but got 2"):
         Refiner(scale=2)
