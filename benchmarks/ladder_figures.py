@@ -32,9 +32,9 @@ class Judge:
 
     def stage_rows(self) -> dict[str, dict[str, Any]]:
         """Rows of what the stages themselves have written; base masks are timed together with their CAMs."""
-        found = self._figures(self.bench.store, list(STAGE_ROWS), "train", [one.id for one in self.bench.records()])
+        found = self._figures(self.bench.store, list(self._stages()), "train", [one.id for one in self.bench.records()])
         rows = {}
-        for kind, slug in STAGE_ROWS.items():
+        for kind, slug in self._stages().items():
             seconds = None if kind == "cam" else seconds_per_image(self.bench.store, kind)
             rows[slug] = {**self._row(slug, found[kind]), "seconds_per_image": seconds}
         return rows
@@ -59,12 +59,15 @@ class Judge:
         figures = all_figures([found], self.facts)
         return {kind: figures[f"{kind}/{split}"] for kind in kinds}
 
+    def _stages(self) -> dict[str, str]:
+        return {kind: slug for kind, slug in STAGE_ROWS.items() if kind != "mars_mask" or self.bench.start == kind}
+
     def _row(self, label: str, figures: Figures) -> dict[str, Any]:
         facts, iou = self.facts, figures["iou"]
         ends = {facts.names[value] for value in (*facts.head, *facts.tail)}
         middle = [value for name, value in iou.items() if name not in (*ends, "background") and value is not None]
         return {
-            "label": label,
+            "label": label if self.bench.start == "mars_mask" else label.replace("mars +", "base +"),
             "miou": figures["miou"],
             "vanished": figures["vanished_tag_rate"],
             "vanished_adjacent": figures["vanished_adjacent_rate"],

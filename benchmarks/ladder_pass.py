@@ -29,7 +29,7 @@ def compute_rows(bench: Bench, rows: Sequence[str]) -> None:
     manifest = plan.store.manifest("cam", "train")
     if manifest is None or manifest.checkpoint is None:
         raise ArtifactError(f"{plan.store.folder('cam', 'train')} records no checkpoint. Run stage 1 again.")
-    ladder, ids = Ladder(plan, Path(manifest.checkpoint["path"])), [record.id for record in records]
+    ladder, ids = Ladder(plan, Path(manifest.checkpoint["path"]), bench.start), [record.id for record in records]
     identities = {slug: ladder.identity(slug, ids) for slug in rows}
     stores = {slug: bench.row_store(slug) for slug in rows}
     due = [s for s in rows if not stores[s].status(KIND, "train", expected=identities[s], ids=ids).fresh]
@@ -50,8 +50,8 @@ def _write_rows(ladder: Ladder, records: list[Record], writers: Mapping[str, Art
     missing = {slug: set(writer.missing()) for slug, writer in writers.items()}
     todo = [record for record in records if any(record.id in ids for ids in missing.values())]
     seconds, count = dict.fromkeys(writers, 0.0), dict.fromkeys(writers, 0)
-    for index, batches in enumerate(track(BatchPairs(ladder.plan, todo), "mask ladder")):
-        batch = batches["mars_mask"]
+    for index, batches in enumerate(track(BatchPairs(ladder.plan, todo, ladder.start), "mask ladder")):
+        batch = batches[ladder.start]
         slugs = [slug for slug in writers if missing[slug] & set(batch["id"])]
         for slug, masks, spent in ladder.masks(batches, slugs):
             if slug == PRODUCT and index == 0:
@@ -65,15 +65,16 @@ def _write_rows(ladder: Ladder, records: list[Record], writers: Mapping[str, Art
 
 
 class BatchPairs:
-    """Whole images in batches by the kind of their initial masks; features come with `mars_mask` only."""
+    """Whole images in batches by the kind of their initial masks; features come with those of `start` only."""
 
-    def __init__(self, plan: Plan, records: list[Record]) -> None:
+    def __init__(self, plan: Plan, records: list[Record], start: str) -> None:
+        self._start = start
         self._loaders = {
-            kind: _loader(plan, records, kind, features=kind == "mars_mask") for kind in ("base_mask", "mars_mask")
+            kind: _loader(plan, records, kind, features=kind == start) for kind in dict.fromkeys(("base_mask", start))
         }
 
     def __len__(self) -> int:
-        return len(self._loaders["mars_mask"])
+        return len(self._loaders[self._start])
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         """Yield one batch per kind."""

@@ -70,6 +70,7 @@ class Ladder:
 
     plan: Plan
     checkpoint: Path
+    start: str
 
     def __post_init__(self) -> None:
         classes = self.plan.info.classes
@@ -87,14 +88,14 @@ class Ladder:
     def identity(self, slug: str, ids: list[str]) -> Manifest:
         """What the masks of a row are made from."""
         row, store = ROWS[slug], self.plan.store
-        inputs = {kind: store.manifest(kind, "train") for kind in ("cam", "uss", row.start)}
+        inputs = {kind: store.manifest(kind, "train") for kind in ("cam", "uss", self._start_of(row))}
         return Manifest.create(
             KIND,
             store.dataset,
             "train",
             ids=ids,
             settings={
-                "start": row.start,
+                "start": self._start_of(row),
                 "relabel": LABEL_SCORE if row.relabel else None,
                 "features": row.features,
                 "rounds": row.rounds,
@@ -117,12 +118,12 @@ class Ladder:
         """
         for refiner in (self.weak, self.strong):
             refiner.forget()
-        batch, start = batches["mars_mask"], time.monotonic()
+        batch, start = batches[self.start], time.monotonic()
         call = record_call(self.task, batch)
         shared = time.monotonic() - start
         for slug in slugs:
             start, saved = time.monotonic(), self.weak.saved + self.strong.saved
-            masks = self._row_masks(ROWS[slug], batches[ROWS[slug].start]["mask"], call)
+            masks = self._row_masks(ROWS[slug], batches[self._start_of(ROWS[slug])]["mask"], call)
             saved = self.weak.saved + self.strong.saved - saved
             yield slug, [mask.numpy() for (mask,) in cut_masks(masks, batch)], shared + time.monotonic() - start + saved
 
@@ -135,6 +136,9 @@ class Ladder:
         wanted = [mask.numpy() for (mask,) in cut_masks(self.task.pseudo_masks(batch).mask, batch)]
         if not all(np.array_equal(a, b) for a, b in zip(masks, wanted, strict=True)):
             raise ConfigError(f"The row {PRODUCT} differs from DHRTask.pseudo_masks. Adapt `record_call`.")
+
+    def _start_of(self, row: Row) -> str:
+        return self.start if row.start == "mars_mask" else row.start
 
     def _final(self, row: Row) -> SharedRefiner:
         return self.strong if row.strong else self.weak

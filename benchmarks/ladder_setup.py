@@ -45,6 +45,11 @@ class Bench:
         return "voc" if self.photos else "microworld"
 
     @property
+    def start(self) -> str:
+        """Masks that DHR starts from: on photos the base, because MARS needs features that tell background apart."""
+        return "base_mask" if self.photos else "mars_mask"
+
+    @property
     def store(self) -> ArtifactStore:
         """Artifacts of the stages."""
         return ArtifactStore(self.folder / "artifacts", self.dataset)
@@ -79,7 +84,7 @@ class Bench:
 
     def stage_seconds(self) -> dict[str, dict[str, float | None]]:
         """Seconds of fit and prediction of the steps before the ladder."""
-        steps = {"cam": "stage1_cam", "uss": "stage2_uss", "mars": "stage3_dhr"}
+        steps = {"cam": "stage1_cam", "uss": "stage2_uss"} | ({} if self.photos else {"mars": "stage3_dhr"})
         return {step: step_seconds(self.plan(stage, step)) for step, stage in steps.items()}
 
     def _request(self, steps: tuple[str, ...], extra: tuple[str, ...], workspace: Path | None) -> Request:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dhr_lightning.ops._checks import as_float, check_choice, check_positive
 from dhr_lightning.ops.cam import min_max_normalize
-from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, cosine_heatmaps
+from dhr_lightning.ops.pooling import cell_labels, class_cosines
 from dhr_lightning.ops.resize import resize_maps, valid_cells
 from dhr_lightning.ops.transport import Stopping, transport_posterior, transport_weights
 
@@ -52,8 +52,7 @@ def class_heatmaps(
     check_positive("temperature", temperature)
     grid = (features.shape[2], features.shape[3])
     weights = cell_labels(mask, keys, grid=grid, valid=valid)  # (B, K, N)
-    centroids, active = class_average_pooling(features, weights)
-    cosine = cosine_heatmaps(features, centroids)  # (B, K, h, w)
+    cosine, centroids, active = class_cosines(features, weights)
     near = None if valid is None else valid_cells(valid, grid)
     if mode == "min_max":
         return ClassHeatmaps(min_max_normalize(cosine, valid=near, present=active), centroids, active)
@@ -90,20 +89,28 @@ def supervised_heatmaps(
     Source: published DHR code, mean of C4 and C5 maps.
     Differs: maps, not features, are resized to the grid, which moves K instead of D channels.
     """
-    chosen = groups.flatten(1).any(1).nonzero()[:, 0]
-    result = as_float(levels[0]).new_zeros(*keys.shape, *grid)
+    picked = groups.flatten(1).any(1)
+    chosen = picked.nonzero()[:, 0]
     if len(chosen) == 0:
-        return result
-    mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
+        return as_float(levels[0]).new_zeros(*keys.shape, *grid)
+    few = 2 * len(chosen) <= len(picked)  # features are large: copying most of them costs more than comparing all
+    if few:
+        mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
+        levels = [level[chosen] for level in levels]
+    cells: dict[tuple[int, int], Tensor] = {}  # levels on one grid share their labels
     maps = []
     for level in levels:
-        level_here = level if len(chosen) == len(level) else level[chosen]  # features are large: copy only a part
-        found = class_heatmaps(level_here, mask, keys, valid=valid)
-        here = None if valid is None else valid_cells(valid, (level.shape[2], level.shape[3]))
-        maps.append(resize_maps(found.maps, grid, valid=here))
+        here = (level.shape[2], level.shape[3])
+        if here not in cells:
+            cells[here] = cell_labels(mask, keys, grid=here, valid=valid)
+        cosine, _, active = class_cosines(level, cells[here])
+        near = None if valid is None else valid_cells(valid, here)
+        maps.append(resize_maps(min_max_normalize(cosine, valid=near, present=active), grid, valid=near))
     near = None if valid is None else valid_cells(valid, grid)
-    result[chosen] = min_max_normalize(torch.stack(maps).mean(0), valid=near)
-    return result
+    result = min_max_normalize(torch.stack(maps).mean(0), valid=near)
+    if few:
+        return result.new_zeros(len(picked), *result.shape[1:]).index_copy(0, chosen, result)
+    return result * picked[:, None, None, None]
 
 
 def group_weights(

@@ -1,5 +1,6 @@
 """Class-level average pooling of features, and the similarity of every cell to a class."""
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -41,18 +42,46 @@ def cell_labels(
     check_dims("keys", keys, "B K")
     check_choice("mode", mode, ("majority", "area"))
     index = index_classes(mask, keys)  # (B, H, W)
+    classes = keys.shape[1]
     if valid is not None:
         check_shape("valid", valid, mask.shape, "B H W")
-        index = torch.where(valid, index, -1)
-    classes = keys.shape[1]
-    position = torch.arange(classes + 1, device=mask.device, dtype=torch.int16)[:, None, None]
-    index = index.to(torch.int16)  # the comparison below is limited by memory
-    area = functional.adaptive_avg_pool2d((index[:, None] == position).float(), grid).flatten(2)  # (B, K + 1, N)
+        index = torch.where(valid, index, classes + 1)
+    area = _window_shares(index, classes + 2, grid)[:, :-1]  # (B, K + 1, N)
     if mode == "area":
         return area[:, :-1]
     winner = torch.where(area.any(1), area.argmax(1), -1)  # (B, N)
-    majority = (winner[:, None] == position[:-1, :, 0]).float()  # (B, K, N)
+    position = torch.arange(classes, device=mask.device)[:, None]
+    majority = (winner[:, None] == position).float()  # (B, K, N)
     return torch.where(majority.any(2, keepdim=True), majority, area[:, :-1])
+
+
+def _window_shares(index: Tensor, values: int, grid: tuple[int, int]) -> Tensor:
+    """Share `(B, V, h*w)` of each value of `index` `(B, H, W)` in the window of each cell.
+
+    Windows may overlap by a pixel, so pixels are counted between all edges of windows, and the counts are summed per
+    window: one pass over the pixels, whatever the number of classes.
+    """
+    (row, top, bottom, rows), (column, left, right, columns) = (
+        _edges(length, cells, index.device) for length, cells in zip(index.shape[1:], grid, strict=True)
+    )
+    image = torch.arange(len(index), device=index.device)[:, None, None]
+    place = (image * values + index) * (rows * columns) + (row[:, None] * columns + column)  # (B, H, W)
+    count = torch.bincount(place.flatten(), minlength=len(index) * values * rows * columns)
+    total = functional.pad(count.view(-1, values, rows, columns).cumsum(2).cumsum(3), (1, 0, 1, 0))
+    inside = total[:, :, bottom] - total[:, :, top]  # (B, V, h, columns + 1)
+    inside = inside[..., right] - inside[..., left]  # (B, V, h, w)
+    return (inside / inside.sum(1, keepdim=True)).flatten(2)
+
+
+@lru_cache(maxsize=64)
+def _edges(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Piece of each pixel between all window edges, first and last edge of each cell's window, number of pieces."""
+    cell = torch.arange(cells)
+    start, end = cell * length // cells, -(-(cell + 1) * length // cells)
+    edges = torch.tensor(sorted({*start.tolist(), *end.tolist()}))
+    piece = torch.bucketize(torch.arange(length), edges, right=True) - 1
+    first, last = torch.bucketize(start, edges), torch.bucketize(end, edges)
+    return piece.to(device), first.to(device), last.to(device), len(edges) - 1
 
 
 def class_average_pooling(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,6 +124,37 @@ def cosine_heatmaps(features: Tensor, centroids: Tensor) -> Tensor:
         product: Tensor = as_float(centroids).to(rows.dtype) @ rows.mT  # (B, K, N)
         cosine: Tensor = product / norm.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
         return cosine.clamp(-1.0, 1.0).view(batch, -1, height, width)
+
+
+def class_cosines(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool the classes and compare every cell with them, as the two functions above in one pass over the features.
+
+    Args:
+        features: `(B, D, h, w)`, finite everywhere.
+        weights: `(B, K, h*w)` >= 0, as given by `cell_labels`.
+
+    Returns:
+        Cosines `(B, K, h, w)`, unit centroids `(B, K, D)`, and `(B, K)` bool that tells which exist.
+    """
+    check_dims("features", features, "B D h w")
+    batch, depth, height, width = features.shape
+    if features.is_contiguous(memory_format=torch.channels_last):
+        centroids, exists = class_average_pooling(features, weights)
+        return cosine_heatmaps(features, centroids), centroids, exists
+    check_shape("weights", weights, (batch, weights.shape[1], height * width), "B K h*w")
+    with full_precision(features):
+        size = _CHANNELS if features.device.type == "cpu" else depth  # launches cost more than passes on a GPU
+        means, product, square = [], torch.zeros((), device=features.device), torch.zeros((), device=features.device)
+        for part in torch.split(features.flatten(2), size, dim=1):
+            rows = as_float(part)  # (B, d, N), which stays in the cache
+            means.append(as_float(weights).to(rows.dtype) @ rows.mT)  # (B, K, d)
+            product = product + means[-1] @ rows
+            square = square + rows.square().sum(1)
+        mean = torch.cat(means, dim=2)
+        tiny = torch.finfo(mean.dtype).tiny
+        norm = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+        cosine = product / norm.clamp_min(tiny) / square.sqrt().clamp_min(tiny)[:, None]
+        return cosine.clamp(-1.0, 1.0).view(batch, -1, height, width), mean / norm.clamp_min(tiny), norm[..., 0] > 0
 
 
 def cells_first(features: Tensor) -> Tensor:

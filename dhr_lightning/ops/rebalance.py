@@ -177,7 +177,7 @@ def _transport_all(
         shares = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2)  # (B, K)
         if settings.final_marginal == "mix":
             even = active.float() / active.sum(1, keepdim=True).clamp_min(1)
-            shares = shares / shares.sum(1, keepdim=True).clamp_min(1.0) + even
+            shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-6) + even
     near = None if valid is None else valid_cells(valid, grid)
     return heat * final_weights(
         heat, active, shares=shares, valid=near, epsilon=settings.epsilon, stopping=settings.stopping

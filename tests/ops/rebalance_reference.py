@@ -32,7 +32,7 @@ def resize(image, size):
     return out
 
 
-def scale(similarity, epsilon, shares=None, tol=1e-2, max_iter=100):
+def scale(similarity, epsilon, shares=None, tol=1e-2, max_iter=100, stopping="absolute"):
     """Scaling loop of the published code on `(M, N)`: returns the plan and the number of rounds."""
     pixels, classes = similarity.shape
     kernel = np.exp((similarity - 1) / epsilon)
@@ -43,13 +43,21 @@ def scale(similarity, epsilon, shares=None, tol=1e-2, max_iter=100):
         previous = r
         r = u / (kernel @ c)
         c = v / (kernel.T @ r)
-        if np.abs(r - previous).mean() < tol or rounds == max_iter:
+        error = np.abs(r - previous).mean() if stopping == "absolute" else np.abs(r * (kernel @ c) - u).sum()
+        if error < tol or rounds == max_iter:
             return r[:, None] * kernel * c, rounds
 
 
-def weights(maps, epsilon):
+def solve(maps, options, shares=None):
+    """Plan between the pixels and a list of maps; a converged one is converged further than ours has to be."""
+    tol, max_iter = (1e-2, 100) if options.stopping == "absolute" else (1e-9, 10_000)
+    similarity = np.stack([m.ravel() for m in maps], 1)
+    return scale(similarity, options.epsilon, shares, tol, max_iter, options.stopping)[0]
+
+
+def weights(maps, options):
     """Transport weights of a list of maps."""
-    plan, _ = scale(np.stack([m.ravel() for m in maps], 1), epsilon)
+    plan = solve(maps, options)
     constant = plan.min(0) > (1 - 1e-4) * plan.max(0)
     columns = [np.ones(len(plan)) if constant[k] else min_max(plan[:, k]) for k in range(len(maps))]
     return [column.reshape(maps[0].shape) for column in columns]
@@ -68,9 +76,9 @@ def seed_mask(cam, tags, size, options):
         return np.full(size, IGNORE), np.ones(size)
     maps = [cam[c] for c in tags]
     if options.seed_transport:
-        maps = [m * w for m, w in zip(maps, weights(maps, options.epsilon), strict=True)]
+        maps = [m * w for m, w in zip(maps, weights(maps, options), strict=True)]
     maps = [resize(m, size) for m in maps]
-    background = (1 - np.max(maps, 0)) ** options.gamma
+    background = (1 - np.max(maps, 0)) ** (options.gamma if options.seed_background else 1)
     return argmax_label([background, *maps], [IGNORE, *tags])
 
 
@@ -141,36 +149,55 @@ def find_groups(vectors, tau, grouping):
     return [sorted(g) for g in groups if len(g) > 1]
 
 
-def heatmaps(uss, levels, init, keys, options):
-    vectors = centroids(uss, init, keys)
-    active = sorted(vectors)
+def unsupervised(uss, vectors, options):
     cosines = cosine_maps(uss, vectors)
     if options.heatmap == "softmax":
-        total = sum(np.exp(m / options.temperature) for m in cosines.values()) if cosines else 1
-        maps = {c: np.exp(m / options.temperature) / total for c, m in cosines.items()}
-    else:
-        maps = {c: min_max(m) for c, m in cosines.items()}
+        total = sum(np.exp(m / options.temperature) for m in cosines.values())
+        return {c: np.exp(m / options.temperature) / total for c, m in cosines.items()}
+    if options.heatmap == "relu":
+        return {c: np.maximum(m, 0) for c, m in cosines.items()}
+    return {c: min_max(m) for c, m in cosines.items()}
+
+
+def supervised(levels, init, keys, active, grid):
+    per_level = []
+    for level in levels:
+        found = cosine_maps(level, centroids(level, init, keys))
+        per_level.append({c: resize(min_max(m), grid) for c, m in found.items()})
+    return {c: min_max(sum(level[c] for level in per_level) / len(per_level)) for c in active}
+
+
+def transport_all(heat, init, options):
+    """Last transport over all classes of an image."""
+    active = sorted(heat)
+    if options.final_marginal == "uniform":
+        factors = weights([heat[c] for c in active], options)
+        return {c: heat[c] * factor for c, factor in zip(active, factors, strict=True)}
+    grid = heat[active[0]].shape
+    shares = np.array([resize_area(init == c, grid) for c in active])
+    shares = shares / shares.sum()
+    if options.final_marginal == "mix":
+        shares = (shares + 1 / len(active)) / 2
+    plan = solve([heat[c] for c in active], options, shares)
+    return {c: heat[c] * (plan[:, k] / plan.sum(1)).reshape(grid) for k, c in enumerate(active)}
+
+
+def heatmaps(uss, levels, init, keys, options):
+    vectors = centroids(uss, init, keys)
+    maps = unsupervised(uss, vectors, options)
+    heat, active = dict(maps), sorted(vectors)
+    last = options.final_transport and bool(active)
     groups = find_groups(vectors, options.tau, options.grouping)
-    heat = dict(maps)
+    if last and options.final_order == "before":
+        heat = transport_all(heat, init, options)
     if options.wss and groups:
-        per_level = []
-        for level in levels:
-            found = cosine_maps(level, centroids(level, init, keys))
-            per_level.append({c: resize(min_max(m), uss.shape[1:]) for c, m in found.items()})
-        mean = {c: min_max(sum(level[c] for level in per_level) / len(per_level)) for c in active}
+        mean = supervised(levels, init, keys, active, uss.shape[1:])
         for group in groups:
-            for c, weight in zip(group, weights([mean[c] for c in group], options.epsilon), strict=True):
+            for c, weight in zip(group, weights([mean[c] for c in group], options), strict=True):
                 heat[c] = heat[c] * weight
-    by_area = options.final_transport and options.final_marginal == "area"
-    if by_area and active:
-        shares = np.array([resize_area(init == c, uss.shape[1:]) for c in active])
-        plan, _ = scale(np.stack([heat[c].ravel() for c in active], 1), options.epsilon, shares)
-        for k, c in enumerate(active):
-            heat[c] = heat[c] * (plan[:, k] / plan.sum(1)).reshape(heat[c].shape)
-    elif options.final_transport and active:
-        for c, weight in zip(active, weights([heat[c] for c in active], options.epsilon), strict=True):
-            heat[c] = heat[c] * weight
-    if options.heatmap == "min_max" and not by_area:
+    if last and options.final_order == "after":
+        heat = transport_all(heat, init, options)
+    if options.heatmap == "min_max" and (not options.final_transport or options.final_marginal == "uniform"):
         heat = {c: min_max(m) for c, m in heat.items()}
     return maps, heat, groups
 
@@ -184,16 +211,16 @@ def resize_area(member, grid):
     )
 
 
-def rebalance_reference(mask, cam, uss, levels, keys, offset, options, tied_seed):
+def rebalance_reference(mask, cam, uss, levels, keys, offset, options, tied_seed, tie=1e-4):
     """Run every stage on one unpadded image; `cam` maps class value to `(h, w)`.
 
-    Where the two best seeds are equal up to rounding, later stages start from `tied_seed`.
+    Where the lead of the best seed is at most `tie`, later stages start from `tied_seed`.
     """
     tags = [c for c in keys if c >= offset]
     seed, margin = np.full(mask.shape, IGNORE), np.ones(mask.shape)
     if options.seed != "none":
         seed, margin = seed_mask(cam, tags, mask.shape, options)
-    used = np.where(margin > 1e-4, seed, tied_seed)
+    used = np.where(margin > tie, seed, tied_seed)
     init, recovered = merge(mask, used, keys, tags, options)
     result = {"seed": seed, "seed_margin": margin, "init": init, "recovered": recovered, "mask": init}
     result["margin"] = np.ones(mask.shape)

@@ -46,6 +46,30 @@ def test_components_of_long_chains_in_any_order(seed):
     assert sorted(groups) == sorted([first, second])
 
 
+@pytest.mark.parametrize("mode", ["components", "row_upper"])
+def test_groups_of_a_batch_equal_one_by_one_and_follow_permuted_classes(mode):
+    generator = torch.Generator().manual_seed(0)
+    centroids = torch.nn.functional.normalize(torch.randn(6, 5, 2, generator=generator), dim=-1)
+    present = torch.rand(6, 5, generator=generator) < 0.8
+    together = correlation_groups(centroids, present=present, mode=mode)
+    for b in range(6):
+        alone = correlation_groups(centroids[b : b + 1], present=present[b : b + 1], mode=mode)
+        assert torch.equal(together[b], alone[0])
+        assert not together[b][:, ~present[b]].any()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    moved = correlation_groups(centroids[:, order], present=present[:, order])
+    whole = correlation_groups(centroids, present=present)
+    for b in range(6):
+        sets = {tuple(sorted(order[row].tolist())) for row in moved[b] if row.any()}
+        assert sets == {tuple(row.nonzero()[:, 0].tolist()) for row in whole[b] if row.any()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_inside_autocast(dtype):
+    with torch.autocast("cpu", dtype=dtype):
+        assert members(correlation_groups(CHAIN.to(dtype), present=EVERY)) == [[0, 1, 2]]
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"Expected `tau` in \[0.0, 1.0\], but got 1.5"):
         correlation_groups(CHAIN, present=EVERY, tau=1.5)

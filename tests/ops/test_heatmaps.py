@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from dhr_lightning.ops import heatmaps
+from dhr_lightning.ops.cam import min_max_normalize
 from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
+from dhr_lightning.ops.resize import resize_maps, valid_cells
 from dhr_lightning.ops.transport import transport_weights
 
 KEYS = torch.tensor([[0, 3]])
@@ -16,12 +19,18 @@ def test_heatmaps_by_hand():
     expected = (cosine - cosine.min()) / (cosine.max() - cosine.min())
     torch.testing.assert_close(result.maps[0, 1, 0], expected)
     torch.testing.assert_close(result.maps[0, 0, 0], torch.tensor([1.0, 1.0, 0.0, 0.5**0.5]))
+    opposite = FEATURES * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+    positive = class_heatmaps(opposite, MASK, KEYS, mode="relu").maps[0, 0, 0]
+    torch.testing.assert_close(positive, torch.tensor([1.0, 1.0, 0.0, 0.5**0.5]))
+    assert (
+        class_heatmaps(torch.tensor([1.0, 1.0, -1.0, 0.0]).view(1, 1, 1, 4), MASK, KEYS, mode="relu").maps >= 0
+    ).all()
     soft = class_heatmaps(FEATURES, MASK, KEYS, mode="softmax", temperature=0.5).maps
     torch.testing.assert_close(soft[0, 1, 0, 0], ((slope[0] - 1) / 0.5).sigmoid())
 
 
 def test_absent_classes_and_empty_images_are_zero():
-    for mode in ("min_max", "softmax"):
+    for mode in ("min_max", "relu", "softmax"):
         result = class_heatmaps(FEATURES, torch.full_like(MASK, 255), KEYS, mode=mode)
         assert not result.active.any()
         assert result.maps.abs().sum() == 0
@@ -56,6 +65,39 @@ def test_supervised_maps_only_for_images_with_groups():
     torch.testing.assert_close(maps[1].amin((1, 2)), torch.zeros(2))
 
 
+@pytest.mark.parametrize("grouped", [(1,), (0, 1, 2), (2, 3), ()])
+@pytest.mark.parametrize("padded", [False, True])
+def test_supervised_maps_do_not_depend_on_how_many_images_have_groups(grouped, padded):
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(4, d, *grid, generator=generator) for d, grid in ((5, (4, 5)), (7, (4, 5)), (6, (8, 10)))]
+    mask = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (4, 16, 20), generator=generator)]
+    keys = torch.tensor([[0, 1, 2], [0, 2, -1], [1, 2, -1], [0, 1, 2]])
+    valid = torch.ones(4, 16, 20, dtype=torch.bool)
+    valid[:, 12:] = not padded
+    groups = torch.zeros(4, 3, 3, dtype=torch.bool)
+    groups[list(grouped), 0, :2] = True
+    near = torch.nn.functional.adaptive_max_pool2d(valid[:, None].float(), (4, 5))[:, 0] > 0
+    result = supervised_heatmaps(levels, mask, keys, groups=groups, grid=(4, 5), valid=valid)
+    for b in range(4):
+        here = slice(b, b + 1)
+        each = [class_heatmaps(level[here], mask[here], keys[here], valid=valid[here]).maps for level in levels]
+        each[2] = resize_maps(each[2], (4, 5), valid=valid_cells(valid[here], (8, 10)))
+        expected = min_max_normalize(torch.stack(each).mean(0), valid=near[here])[0]
+        torch.testing.assert_close(result[b], expected if b in grouped else torch.zeros_like(expected))
+
+
+def test_levels_on_one_grid_share_their_cell_labels(monkeypatch):
+    grids = []
+    original = heatmaps.cell_labels
+    monkeypatch.setattr(
+        heatmaps, "cell_labels", lambda *a, grid, **k: (grids.append(grid), original(*a, grid=grid, **k))[1]
+    )
+    levels = [torch.rand(1, d, *grid) for d, grid in ((4, (3, 3)), (6, (3, 3)), (5, (6, 6)))]
+    groups = torch.ones(1, 2, 2, dtype=torch.bool)
+    heatmaps.supervised_heatmaps(levels, MASK.repeat(1, 6, 3), KEYS, groups=groups, grid=(3, 3))
+    assert grids == [(3, 3), (6, 6)]
+
+
 def test_area_shares_hold_back_small_classes():
     heat = torch.rand(1, 2, 1, 200, generator=torch.Generator().manual_seed(0))
     active = torch.ones(1, 2, dtype=torch.bool)
@@ -66,7 +108,7 @@ def test_area_shares_hold_back_small_classes():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="Expected `heatmap` to be one of min_max, softmax, but got 'relu'"):
-        class_heatmaps(FEATURES, MASK, KEYS, mode="relu")
+    with pytest.raises(ValueError, match="Expected `heatmap` to be one of min_max, relu, softmax, but got 'cosine'"):
+        class_heatmaps(FEATURES, MASK, KEYS, mode="cosine")
     with pytest.raises(ValueError, match=r"Expected `temperature` > 0, but got 0\.0\."):
         class_heatmaps(FEATURES, MASK, KEYS, temperature=0.0)

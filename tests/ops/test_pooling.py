@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, cosine_heatmaps
+from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, class_cosines, cosine_heatmaps
 
 MASK = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, 255], [255, 255, 2, 0], [255, 1, 0, 9]]])
 KEYS = torch.tensor([[0, 1, 2, -1]])
@@ -77,13 +77,50 @@ def test_centroids_ignore_feature_scale_and_heatmaps_are_cosines():
     torch.testing.assert_close(moved, centroids.flip(1))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("depth", [3, 64, 150])
+def test_one_pass_equals_plain_cosines(layout, depth):
+    generator = torch.Generator().manual_seed(depth)
+    features = torch.randn(3, depth, 4, 5, generator=generator, dtype=torch.float64)
+    features[1, :, 0, 0] = 0.0
+    weights = torch.rand(3, 4, 20, generator=generator)
+    weights[2, 1] = 0.0
+    cosine, centroids, exists = class_cosines(features.contiguous(memory_format=layout), weights)
+    for b in range(3):
+        for k in range(4):
+            mean = (features[b].flatten(1) * weights[b, k].double()).sum(1)
+            expected = torch.cosine_similarity(features[b], mean[:, None, None], dim=0)
+            torch.testing.assert_close(cosine[b, k], expected)
+            torch.testing.assert_close(centroids[b, k], torch.nn.functional.normalize(mean, dim=0))
+    assert exists.tolist() == [[True] * 4, [True] * 4, [True, False, True, True]]
+    assert cosine[1, :, 0, 0].tolist() == [0.0] * 4
+
+
+def test_labels_of_a_batch_with_padding_equal_one_by_one():
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.tensor([0, 1, 2, 7, 255])[torch.randint(0, 5, (3, 11, 13), generator=generator)]
+    keys = torch.tensor([[0, 1, 2], [1, 7, -1], [2, -1, -1]])
+    valid = torch.rand(3, 11, 13, generator=generator) < 0.7
+    for mode in ("majority", "area"):
+        together = cell_labels(mask, keys, grid=(4, 5), valid=valid, mode=mode)
+        for b in range(3):
+            count = int((keys[b] >= 0).sum())
+            alone = cell_labels(
+                mask[b : b + 1], keys[b : b + 1, :count], grid=(4, 5), valid=valid[b : b + 1], mode=mode
+            )
+            torch.testing.assert_close(together[b, :count], alone[0])
+            assert together[b, count:].sum() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_inside_autocast(dtype):
     features, weights = torch.rand(1, 5, 3, 3).to(dtype), torch.rand(1, 2, 9)
     with torch.autocast("cpu", dtype=dtype):
         centroids, _ = class_average_pooling(features, weights)
         heat = cosine_heatmaps(features, centroids)
-    assert heat.dtype == centroids.dtype == torch.float32
+        one_pass, _, _ = class_cosines(features, weights)
+    assert heat.dtype == centroids.dtype == one_pass.dtype == torch.float32
+    torch.testing.assert_close(one_pass, heat)
     torch.testing.assert_close(centroids, class_average_pooling(features.float(), weights)[0])
 
 
@@ -92,7 +129,20 @@ def test_wrong_arguments_are_named():
         cell_labels(MASK, KEYS, grid=(2, 2), mode="mean")
     with pytest.raises(ValueError, match=r"Expected `weights` of shape .* \(1, 2, 4\), but got \(1, 2, 5\)"):
         class_average_pooling(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 5))
+    with pytest.raises(ValueError, match=r"Expected `weights` of shape .* \(1, 2, 4\), but got \(1, 2, 5\)"):
+        class_cosines(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 5))
     with pytest.raises(ValueError, match="Expected `centroids` of shape"):
         cosine_heatmaps(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match="Expected `valid` of shape"):
         cell_labels(MASK, KEYS, grid=(2, 2), valid=torch.ones(1, 2, 2, dtype=torch.bool))
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu():
+    generator = torch.Generator().manual_seed(2)
+    mask, keys = torch.randint(0, 4, (2, 30, 40), generator=generator), torch.tensor([[0, 1, 3], [1, 2, -1]])
+    features = torch.randn(2, 90, 7, 9, generator=generator)
+    weights = cell_labels(mask, keys, grid=(7, 9))
+    assert torch.equal(cell_labels(mask.cuda(), keys.cuda(), grid=(7, 9)).cpu(), weights)
+    cosine, _, _ = class_cosines(features.cuda(), weights.cuda())
+    torch.testing.assert_close(cosine.cpu(), class_cosines(features, weights)[0], atol=1e-4, rtol=0)

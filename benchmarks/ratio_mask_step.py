@@ -1,0 +1,157 @@
+"""The batched mask step, without its refinements, against a plain loop over images; and what it needs of memory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from plain_mask_step import SETTINGS, plain_mask_step
+from ratio_base import Options, Ratio, paired_medians
+from torch import Tensor
+from torch.nn import functional
+
+from dhr_lightning.ops.cam import compact_keys, gather_classes
+from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
+
+TAGS, DEPTH = 20, 90
+SIZE, GRID = (375, 500), (27, 36)
+STRIDE16, STRIDE8 = (24, 32), (47, 63)
+CHANNELS = (1024, 2048)
+
+
+class Batch(NamedTuple):
+    """Images of one size with features, class 0 being the background."""
+
+    mask: Tensor  # (B, H, W)
+    cam: Tensor  # (B, T, h, w)
+    uss: Tensor  # (B, D, h, w)
+    wss: list[Tensor]  # (B, D, h, w) per level
+    tags: Tensor  # (B, T)
+
+
+def make_batch(
+    tagged: list[int], *, size: tuple[int, int], grid: tuple[int, int], deep: tuple[int, int], channels: tuple[int, ...]
+) -> Batch:
+    """Draw images with `tagged[b]` classes in blobs; unsupervised features of the tagged classes are alike."""
+    generator = torch.Generator().manual_seed(len(tagged))
+    tags = torch.zeros(len(tagged), TAGS, dtype=torch.long)
+    for b, count in enumerate(tagged):
+        tags[b, torch.randperm(TAGS, generator=generator)[:count]] = 1
+    field = torch.rand(len(tagged), TAGS + 1, 4, 5, generator=generator)
+    field[:, 1:] = torch.where(tags[..., None, None] > 0, field[:, 1:], -1.0)
+
+    def classes(at: tuple[int, int]) -> Tensor:
+        return functional.interpolate(field, at, mode="bilinear", align_corners=False).argmax(1)
+
+    def features(depth: int, at: tuple[int, int], alike: float) -> Tensor:
+        base = torch.randn(TAGS + 1, depth, generator=generator)
+        base[1:] = alike * base[1] + (1 - alike) * base[1:]
+        cells = base[classes(at)].permute(0, 3, 1, 2)
+        return (cells + 0.3 * torch.randn(cells.shape, generator=generator)).contiguous()
+
+    cam = torch.rand(len(tagged), TAGS, *STRIDE16, generator=generator) ** 2 * tags[..., None, None]
+    ignored = torch.rand(len(tagged), *size, generator=generator) < 0.02
+    mask = classes(size).masked_fill(ignored, 255)
+    return Batch(mask, cam, features(DEPTH, grid, 0.7), [features(d, deep, 0.2) for d in channels], tags)
+
+
+def batched(batch: Batch) -> RebalanceResult:
+    """Run the package's mask step."""
+    keys, present = compact_keys(batch.tags, offset=1, include_background=True)
+    cam = gather_classes(batch.cam, keys, offset=1)
+    image = torch.zeros(*batch.mask.shape, 3, dtype=torch.uint8)  # read by refinements only
+    return rebalance(
+        image, batch.mask, cam, batch.uss, batch.wss, keys=keys, present=present, offset=1, settings=SETTINGS
+    )
+
+
+def plain(batch: Batch) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """Run the loop over images."""
+    results = []
+    for b, row in enumerate(batch.tags):
+        tag = row.nonzero()[:, 0]
+        values = (tag + 1).tolist()
+        results.append(
+            plain_mask_step(batch.mask[b], batch.cam[b, tag], batch.uss[b], [x[b] for x in batch.wss], values)
+        )
+    return results
+
+
+def difference(batch: Batch) -> tuple[float, float]:
+    """Largest difference of the heatmaps, and the share of pixels with another label."""
+    ours = batched(batch)
+    assert ours.heatmaps is not None
+    largest, unequal = 0.0, 0.0
+    for b, (mask, heat, classes) in enumerate(plain(batch)):
+        keys = [0, *(batch.tags[b].nonzero()[:, 0] + 1).tolist()]
+        rows = [keys.index(value) for value in classes]
+        largest = max(largest, float((ours.heatmaps[b, rows] - heat).abs().max()))
+        unequal = max(unequal, float((ours.mask[b] != mask).float().mean()))
+    return largest, unequal
+
+
+def rows(options: Options) -> Iterator[Ratio]:
+    """Compare with the loop, after a proof that both give the same, and report the memory of one image."""
+    torch.ones(8_000_000)  # a freed large block teaches the allocator to keep pages, as in any running program
+    cases = (
+        ([2], STRIDE16, 5.0),
+        ([1, 2, 3, 4] * 2, STRIDE16, 3.0),
+        ([2], STRIDE8, 5.0),
+        ([1, 2, 3, 4] * 2, STRIDE8, 3.0),
+    )
+    for tagged, deep, goal in cases:
+        batch = make_batch(tagged, size=SIZE, grid=GRID, deep=deep, channels=CHANNELS)
+        largest, unequal = difference(batch)
+        if largest > 1e-4 or unequal > 1e-3:
+            raise RuntimeError(f"Expected equal results, but heatmaps differ by {largest} and labels by {unequal:.2%}.")
+        slow, fast = paired_medians(lambda: plain(batch), lambda: batched(batch), repeats=options.repeats)  # noqa: B023
+        count, tags = len(tagged), "-".join(str(n) for n in sorted({min(tagged), max(tagged)}))
+        yield Ratio(
+            f"mask step without refinement, batch of {count}, against a loop over images",
+            slow / fast,
+            goal,
+            detail=f"{SIZE[0]}x{SIZE[1]}, features {DEPTH}@{GRID[0]}x{GRID[1]} and {CHANNELS[0]}+{CHANNELS[1]}@"
+            f"{deep[0]}x{deep[1]}, {tags} tags; {slow / count * 1e3:.0f} and {fast / count * 1e3:.0f} ms per image; "
+            f"heatmaps differ by {largest:.0e}, labels on {unequal:.3%} of pixels",
+        )
+    if sys.platform == "linux":
+        yield memory_row()
+
+
+def memory_row() -> Ratio:
+    """Working memory of the step, from the resident set of a fresh process that returns every freed block."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    mebibytes = float(done.stdout)
+    return Ratio(
+        "peak memory of the mask step per image, beyond its inputs",
+        mebibytes,
+        unit="MiB",
+        detail="512x512, 8 classes, features 90@64x64 and 1024+2048@64x64 (48 MiB per image, not counted); batch of 4, "
+        "resident set of a fresh process",
+    )
+
+
+def peak_mebibytes(count: int = 4) -> float:
+    """Growth of the resident set during one step, per image."""
+    batch = make_batch([7] * count, size=(512, 512), grid=(64, 64), deep=(64, 64), channels=CHANNELS)
+    small = make_batch([7], size=(64, 64), grid=(8, 8), deep=(8, 8), channels=(8, 8))
+    batched(small)  # libraries load on first use
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    batched(batch)
+    return (_resident("VmHWM") - before) / 1024 / count
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{peak_mebibytes()}\n")
