@@ -97,8 +97,11 @@ class Ladder:
             settings={
                 "start": self._start_of(row),
                 "relabel": LABEL_SCORE if row.relabel else None,
-                "features": row.features,
-                "rounds": row.rounds,
+                **{
+                    name: getattr(row, name)
+                    for name in ("features", "rounds")
+                    if getattr(row, name) != getattr(Row, name)
+                },
                 "rebalance": asdict(self.settings(row)),
                 "seed_crf": asdict(self.weak.refiner.settings),
                 "final_crf": asdict(self._final(row).refiner.settings),

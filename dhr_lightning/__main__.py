@@ -13,7 +13,10 @@ LIGHTNING = {
     "predict": "write a task's artifacts from a checkpoint",
 }
 COMMANDS = {
+    "init": "look at a folder of photos with tags and write its configuration",
     "prepare": "make or check a dataset",
+    "doctor": "look at every file and tag of a dataset and say what is wrong",
+    "import": "bring in masks, CAMs, features, tags or lists that others made",
     "status": "show every artifact as fresh, stale (why) or absent",
     "evaluate": "score a folder of masks against ground truth",
     "report": "write report.html and report.json",
@@ -39,7 +42,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int] | None:
     if name in COMMANDS:
         from dhr_lightning import commands
 
-        command: Callable[[Sequence[str]], int] = getattr(commands, name)
+        command: Callable[[Sequence[str]], int] = getattr(commands, "import_" if name == "import" else name)
         return command
     return None
 

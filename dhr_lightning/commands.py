@@ -1,56 +1,84 @@
-"""Commands of our own: prepare, status, evaluate, report."""
+"""Commands of our own: init, prepare, doctor, import, status, evaluate, report."""
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import auto_cli
 
-from dhr_lightning.artifacts.files import read_mask, write_json
+from dhr_lightning.artifacts.files import write_json
 from dhr_lightning.artifacts.layout import round_kind, round_number
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
-from dhr_lightning.config import resolve
+from dhr_lightning.config import data_file, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.check import check_dataset
-from dhr_lightning.data.files import check_mask, read_truth
+from dhr_lightning.data.importers import import_files
+from dhr_lightning.data.importers_state import imported_from
+from dhr_lightning.data.init import init_folder
+from dhr_lightning.data.prepare import prepare_benchmark
 from dhr_lightning.data.recorded import MAKERS, recorded_status
-from dhr_lightning.data.registry import get_dataset
-from dhr_lightning.errors import DataError
+from dhr_lightning.doctor import run_doctor
+from dhr_lightning.evaluate import evaluate_folder, show_scores
 from dhr_lightning.progress import track
 from dhr_lightning.report import DatasetTruth, build_report
 
 log = logging.getLogger("dhr_lightning")
 
 
-def _run(function: Callable[..., int], arguments: Sequence[str]) -> int:
-    status: int = auto_cli(function, args=list(arguments), as_positional=False)
+def _run(function: Callable[..., int], arguments: Sequence[str], *, positional: bool = False) -> int:
+    status: int = auto_cli(function, args=_spell_flags(function, arguments), as_positional=positional)
     return status
+
+
+def _spell_flags(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
+    """`--force` alone as `--force=true`: jsonargparse wants a value."""
+    flags = {f"--{name}" for name, one in inspect.signature(function).parameters.items() if one.annotation is bool}
+    return [
+        f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
+        for word, after in pairwise([*arguments, ""])
+    ]
+
+
+def init(arguments: Sequence[str]) -> int:
+    """Write the configuration of a folder of photos."""
+    return _run(init_folder, arguments, positional=True)
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """Import what others made."""
+    return _run(import_files, arguments, positional=True)
 
 
 def prepare(arguments: Sequence[str]) -> int:
     """Make or check a dataset."""
 
-    def prepare(dataset: str = "microworld", root: str | None = None, workspace: str = ".") -> int:
-        """Make the built-in dataset, or check that a dataset is in place and every file can be used.
+    def prepare(
+        dataset: str = "microworld", root: str | None = None, workspace: str = ".", download: bool = False
+    ) -> int:
+        """Make the built-in dataset, or build what a benchmark needs, and check that every file can be used.
 
         Args:
             dataset: name of a file in configs/data.
             root: folder of the dataset; default: the one in its configuration.
             workspace: folder that holds artifacts/.
+            download: fetch missing official files of a benchmark from their public addresses.
         """
         config = _data_config(dataset, root, workspace)
         info, folder, store = provenance.dataset_of(config)
+        options = config["data"].get("options") or {}
         if info.prepare is not None:
-            info.prepare(folder, config["data"].get("options") or {})
+            info.prepare(folder, options)
+        prepare_benchmark(info.name, folder, info.classes, options, download=download)
         records = {split: provenance.usable_records(config, split) for split in ("train", "val")}
         check_dataset(store.root / info.name, records, info.classes)
         for split, rows in records.items():
-            tags = sum(len(record.tags) for record in rows) / len(rows)
+            tags = sum(len(record.tags) for record in rows) / max(len(rows), 1)
             masks = sum(record.mask is not None for record in rows)
             log.info(
                 "%s/%s: %d images, %.2f tags per image, %d ground-truth masks (%s)",
@@ -66,31 +94,41 @@ def prepare(arguments: Sequence[str]) -> int:
     return _run(prepare, arguments)
 
 
+def doctor(arguments: Sequence[str]) -> int:
+    """Look at a dataset before any long work."""
+    return run_doctor(arguments)
+
+
 def status(arguments: Sequence[str]) -> int:
     """Show every artifact."""
 
-    def status(dataset: str = "microworld", workspace: str = ".") -> int:
+    def status(dataset: str = "microworld", root: str | None = None, workspace: str = ".") -> int:
         """Show every artifact as fresh, stale (why), partial or absent. Exit status 1 if any is stale or partial.
 
         Args:
-            dataset: name of the dataset.
+            dataset: name of a file in configs/data, or path of a YAML file.
+            root: folder of the dataset; default: the one in its configuration.
             workspace: folder that holds artifacts/.
         """
-        store = ArtifactStore(Path(workspace) / "artifacts", get_dataset(dataset).name)
+        _, _, store = provenance.dataset_of(_data_config(dataset, root, workspace))
         rows = {(kind, split): recorded_status(store, kind, split) for kind, split in store.kinds()}
         for kind, split in MAKERS:
             rows.setdefault((kind, split), Status("absent", f"run `make {MAKERS[kind, split].target}`"))
         width = max(len(f"{kind}/{split}") for kind, split in rows)
         for (kind, split), state in rows.items():
             manifest = store.manifest(kind, split) if state.fresh else None
-            log.info("%-*s  %s%s", width, f"{kind}/{split}", state, _facts(manifest) or _advice(kind, split, state))
+            log.info(
+                "%-*s  %s%s", width, f"{kind}/{split}", state, _facts(manifest) or _advice(store, kind, split, state)
+            )
         return int(any(state.state in ("stale", "partial") for state in rows.values()))
 
     return _run(status, arguments)
 
 
-def _advice(kind: str, split: str, state: Status) -> str:
-    """The command that repairs an artifact; an absent one has it in its reason."""
+def _advice(store: ArtifactStore, kind: str, split: str, state: Status) -> str:
+    """The command that repairs an artifact; an absent or imported one has it in its reason."""
+    if imported_from(store, kind, split):
+        return ""
     maker = MAKERS.get((round_kind(0), split) if round_number(kind) is not None else (kind, split))
     return f"; run `make {maker.target}`" if maker and state.state in ("stale", "partial") else ""
 
@@ -98,9 +136,8 @@ def _advice(kind: str, split: str, state: Status) -> str:
 def _facts(manifest: Manifest | None) -> str:
     if manifest is None:
         return ""
-    return (
-        f"  {manifest.count} images, {manifest.info.get('created', '')}, refine {manifest.info.get('refine', 'none')}"
-    )
+    source = "imported" if "imported" in manifest.settings else f"refine {manifest.info.get('refine', 'none')}"
+    return f"  {manifest.count} images, {manifest.info.get('created', '')}, {source}"
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -112,7 +149,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         root: str | None = None,
         split: str = "val",
         missing: str = "error",
-        output: str | None = None,
+        compat: str = "none",
+        json: str | None = None,
     ) -> int:
         """Score a folder of palette or grey PNGs (<id>.png, class values) against the ground truth of a split.
 
@@ -122,78 +160,17 @@ def evaluate(arguments: Sequence[str]) -> int:
             root: folder of the dataset; default: the one in its configuration.
             split: train or val.
             missing: error, or background to count a missing file as all background.
-            output: also write the figures to this JSON file.
+            compat: none, or dhr to leave out the images that the evaluator published with DHR leaves out.
+            json: also write the figures to this file.
         """
-        result = evaluate_folder(Path(pred), _data_config(dataset, root, "."), split, missing)
-        _show(result)
-        if output:
-            write_json(Path(output), result)
+        info, folder, _ = provenance.dataset_of(_data_config(dataset, root, "."))
+        result = evaluate_folder(Path(pred), info, folder, split, missing=missing, compat=compat, progress=track)
+        show_scores(result)
+        if json:
+            write_json(Path(json), result)
         return 0
 
     return _run(evaluate, arguments)
-
-
-def evaluate_folder(pred: Path, config: dict[str, Any], split: str, missing: str) -> dict[str, Any]:
-    """Confusion over a split: mIoU, per-class IoU (None where absent), mean FPR and FNR over the union.
-
-    Raises:
-        DataError: if a prediction is missing and `missing` is `error`, or no image has ground truth.
-        MaskError: if a mask does not fit its image.
-    """
-    import torch
-
-    from dhr_lightning.metrics import confusion_matrix, scores
-
-    info, root, _ = provenance.dataset_of(config)
-    records = [record for record in info.read(root, split, info.classes) if record.mask is not None]
-    absent = [record.id for record in records if not (pred / f"{record.id}.png").is_file()]
-    if missing not in ("error", "background"):
-        raise DataError(f"Expected --missing to be error or background, but got {missing!r}.")
-    if missing == "background" and not info.classes.has_background:
-        raise DataError(f"{info.name} has no background class, so a missing prediction cannot count as background.")
-    if not records:
-        raise DataError(f"Split {split!r} of {info.name} in {root} has no ground-truth mask, so nothing can be scored.")
-    if absent and missing == "error":
-        raise DataError(
-            f"{len(absent)} of {len(records)} predictions are missing in {pred}, first {absent[0]}.png. "
-            "Make them, or count them as background with --missing background."
-        )
-    classes = info.classes
-    matrix = torch.zeros(classes.num_classes, classes.num_classes + 1, dtype=torch.int64)
-    for record in track(records, "evaluate"):
-        truth = read_truth(Path(str(record.mask)))
-        size = (truth.shape[1], truth.shape[0])
-        path = pred / f"{record.id}.png"
-        mask = (
-            check_mask(read_mask(path), path=path, size=size, classes=classes)
-            if path.is_file()
-            else np.zeros_like(truth)
-        )
-        pair = (torch.from_numpy(array.astype(np.int64)) for array in (mask, truth))
-        matrix += confusion_matrix(*pair, num_classes=classes.num_classes, ignore_index=classes.ignore_index)
-    result = scores(matrix)
-    iou = {
-        name: None if value != value else value for name, value in zip(classes.names, result.iou.tolist(), strict=True)
-    }
-    counted = f", {len(absent)} missing counted as background" if absent else ""
-    protocol = (
-        f"{info.name}/{split}, {len(records)} images{counted}; truth {classes.ignore_index} ignored; masks as given"
-    )
-    return {
-        "miou": result.miou,
-        "iou": iou,
-        "fpr": result.mfpr,
-        "fnr": result.mfnr,
-        "pixel_accuracy": result.pixel_accuracy,
-        "protocol": protocol,
-    }
-
-
-def _show(result: dict[str, Any]) -> None:
-    for name, value in result["iou"].items():
-        log.info("%-16s %s", name, "   -" if value is None else f"{100 * value:5.1f}")
-    log.info("%-16s %5.1f   FPR %.3f  FNR %.3f", "mIoU", 100 * result["miou"], result["fpr"], result["fnr"])
-    log.info("Protocol: %s.", result["protocol"])
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -269,4 +246,4 @@ def refinement_notes(store: ArtifactStore) -> list[str]:
 
 def _data_config(dataset: str, root: str | None, workspace: str) -> dict[str, Any]:
     overrides = [*(["--data.root", root] if root else []), "--data.workspace", workspace]
-    return resolve([f"data/{dataset}.yaml"], overrides)
+    return resolve([data_file(dataset)], overrides)

@@ -47,6 +47,17 @@ def find_config(name: str | Path) -> Path:
     raise ConfigError(f"There is no configuration file {str(name)!r}. Shipped: {', '.join(shipped)}.")
 
 
+def data_file(dataset: str) -> str:
+    """Configuration file of a dataset: a name means a file of `configs/data`, a path to a YAML file is itself."""
+    return dataset if Path(dataset).suffix in (".yaml", ".yml") else f"data/{dataset}.yaml"
+
+
+def dataset_argument(file: str) -> str:
+    """Inverse of `data_file`: what `--dataset` and `DATASET=` take."""
+    path = Path(file)
+    return path.stem if path.parent == Path("data") else file
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping; an empty file is an empty mapping."""
     try:

@@ -15,12 +15,13 @@ from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.commands import write_run_report
-from dhr_lightning.config import check_stage_config, own_overrides, resolve
+from dhr_lightning.config import check_stage_config, data_file, dataset_argument, own_overrides, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
-from dhr_lightning.data.recorded import MAKERS, recorded_status
-from dhr_lightning.errors import ArtifactError, ConfigError
+from dhr_lightning.data.importers_state import imported_status, reason_to_leave_out
+from dhr_lightning.data.recorded import check_inputs
+from dhr_lightning.errors import ConfigError
 from dhr_lightning.progress import configure_logging, duration, exit_status
 
 log = logging.getLogger("dhr_lightning")
@@ -96,6 +97,9 @@ class Plan:
 
     def status(self, kind: str, split: str) -> Status:
         """Fresh, stale (why), partial or absent."""
+        imported = imported_status(self.config, self.store, kind, split)
+        if imported is not None:
+            return imported
         ids = [record.id for record in self.records(split)]
         return self.store.status(kind, split, expected=self.describe(kind, split), ids=ids)
 
@@ -110,7 +114,7 @@ class Request:
     """What the command line asks for.
 
     Args:
-        dataset: name of a file in `configs/data/`.
+        dataset: name of a file in `configs/data/`, or path of a YAML file.
         overlays: files merged last; default: `quickstart.yaml` for the built-in dataset, none otherwise.
         chosen: another configuration file for a step, by step name.
         overrides: `--a.b value ...` for all steps; `--STEP.a.b value` for one step only.
@@ -141,7 +145,7 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
     plans = []
     for step in stage.steps:
         default = step.builtin if builtin and step.builtin else step.config
-        paths = [request.chosen.get(step.name, default), f"data/{request.dataset}.yaml", *overlays]
+        paths = [request.chosen.get(step.name, default), data_file(request.dataset), *overlays]
         own = own_overrides(request.overrides, step.name, [s.name for s in stage.steps])
         config = resolve(paths, own)
         check_stage_config(config)
@@ -162,15 +166,21 @@ def run_stage(stage: Stage, request: Request) -> None:
     plans, force = plan_steps(stage, request), request.force
     prepare(plans[0])
     start, ran = time.monotonic(), False
-    for plan in plans:
+    for place, plan in enumerate(plans):
         statuses = {output: plan.status(*output) for output in plan.outputs()}
         if not force and all(status.fresh for status in statuses.values()):
+            continue
+        later = [other.config for other in plans[place + 1 :]]
+        left_out = None if force else reason_to_leave_out(plan.config, plan.store, statuses, later)
+        if left_out:
+            log.info("%s: left out, %s", plan.step.name, left_out)
             continue
         ran = True
         for (kind, split), status in statuses.items():
             if not status.fresh:
                 log.info("%s: %s/%s is %s", stage.name, kind, split, status)
-        check_inputs(plan)
+        dataset = "" if plan.info.prepare else f" DATASET={dataset_argument(plan.recipe['configs'][1])}"
+        check_inputs(plan.config, plan.store, step=plan.step.name, dataset=dataset)
         rounds_lost = any(kind.startswith("dhr_mask") and not status.fresh for (kind, _), status in statuses.items())
         run_step(plan, force=force, refit=rounds_lost)
     if stage.report:
@@ -199,23 +209,6 @@ def write_report(plan: Plan, *, again: bool) -> None:
     target = workspace / "reports" / plan.info.name
     if again or not (target / "report.html").is_file():
         write_run_report(plan.info, plan.root, workspace, target, images=8)
-
-
-def check_inputs(plan: Plan) -> None:
-    """Refuse to start from inputs that are absent, incomplete or out of date.
-
-    Raises:
-        ArtifactError: names the input, why it cannot be used, and the command that makes it.
-    """
-    dataset = "" if plan.info.prepare else f" DATASET={plan.info.name}"
-    for kind in provenance.read_kinds(plan.config):
-        target = MAKERS[kind, "train"].target if (kind, "train") in MAKERS else "stage3"
-        status = recorded_status(plan.store, kind, "train")
-        if not status.fresh:
-            raise ArtifactError(
-                f"{plan.step.name} needs {kind}/train, which is {status} ({plan.store.folder(kind, 'train')}). "
-                f"Run `make {target}{dataset}` first."
-            )
 
 
 def run_step(plan: Plan, *, force: bool = False, refit: bool = False) -> None:
@@ -290,7 +283,9 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
         epilog="Overrides follow --, for all steps (-- --data.batch_size 8) or one (-- --dhr.trainer.max_epochs 20).",
     )
     parser.add_argument(
-        "--dataset", default="microworld", help="a file of configs/data (default: the built-in microworld)"
+        "--dataset",
+        default="microworld",
+        help="a file of configs/data, or any YAML file (default: the built-in microworld)",
     )
     parser.add_argument("--overlay", nargs="*", help="files merged last (default: quickstart.yaml for microworld)")
     parser.add_argument("--config", nargs="*", default=[], metavar="STEP=FILE", help="another configuration for a step")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from dhr_lightning.metrics import ConfusionMatrix, MaskStatistics, confusion_matrix, scores
+from dhr_lightning.metrics import ConfusionMatrix, confusion_matrix, joint_counts, scores
 
 
 def random_masks(seed: int, classes: list[int], num_classes: int = 7) -> tuple[Tensor, Tensor]:
@@ -161,13 +161,15 @@ def test_metric_sums_batches_and_resets():
 
 
 def test_metric_sums_over_ranks():
-    metric, other = ConfusionMatrix(7), ConfusionMatrix(7)
+    metric, other = ConfusionMatrix(7, boundary_ratio=0.1), ConfusionMatrix(7, boundary_ratio=0.1)
     metric.update(*random_masks(0, [0, 1]))
     other.update(*random_masks(1, [1, 3]))
-    expected = metric.matrix + other.matrix
-    metric.sync(dist_sync_fn=lambda mine, group: [mine, other.matrix], distributed_available=lambda: True)
+    expected, near = metric.matrix + other.matrix, metric.boundary + other.boundary
+    theirs = {tuple(state.shape): state for state in (other.matrix, other.boundary)}
+    metric.sync(dist_sync_fn=lambda mine, group: [mine, theirs[tuple(mine.shape)]], distributed_available=lambda: True)
     assert torch.equal(metric.matrix, expected)
-    assert metric.matrix.dtype == torch.int64
+    assert torch.equal(metric.boundary, near)
+    assert metric.matrix.dtype == metric.boundary.dtype == torch.int64
 
 
 def test_metric_started_in_inference_mode_goes_on_outside():
@@ -185,99 +187,27 @@ def test_metric_uses_its_ignore_index():
     assert metric.compute().tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
-def lost_tags_case() -> tuple[Tensor, Tensor, Tensor]:
-    """Two 1x20 images: bottle (2) on table (1) where the bottle vanished; a lone table, and a tag without truth."""
-    truth = torch.zeros(2, 1, 20, dtype=torch.long)
-    truth[0, 0, :10], truth[0, 0, 10:20] = 1, 2
-    truth[1, 0, :10], truth[1, 0, 19] = 1, 255
-    mask = torch.zeros(2, 1, 20, dtype=torch.long)
-    mask[0] = 1
-    mask[1, 0, 0], mask[1, 0, 19] = 1, 255
-    tags = torch.tensor([[1, 1, 0], [1, 0, 1]])
-    return mask, tags, truth
+def test_joint_counts_keep_images_apart_and_what_has_no_truth():
+    target = torch.tensor([[0, 0, 255], [1, 1, 0]])
+    answer = torch.tensor([[0, 1, 1], [255, 1, 0]])
+    joint = joint_counts(answer, target, num_classes=2)
+    assert joint.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
+    assert torch.equal(joint.sum(0)[:2], confusion_matrix(answer, target, num_classes=2))
+    metric = ConfusionMatrix(2)
+    metric.update(answer, target, joint)
+    assert torch.equal(metric.compute(), confusion_matrix(answer, target, num_classes=2))
 
 
-def test_lost_tags_by_hand():
-    mask, tags, truth = lost_tags_case()
-    statistics = MaskStatistics(4, offset=1, neighbours=[(1, 2)])
-    statistics.update(mask, tags, truth)
-    lost = statistics.compute()
-    assert lost.pairs.tolist() == [0, 2, 1, 1]
-    assert lost.empty.tolist() == [0, 0, 1, 1]
-    assert lost.judged.tolist() == [0, 2, 1, 0]
-    assert lost.vanished.tolist() == [0, 0, 1, 0]
-    assert lost.judged_beside.tolist() == [0, 1, 1, 0]
-    assert lost.vanished_beside.tolist() == [0, 0, 1, 0]
-    assert lost.empty_share == 0.5
-    assert lost.vanished_share == pytest.approx(1 / 3)
-    assert lost.vanished_beside_share == 0.5
+def test_unknown_value_is_refused_also_where_nothing_is_scored():
+    with pytest.raises(ValueError, match=r"`prediction`.*\[7\]"):
+        confusion_matrix(torch.tensor([0, 7]), torch.tensor([0, 255]), num_classes=7)
 
 
-@pytest.mark.parametrize(("threshold", "vanished"), [(0.1, 0), (0.11, 1)])
-def test_tag_vanishes_strictly_below_the_threshold(threshold, vanished):
-    mask, tags, truth = lost_tags_case()
-    statistics = MaskStatistics(4, offset=1, threshold=threshold)
-    statistics.update(mask[1:], tags[1:], truth[1:])
-    assert statistics.compute().vanished[1] == vanished
-
-
-def test_pixels_of_the_class_elsewhere_do_not_rescue_it():
-    truth = torch.tensor([[[1, 1, 0, 0]]])
-    mask = torch.tensor([[[0, 0, 1, 1]]])
-    statistics = MaskStatistics(2, offset=1)
-    statistics.update(mask, torch.ones(1, 1), truth)
-    assert statistics.compute().vanished.tolist() == [0, 1]
-    assert statistics.compute().empty.tolist() == [0, 0]
-
-
-def test_without_truth_only_empty_tags_are_counted():
-    mask, tags, _ = lost_tags_case()
-    statistics = MaskStatistics(4, offset=1)
-    statistics.update(mask.to(torch.uint8), tags.bool())
-    lost = statistics.compute()
-    assert lost.empty.tolist() == [0, 0, 1, 1]
-    assert lost.judged.sum() == 0
-    assert math.isnan(lost.vanished_share)
-    assert math.isnan(lost.vanished_beside_share)
-
-
-def test_images_accumulate_in_any_batching():
-    mask, tags, truth = lost_tags_case()
-    together, apart = (MaskStatistics(4, offset=1, neighbours=[(2, 1)]) for _ in range(2))
-    together.update(mask, tags, truth)
-    for index in (1, 0):
-        apart.update(mask[index : index + 1], tags[index : index + 1], truth[index : index + 1])
-    for name, value in vars(together.compute()).items():
-        assert torch.equal(value, getattr(apart.compute(), name)), name
-
-
-def test_result_that_was_handed_out_does_not_change():
-    mask, tags, truth = lost_tags_case()
-    statistics = MaskStatistics(4, offset=1)
-    statistics.update(mask, tags, truth)
-    lost = statistics.compute()
-    statistics.update(mask, tags, truth)
-    assert lost.pairs.tolist() == [0, 2, 1, 1]
-    assert statistics.compute().pairs.tolist() == [0, 4, 2, 2]
-
-
-def test_class_set_without_background():
-    statistics = MaskStatistics(2, offset=0)
-    statistics.update(torch.tensor([[[1, 1]]]), torch.tensor([[1, 1]]), torch.tensor([[[0, 1]]]))
-    assert statistics.compute().vanished.tolist() == [1, 0]
-
-
-def test_bad_statistics_input_is_refused():
-    mask, tags, truth = lost_tags_case()
-    statistics = MaskStatistics(4, offset=1)
-    with pytest.raises(ValueError, match=r"`tags` \(2, 3\), but got \(2, 1, 20\), \(2, 2\)"):
-        statistics.update(mask, tags[:, :2])
-    with pytest.raises(ValueError, match=r"`mask`.*\[4\]"):
-        statistics.update(mask.masked_fill(mask == 1, 4), tags)
-    with pytest.raises(ValueError, match=r"`truth`.*\[9\]"):
-        statistics.update(mask, tags, truth.masked_fill(truth == 1, 9))
-    with pytest.raises(ValueError, match="one size"):
-        statistics.update(mask, tags, truth[:, :, :5])
-    with pytest.raises(ValueError, match=r"`neighbours` in 1\.\.3, but got \(0, 1\)"):
-        MaskStatistics(4, offset=1, neighbours=[(0, 1)])
-    assert statistics.compute().pairs.sum() == 0, "a refused batch must not be counted"
+def test_scores_of_the_metric():
+    metric = ConfusionMatrix(7)
+    metric.update(*random_masks(0, [0, 1]))
+    found, expected = metric.scores(), scores(metric.compute())
+    assert found.miou == expected.miou
+    assert math.isnan(found.mboundary_iou)
+    with pytest.raises(ValueError, match=r"\(3, C\) = \(3, 7\), but got \(3, 6\)"):
+        scores(metric.compute(), torch.zeros(3, 6))

@@ -117,8 +117,8 @@ class ArtifactWriters(L.Callback):
     def _seal(self, trainer: L.Trainer, task: BaseTask) -> None:
         seconds = time.monotonic() - self._start
         if trainer.is_global_zero:
-            for (kind, _), writer in self._writers.items():
-                writer.seal(seconds=seconds, refine=refinement(task) if kind in REFINED else "none")
+            for (kind, split), writer in self._writers.items():
+                writer.seal(seconds=seconds, **making(task, kind, split))
         self._close()
 
     def _close(self) -> None:
@@ -135,6 +135,15 @@ def enter_together(trainer: L.Trainer, writer: ArtifactWriter) -> Iterator[Artif
         if trainer.is_global_zero:
             trainer.strategy.barrier("declared")
         yield writer
+
+
+def making(task: BaseTask, kind: str, split: str) -> dict[str, Any]:
+    """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
+    inference = getattr(task, "inference", None)
+    if inference is None:
+        return {"refine": refinement(task) if kind in REFINED else "none"}
+    protocol = inference.protocol(split)
+    return {"refine": protocol.backend or "none", "protocol": protocol.record()}
 
 
 def refinement(task: BaseTask) -> str:

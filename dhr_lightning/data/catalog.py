@@ -106,6 +106,7 @@ class DatasetInfo:
         head: frequent classes of the long tail.
         tail: rare classes of the long tail.
         stuff_names: names of the extra background map, if the dataset has one.
+        own_classes: whether the class list is the user's; it is then part of the identity of every artifact.
     """
 
     name: str
@@ -118,6 +119,7 @@ class DatasetInfo:
     head: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
     stuff_names: tuple[str, ...] = field(default=())
+    own_classes: bool = False
 
 
 def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.float32]:

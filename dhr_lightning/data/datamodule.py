@@ -16,7 +16,7 @@ from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
 from dhr_lightning.data.loading import EpochSampler, LateLoader
-from dhr_lightning.data.registry import get_dataset
+from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import apply_untagged_policy
@@ -55,7 +55,8 @@ class WSSSDataModule(L.LightningDataModule):
         dataset: name in the catalog.
         root: folder of the dataset; default: the catalog's.
         workspace: folder that holds `artifacts/` and `runs/`.
-        options: arguments of a built-in dataset (`seed`, `train`, `val`: number of images).
+        options: arguments of the dataset: of the built-in one `seed`, `train`, `val` (number of images); of a folder
+            of your own see `FolderOptions`.
         batch_size: images in a training batch.
         predict_batch_size: images in a prediction or refresh batch.
         num_workers: loader processes; 0 loads in the main process.
@@ -74,7 +75,7 @@ class WSSSDataModule(L.LightningDataModule):
         dataset: str = "microworld",
         root: str | None = None,
         workspace: str = ".",
-        options: dict[str, int] | None = None,
+        options: dict[str, Any] | None = None,
         batch_size: int = 16,
         predict_batch_size: int = 8,
         num_workers: int = 4,
@@ -86,7 +87,7 @@ class WSSSDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.info = get_dataset(dataset)
+        self.info = resolve_dataset({"dataset": dataset, "root": root, "options": options})
         self.root = Path(root) if root else self.info.root
         self.workspace = Path(workspace)
         self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)

@@ -14,28 +14,31 @@ def read_image(path: Path) -> Image.Image:
     """Read a photo as RGB, turned upright as its EXIF tag says.
 
     Raises:
-        DataError: if the file is missing, truncated or no image.
+        DataError: if the file is missing, truncated, no image, larger than Pillow reads safely, or has more than 8 bits
+            per channel (Pillow would cut all brighter values to white).
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"Image {path} has {image.mode} pixels of more than 8 bits. Save it with 8 bits.")
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
         ) from error
 
 
 def read_truth(path: Path) -> npt.NDArray[np.uint8]:
-    """Read a single-channel mask `(H, W)` uint8.
+    """Read a single-channel mask `(H, W)` uint8, turned upright like a photo if it has an EXIF tag of its own.
 
     Raises:
         MaskError: if the file is unreadable or has colour channels (a palette that was expanded to RGB).
     """
     try:
         with Image.open(path) as image:
-            mask = np.array(image)
+            mask = np.array(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError) as error:
         raise MaskError(f"Mask {path} cannot be read ({error}). Replace the file.") from error
     if mask.ndim != 2:
@@ -57,9 +60,10 @@ def check_mask(
         MaskError: names the file, the sizes, or the unknown values with their pixel counts.
     """
     if mask.shape != (size[1], size[0]):
+        turned = " (its EXIF tag turns the photo, and the mask was drawn on the unturned one)"
         raise MaskError(
-            f"Mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels, but its image is {size[0]}x{size[1]}. "
-            "Make the mask again at the size of the image."
+            f"Mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels, but its image is {size[0]}x{size[1]}"
+            f"{turned if mask.shape == size else ''}. Make the mask again at the size of the image."
         )
     values, counts = np.unique(mask, return_counts=True)
     unknown = (values >= classes.num_classes) & (values != classes.ignore_index)

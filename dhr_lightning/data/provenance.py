@@ -8,7 +8,7 @@ from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import output_settings
 from dhr_lightning.data.catalog import DatasetInfo, Record
-from dhr_lightning.data.registry import get_dataset
+from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.untagged import apply_untagged_policy
 from dhr_lightning.errors import ConfigError
 
@@ -59,7 +59,7 @@ def read_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
 def dataset_of(config: Mapping[str, Any]) -> tuple[DatasetInfo, Path, ArtifactStore]:
     """Catalog entry, root folder and artifact store of a configuration."""
     data = config.get("data") or {}
-    info = get_dataset(data.get("dataset", "microworld"))
+    info = resolve_dataset(data)
     store = ArtifactStore(Path(data.get("workspace", ".")) / "artifacts", info.name)
     return info, Path(data.get("root") or info.root), store
 
@@ -107,11 +107,20 @@ def describe_artifact(
         store.dataset,
         split,
         ids=[record.id for record in records[split]],
-        settings=output_settings(config),
+        settings=_settings(config),
         inputs=inputs,
         checkpoint=checkpoint,
     )
     return manifest.with_info(**(info or {}))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that decide the content; of a user's own data that is the class list, not how its files are found."""
+    settings, (info, _, _) = output_settings(config), dataset_of(config)
+    if info.own_classes:
+        data = {name: value for name, value in settings["data"].items() if name != "options"}
+        settings = {**settings, "data": {**data, "classes": list(info.classes.names)}}
+    return settings
 
 
 def refresh_epochs(config: Mapping[str, Any]) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.config import resolve
 from dhr_lightning.data import provenance
+from dhr_lightning.data.importers_state import imported_from, imported_status
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
 
 
@@ -32,7 +33,7 @@ def recorded_config(store: ArtifactStore, kind: str, split: str) -> dict[str, An
     """Resolve again the configuration files and overrides that an artifact was made with.
 
     Returns:
-        Today's configuration, or `None` if the artifact records no recipe (an imported one).
+        Today's configuration, or `None` if the artifact records no recipe.
 
     Raises:
         ConfigError: if a file of the recipe is gone or broken.
@@ -48,9 +49,44 @@ def recorded_status(store: ArtifactStore, kind: str, split: str) -> Status:
         config = recorded_config(store, kind, split)
         if config is None:
             return store.status(kind, split)
+        imported = imported_status(config, store, kind, split)
+        if imported is not None:
+            return imported
         splits = {"train"} if kind.startswith("dhr_mask/") else {"train", split}
         records = {name: provenance.usable_records(config, name) for name in splits}
         expected = provenance.describe_artifact(config, kind, split, records=records, store=store)
     except (ConfigError, DataError, ArtifactError) as error:
         return Status("stale", str(error))
     return store.status(kind, split, expected=expected, ids=[record.id for record in records[split]])
+
+
+def check_inputs(config: Mapping[str, Any], store: ArtifactStore, *, step: str, dataset: str) -> None:
+    """Refuse to start from inputs that are absent, incomplete or out of date.
+
+    Args:
+        config: configuration of the step.
+        store: the artifacts.
+        step: name of the step.
+        dataset: what is added to the `make` command, such as ` DATASET=voc`.
+
+    Raises:
+        ArtifactError: names the input, why it cannot be used, and the command that makes it.
+    """
+    start = (config["model"].get("init_args") or {}).get("init_from")
+    others = {kind for kind in provenance.read_kinds(config) if imported_from(store, kind, "train")}
+    for kind in provenance.read_kinds(config):
+        target = MAKERS[kind, "train"].target if (kind, "train") in MAKERS else "stage3"
+        status = recorded_status(store, kind, "train")
+        manifest = store.manifest(kind, "train") if status.fresh else None
+        if kind == start and others and (manifest is None or manifest.checkpoint is None):
+            raise ArtifactError(
+                f"{step} starts from imported masks, but also from the network that made {kind}/train, which is not "
+                f"here. Run `make {target}{dataset}` for it, or add --overlay imported.yaml to start without it."
+            )
+        if not status.fresh and imported_from(store, kind, "train"):
+            raise ArtifactError(f"{step} needs {kind}/train, which is {status}.")
+        if not status.fresh:
+            raise ArtifactError(
+                f"{step} needs {kind}/train, which is {status} ({store.folder(kind, 'train')}). "
+                f"Run `make {target}{dataset}` first."
+            )

@@ -1,10 +1,16 @@
 """The datasets by name."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
+from dhr_lightning.data.folder import resolve_folder
+from dhr_lightning.data.importers_official import resolve_official
+from dhr_lightning.data.labels import ADE_CLASSES, COCO_CLASSES, CONTEXT_CLASSES, STUFF_CLASSES
 from dhr_lightning.data.microworld import MICROWORLD_CLASSES, STUFF_NAMES, ensure
+from dhr_lightning.data.prepared import read_prepared
 from dhr_lightning.data.voc import VOC_CLASSES, read_voc
 from dhr_lightning.errors import ConfigError
 
@@ -15,6 +21,10 @@ def _prepare_microworld(root: Path, options: Mapping[str, int]) -> None:
         raise ConfigError(f"Unknown data.options {sorted(unknown)[0]!r} of microworld. Known: seed, train, val.")
     sizes = {"seed": 0, "train": 800, "val": 160, **options}
     ensure(root, seed=sizes["seed"], train=sizes["train"], val=sizes["val"])
+
+
+def _prepared(name: str, classes: ClassSet, root: str) -> DatasetInfo:
+    return DatasetInfo(name=name, classes=classes, read=partial(read_prepared, dataset=name), root=Path(root))
 
 
 # Colours that stay apart on small pictures, in the order of the classes.
@@ -42,17 +52,41 @@ DATASETS = {
         read=read_voc,
         root=Path("data/VOCdevkit/VOC2012"),
     ),
+    "coco": _prepared("coco", ClassSet(COCO_CLASSES), "data/coco2014"),
+    "context": _prepared("context", ClassSet(CONTEXT_CLASSES, has_background=False), "data/VOCdevkit/VOC2010"),
+    "ade": _prepared("ade", ClassSet(ADE_CLASSES, has_background=False), "data/ADEChallengeData2016"),
+    "stuff": _prepared("stuff", ClassSet(STUFF_CLASSES, has_background=False), "data/coco_stuff164k"),
 }
 
 
+# Datasets whose class list is found in the user's files.
+OWN_DATASETS = {"folder": resolve_folder, "official": resolve_official}
+
+
+def resolve_dataset(data: Mapping[str, Any]) -> DatasetInfo:
+    """The entry for a `data` section: of the catalog, or made from the user's files.
+
+    Args:
+        data: `dataset` (default: microworld), and `root` and `options` where the class list depends on them.
+
+    Raises:
+        ConfigError: if the dataset is unknown or its options cannot be used.
+        DataError: if the user's files are missing or contradict each other.
+    """
+    name = str(data.get("dataset") or "microworld")
+    if name in OWN_DATASETS:
+        return OWN_DATASETS[name](data, taken=(*DATASETS, *OWN_DATASETS))
+    return get_dataset(name)
+
+
 def get_dataset(name: str) -> DatasetInfo:
-    """Look a dataset up.
+    """Look a dataset of the catalog up; see `resolve_dataset` for one with the user's own classes.
 
     Raises:
         ConfigError: if the name is unknown.
     """
     if name not in DATASETS:
-        raise ConfigError(f"Unknown dataset {name!r}. Known: {', '.join(DATASETS)}.")
+        raise ConfigError(f"Unknown dataset {name!r}. Known: {', '.join((*DATASETS, *OWN_DATASETS))}.")
     return DATASETS[name]
 
 
@@ -62,5 +96,5 @@ def read_records(name: str, root: str | Path | None, split: str) -> list[Record]
     Raises:
         DataError: if files are missing.
     """
-    info = get_dataset(name)
+    info = resolve_dataset({"dataset": name, "root": root})
     return info.read(Path(root) if root else info.root, split, info.classes)

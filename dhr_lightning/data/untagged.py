@@ -36,6 +36,6 @@ def apply_untagged_policy(records: Sequence[Record], classes: ClassSet, *, polic
             "data.untagged: background needs a background class, which this dataset lacks. Use drop or error."
         )
     kept = [record for record in records if record.tags or policy == "background"]
-    if not kept:
+    if not kept and records:  # a user may keep no image for validation
         raise TagError(f"None of the {len(records)} images has a tag. Add tags; they are the only supervision.")
     return kept, len(untagged)

@@ -1,11 +1,11 @@
 """Reader of the PASCAL VOC layout; the built-in dataset is written in the same layout."""
 
 import csv
-import difflib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.tags import is_path, tag_value
 from dhr_lightning.errors import DataError, TagError
 
 VOC_CLASSES = (
@@ -31,36 +31,38 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
         DataError: if the list or an image is missing, or the split is empty.
         TagError: if a tag is unknown (names file, line and the nearest known class) or `tags.csv` has no header.
     """
-    ids = _read_ids(root, split)
+    ids = read_ids(list_path(root, split))
     names = {image_id: _find_image(root, image_id, split) for image_id in ids}
     table = root / "tags.csv"
     annotations = root / "Annotations"
     if not annotations.is_dir() and not table.is_file():
         raise DataError(f"{root} has neither Annotations/*.xml nor tags.csv, so no image has a tag. Add one of them.")
     from_csv = {} if annotations.is_dir() else _tags_from_csv(table, classes)
-    mask_folder = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
-    stuff = root / "Stuff"
-    records = []
+    # The official masks of val are finer than the augmented ones of the same photos.
+    mask_folders = [root / name for name in (_MASK_FOLDERS if split == "train" else reversed(_MASK_FOLDERS))]
+    stuff, records = root / "Stuff", []
     for image_id in ids:
-        tags = (
-            _tags_from_xml(annotations / f"{image_id}.xml", classes)
-            if annotations.is_dir()
-            else from_csv.get(image_id, ())
-        )
-        mask = mask_folder / f"{image_id}.png" if mask_folder else None
+        xml = annotations / f"{image_id}.xml"
+        tags = tags_from_xml(xml, classes) if annotations.is_dir() else from_csv.get(image_id, ())
+        masks = (folder / f"{image_id}.png" for folder in mask_folders)
         records.append(
             Record(
                 id=image_id,
                 image=names[image_id],
                 tags=tuple(sorted(set(tags))),
-                mask=mask if mask and mask.is_file() else None,
+                mask=next((mask for mask in masks if mask.is_file()), None),
                 stuff=stuff / f"{image_id}.png" if stuff.is_dir() else None,
             )
         )
     return records
 
 
-def _read_ids(root: Path, split: str) -> list[str]:
+def list_path(root: Path, split: str) -> Path:
+    """The list of a split; for `train` the augmented one where it exists.
+
+    Raises:
+        DataError: if there is none.
+    """
     folder = root / "ImageSets" / "Segmentation"
     candidates = [folder / "train_aug.txt", folder / "train.txt"] if split == "train" else [folder / f"{split}.txt"]
     path = next((path for path in candidates if path.is_file()), None)
@@ -69,14 +71,28 @@ def _read_ids(root: Path, split: str) -> list[str]:
             f"Split {split!r} has no list: expected {' or '.join(str(p) for p in candidates)}. "
             "Check --data.root, or run `python -m dhr_lightning prepare` for the built-in dataset."
         )
-    ids = path.read_text(encoding="utf-8").split()
+    return path
+
+
+def read_ids(path: Path) -> list[str]:
+    """Image ids of a list, in order.
+
+    Raises:
+        DataError: if the list is missing or empty, repeats an id, or holds one that is no file name.
+    """
+    if not path.is_file():
+        raise DataError(f"List {path} is missing. Unpack the official archive again.")
+    ids = path.read_text(encoding="utf-8-sig").split()
     if not ids:
-        raise DataError(f"Split {split!r} is empty: {path} lists no image id. Add ids, one in a line.")
+        raise DataError(f"Split {path.stem!r} is empty: {path} lists no image id. Add ids, one in a line.")
     if len(set(ids)) != len(ids):
         first = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
         raise DataError(
             f"{path} lists {len(ids) - len(set(ids))} ids more than once, first {first!r}. Remove the repeats."
         )
+    outside = next((line for line, image_id in enumerate(ids, start=1) if is_path(image_id)), 0)
+    if outside:
+        raise DataError(f"{path}, line {outside}: {ids[outside - 1]!r} is no image id but a path. Give names alone.")
     return ids
 
 
@@ -91,15 +107,13 @@ def _find_image(root: Path, image_id: str, split: str) -> Path:
     )
 
 
-def _tag_value(name: str, classes: ClassSet, where: str) -> int:
-    if name not in classes.tag_names:
-        near = difflib.get_close_matches(name, classes.tag_names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise TagError(f"Unknown tag {name!r} in {where}.{hint} Known: {', '.join(classes.tag_names)}.")
-    return classes.names.index(name)
+def tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
+    """Class values of the objects in an annotation file; none if there is no file.
 
-
-def _tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
+    Raises:
+        DataError: if the file is not XML.
+        TagError: if a name is unknown; names file, line and the nearest class.
+    """
     if not path.is_file():
         return ()
     try:
@@ -107,7 +121,7 @@ def _tags_from_xml(path: Path, classes: ClassSet) -> tuple[int, ...]:
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not valid XML ({error}). Restore the annotation file.") from error
     names = [(node.text or "").strip() for node in tree.iterfind("object/name")]
-    return tuple(_tag_value(name, classes, _where(path, name, classes)) for name in names)
+    return tuple(tag_value(name, classes, _where(path, name, classes)) for name in names)
 
 
 def _where(path: Path, name: str, classes: ClassSet) -> str:
@@ -127,5 +141,5 @@ def _tags_from_csv(path: Path, classes: ClassSet) -> dict[str, tuple[int, ...]]:
                 raise TagError(f"{path} has no header: line 1 names an image, {row[0]!r}. Put `image,tags` above it.")
             if line == 1 or not row:
                 continue
-            tags[row[0].strip()] = tuple(_tag_value(name, classes, f"{path}, line {line}") for name in names)
+            tags[row[0].strip()] = tuple(tag_value(name, classes, f"{path}, line {line}") for name in names)
     return tags

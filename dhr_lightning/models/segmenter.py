@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -102,15 +103,14 @@ def multi_scale_probability(
     Source: test-time protocol of DHR (arXiv:2404.00380).
     """
     height, width = image.shape[-2:]
-    views = []
+    total, views = torch.zeros(()), 0
     for scale in scales:
         side = [max(divisor, round(length * scale / divisor) * divisor) for length in (height, width)]
         view = F.interpolate(image, side, mode="bilinear", align_corners=False) if side != [height, width] else image
         for mirrored in (False, True) if flip else (False,):
             probability = network(view.flip(-1) if mirrored else view).logits.float().softmax(1)
             probability = probability.flip(-1) if mirrored else probability
-            views.append(F.interpolate(probability, (height, width), mode="bilinear", align_corners=False))
-    total = views[0]
-    for view in views[1:]:
-        total = total + view
-    return total / len(views)
+            probability = F.interpolate(probability, (height, width), mode="bilinear", align_corners=False)
+            # A sum: the probabilities of all views together would not fit beside a network with many classes.
+            total, views = (probability if not views else total + probability), views + 1
+    return total / views

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from dhr_lightning.reporting.evaluate import SplitResult, Tally, intersection_over_union, mean_or_nan
+from dhr_lightning.reporting.evaluate import SplitResult, Tally
 from dhr_lightning.reporting.masks import CAM_THRESHOLD
 from dhr_lightning.reporting.truth import TruthFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN_BACKGROUND_RATE = 0.05
 
@@ -21,6 +24,8 @@ class Figures(TypedDict):
     fpr: float | None
     fnr: float | None
     pixel_accuracy: float | None
+    mboundary_iou: float | None
+    boundary_iou: dict[str, float | None]
     vanished_tag_rate: float | None
     vanished_adjacent_rate: float | None
     missing_tag_rate: float | None
@@ -49,27 +54,21 @@ def all_figures(results: Sequence[SplitResult], facts: TruthFacts) -> dict[str, 
 
 
 def _figures(tally: Tally, facts: TruthFacts, pairs: Sequence[tuple[int, int]]) -> Figures:
-    matrix = tally.matrix
-    iou = intersection_over_union(matrix)
-    hit = matrix.diagonal()[:-1]
-    true, predicted = matrix[:-1].sum(axis=1), matrix[:-1, :-1].sum(axis=0)
-    union = true + predicted - hit
-    false_positive, false_negative = (
-        np.divide(error, union, out=np.full(len(iou), np.nan), where=union > 0)
-        for error in (predicted - hit, true - hit)
-    )
+    found, lost = tally.confusion.scores(), tally.tags.compute()
     return Figures(
-        miou=_known(mean_or_nan(iou)),
-        iou={name: _known(value) for name, value in zip(facts.names, iou.tolist(), strict=True)},
-        fpr=_known(mean_or_nan(false_positive)),
-        fnr=_known(mean_or_nan(false_negative)),
-        pixel_accuracy=_share(int(hit.sum()), int(true.sum())),
-        vanished_tag_rate=_share(tally.vanished, tally.pairs),
-        vanished_adjacent_rate=_share(tally.adjacent_vanished, tally.adjacent),
-        missing_tag_rate=_share(tally.missing, tally.tags),
+        miou=_known(found.miou),
+        iou=_by_name(found.iou, facts),
+        fpr=_known(found.mfpr),
+        fnr=_known(found.mfnr),
+        pixel_accuracy=_known(found.pixel_accuracy),
+        mboundary_iou=_known(found.mboundary_iou),
+        boundary_iou=_by_name(found.boundary_iou, facts),
+        vanished_tag_rate=_known(lost.vanished_share),
+        vanished_adjacent_rate=_known(lost.vanished_beside_share),
+        missing_tag_rate=_known(lost.empty_share),
         background_rates={_pair_name(pair, facts): _background_rate(tally, pair) for pair in pairs},
-        head_miou=_known(mean_or_nan(iou[list(facts.head)])),
-        tail_miou=_known(mean_or_nan(iou[list(facts.tail)])),
+        head_miou=_known(float(found.iou[list(facts.head)].nanmean())),
+        tail_miou=_known(float(found.iou[list(facts.tail)].nanmean())),
         images=tally.images,
         labelled_images=tally.labelled,
         protocol=_protocol(tally, facts),
@@ -105,6 +104,7 @@ def _protocol(tally: Tally, facts: TruthFacts) -> str:
         words.append(f"pixels whose truth is {facts.ignore_index} are not scored")
         words.append("a pixel without a predicted class counts as a miss")
         words.append(f"one matrix of integer pixel counts over the split, mean over {_class_count(facts)}")
+    words.append(tally.kind.making)
     if tally.kind.kind == "cam":
         rule = f"against a constant background score of {CAM_THRESHOLD}" if facts.offset else "without background"
         words.append(f"class of the largest activation {rule}, at full image size")
@@ -113,6 +113,10 @@ def _protocol(tally: Tally, facts: TruthFacts) -> str:
 
 def _class_count(facts: TruthFacts) -> str:
     return f"{len(facts.names)} classes{' including background' if facts.offset else ''} (absent ones left out)"
+
+
+def _by_name(values: "Tensor", facts: TruthFacts) -> dict[str, float | None]:
+    return {name: _known(value) for name, value in zip(facts.names, values.tolist(), strict=True)}
 
 
 def _share(part: int, total: int) -> float | None:

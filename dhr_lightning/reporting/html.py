@@ -21,6 +21,7 @@ GLOSSARY = (
         "IoU, mIoU",
         "Pixels of a class in both truth and mask, divided by those in either, over the whole split; mIoU is the mean.",
     ),
+    ("truth", "Boundary IoU", "mIoU of the pixels near the contours: within 2 % of the image diagonal."),
     ("truth", "Vanished tags", "(Image, tag) pairs whose class keeps less than a tenth of its true pixels."),
     ("adjacent", "Vanished beside neighbour", "The same for small classes next to a large one: {adjacent}."),
     ("", "Tags without a pixel", "(Image, tag) pairs whose class has no pixel in the mask. Needs no true mask."),

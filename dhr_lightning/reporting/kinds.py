@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.protocol import describe_making
 
 _ROUND = re.compile(r"dhr_mask/round_(\d+)")
 _NAMES = {"cam": "CAM", "base_mask": "Base", "wss_mask": "WSS", "mars_mask": "MARS"}
@@ -27,11 +28,13 @@ class MaskKind:
         kind: artifact kind, for example `dhr_mask/round_01`.
         split: its split.
         ids: the images it covers, in the order of the ground truth.
+        making: TTA and CRF in words.
     """
 
     kind: str
     split: str
     ids: tuple[str, ...]
+    making: str = "masks as given, TTA and CRF unknown"
 
     @property
     def key(self) -> str:
@@ -100,7 +103,8 @@ def find_kinds(
             continue
         if len(found) < len(ids[split]):
             notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
-        kinds.append(MaskKind(kind, split, found))
+        manifest = store.manifest(kind, split)
+        kinds.append(MaskKind(kind, split, found, describe_making(manifest.info if manifest else None)))
     return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.errors import MaskError
+from dhr_lightning.data.files import check_mask
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.truth import GroundTruth, UInt8
 
@@ -27,16 +27,13 @@ def read_labels(
         size: expected `(H, W)`.
 
     Raises:
-        MaskError: if a mask on disk has another size.
+        MaskError: if a mask on disk has another size or an unknown value.
     """
     path = store.path(kind.kind, kind.split, image_id)
     if kind.kind.split("/")[0] != "cam":
         mask = read_mask(path)
-        if size is not None and mask.shape != size:
-            raise MaskError(
-                f"Expected {size} pixels as in the truth, but {path} has {mask.shape}. Make {kind.key} again."
-            )
-        return mask
+        height, width = size or mask.shape
+        return check_mask(mask, path=path, size=(width, height), classes=truth.classes)
     keys, cam = read_cam(path)
     height, width = size or truth.image(kind.split, image_id).shape[:2]
     return cam_labels(keys, cam, size=(height, width), has_background=truth.classes.has_background)

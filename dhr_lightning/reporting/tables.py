@@ -114,6 +114,7 @@ def step_table(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, cha
     pairs = list(figures[kinds[0].key]["background_rates"])[:_SHOWN_PAIRS]
     getters: list[tuple[str, bool, Callable[[Figures], float | None]]] = [
         ("mIoU", True, lambda figure: figure["miou"]),
+        ("Boundary IoU", True, lambda figure: figure["mboundary_iou"]),
         ("Vanished tags", False, lambda figure: figure["vanished_tag_rate"]),
         ("Vanished beside neighbour", False, lambda figure: figure["vanished_adjacent_rate"]),
         ("Tags without a pixel", False, lambda figure: figure["missing_tag_rate"]),

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
-from dhr_lightning.errors import ConfigError, MaskError
+from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.errors import ConfigError
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -87,12 +87,12 @@ class DatasetTruth(GroundTruth):
 
     def image(self, split: str, image_id: str) -> UInt8:
         """Image `(H, W, 3)` uint8 RGB."""
-        with Image.open(self._record(split, image_id).image) as image:
-            return np.asarray(image.convert("RGB"))
+        return np.asarray(read_image(self._record(split, image_id).image))
 
     def mask(self, split: str, image_id: str) -> UInt8 | None:
         """True mask `(H, W)` of class values, or `None` if the image has none."""
-        return _read_values(self._record(split, image_id).mask)
+        path = self._record(split, image_id).mask
+        return None if path is None else read_truth(path)
 
     def tags(self, split: str, image_id: str) -> set[int]:
         """Class values of the tags of an image."""
@@ -100,20 +100,8 @@ class DatasetTruth(GroundTruth):
 
     def stuff(self, split: str, image_id: str) -> UInt8 | None:
         """Background map `(H, W)` of indices into `stuff_names`."""
-        return _read_values(self._record(split, image_id).stuff) if self.stuff_names else None
-
-
-def _read_values(path: Path | None) -> UInt8 | None:
-    if path is None:
-        return None
-    with Image.open(path) as image:
-        values = np.asarray(image)
-    if values.ndim != 2:
-        raise MaskError(
-            f"Expected a mask (H, W) of class values in {path}, but got mode {image.mode}, shape {values.shape}. "
-            "Save it as palette or grey-level PNG."
-        )
-    return values.astype(np.uint8)
+        path = self._record(split, image_id).stuff if self.stuff_names else None
+        return None if path is None else read_truth(path)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class BaseTask(L.LightningModule):
         warmup: share of the iterations in which the rate rises linearly, in [0, 1).
         frozen_norm: keep the encoder's batch norms as they were loaded: neither statistics nor scales change. For small
             batches, and for weights whose norms are fused into the convolutions.
+        frozen_encoder: train the rest of the network only.
     """
 
     step: ClassVar[str]
@@ -47,6 +48,7 @@ class BaseTask(L.LightningModule):
         power: float = 0.9,
         warmup: float = 0.0,
         frozen_norm: bool = False,
+        frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
@@ -84,23 +86,25 @@ class BaseTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Channels-last weights, because convolutions are faster so; the encoder's norms frozen, if asked."""
+        """Channels-last weights, because convolutions are faster so; the encoder or its norms frozen, if asked."""
         if hasattr(self, "network"):
             self.network.to(memory_format=torch.channels_last)
-        for norm in self._frozen_norms():
-            norm.requires_grad_(False)
+        for module in self._frozen():
+            module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "BaseTask":
-        """Set the mode; frozen norms stay in evaluation mode."""
+        """Set the mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        for norm in self._frozen_norms():
-            norm.eval()
+        for module in self._frozen():
+            module.eval()
         return self
 
-    def _frozen_norms(self) -> list[nn.Module]:
+    def _frozen(self) -> list[nn.Module]:
         encoder = getattr(getattr(self, "network", None), "encoder", None)
-        if encoder is None or not self.hparams.frozen_norm:
+        if encoder is None or not (self.hparams.frozen_norm or self.hparams.frozen_encoder):
             return []
+        if self.hparams.frozen_encoder:
+            return [encoder]
         return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -26,7 +26,7 @@ class CAMTask(BaseTask):
         scales: relative image sizes summed in the CAM.
         cam_stride: pixels per CAM cell on disk.
         background: constant background score of the base mask, in (0, 1).
-        refine: `auto`, `pydensecrf`, `pamr` or `none`.
+        refine: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf: dense CRF settings of the base mask.
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam
-from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
+from dhr_lightning.models.segmenter import Segmenter
 from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks
+from dhr_lightning.tasks.inference import Inference
 from dhr_lightning.tasks.wss import initialise, segmentation_loss
 
 
@@ -34,8 +35,9 @@ class DHRTask(SegmentationMixin, BaseTask):
         init_from: artifact kind whose checkpoint fills encoder and CAM head (`cam`), or `null`.
         cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror.
         scales: relative image sizes at prediction, each with its mirror.
+        test_crf: dense CRF on predicted masks, see `tasks.inference.Inference`; `null` for none.
         rebalance: `profile` (`default` or `reference`) and what differs from it, see `ops.profiles.RebalanceSettings`.
-        refine: refinement of seeds and final masks: `auto`, `pydensecrf`, `pamr` or `none`.
+        refine: refinement of seeds and final masks: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf_seed: dense CRF settings of the seeds.
         crf_final: dense CRF settings of the final masks.
         workers: processes for pydensecrf.
@@ -63,6 +65,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         init_from: str | None = "cam",
         cam_scales: tuple[float, ...] = (1.0, 1.5),
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        test_crf: dict[str, Any] | None = None,
         rebalance: dict[str, Any] | None = None,
         refine: str = "auto",
         crf_seed: dict[str, float] | None = None,
@@ -85,7 +88,10 @@ class DHRTask(SegmentationMixin, BaseTask):
         )
         self.rebalance_settings = rebalance_settings(**(rebalance or {}))
         self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers, scale=refine_scale)
-        self.refine_final = Refiner(refine, CRFSettings(**(crf_final or {})), workers=workers, scale=refine_scale)
+        final = CRFSettings(**(crf_final or {}))
+        cache = self.refine_seed.cache  # with equal kernels, both refinements of an image share a lattice
+        self.refine_final = Refiner(refine, final, workers=workers, scale=refine_scale, cache=cache)
+        self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.needs = Needs(
             train_masks="dhr_mask",
             predict_splits=("val",),
@@ -119,10 +125,7 @@ class DHRTask(SegmentationMixin, BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size from all classes: tags are unknown at test time."""
-        probability = multi_scale_probability(
-            self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True
-        )
-        return {"prediction": cut_masks(probability.argmax(1), batch)}
+        return {"prediction": cut_masks(self.inference(self.network, batch), batch)}
 
     @torch.no_grad()
     def pseudo_masks(self, batch: Batch) -> RebalanceResult:

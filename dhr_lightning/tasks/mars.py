@@ -35,7 +35,7 @@ class MARSTask(BaseTask):
         alpha: share kept of a class, farthest from background first.
         weighting: whether `alpha` is a share of the class's `cells` (ours) or of its `centroids` (the paper).
         rejected: what a rejected pixel becomes: `background` or `ignore`.
-        refine: refinement of the foreground map: `auto`, `pydensecrf`, `pamr` or `none`.
+        refine: refinement of the foreground map: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf: its dense CRF settings.
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
+from dhr_lightning.models.segmenter import Segmenter
 from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks, load_encoder
+from dhr_lightning.tasks.inference import Inference
 
 
 class WSSTask(SegmentationMixin, BaseTask):
@@ -23,6 +24,7 @@ class WSSTask(SegmentationMixin, BaseTask):
         decoder_options: further arguments of the decoder.
         init_from: artifact kind whose checkpoint fills the encoder (`cam`), or `null`.
         scales: relative image sizes at prediction, each with its mirror.
+        test_crf: dense CRF on predicted masks, see `tasks.inference.Inference`; `null` for none.
         **options: optimiser and schedule, see `BaseTask`.
 
     Source: the WSS baseline of DHR (arXiv:2404.00380), DeepLabv3+ on pseudo masks.
@@ -43,6 +45,7 @@ class WSSTask(SegmentationMixin, BaseTask):
         decoder_options: dict[str, Any] | None = None,
         init_from: str | None = "cam",
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        test_crf: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -55,6 +58,7 @@ class WSSTask(SegmentationMixin, BaseTask):
             pretrained=pretrained,
             output_stride=output_stride,
         )
+        self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.needs = Needs(train_masks=masks, predict_splits=("train", "val"))
         self.setup_metric()
 
@@ -81,12 +85,9 @@ class WSSTask(SegmentationMixin, BaseTask):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""
         split = self.needs.predict_splits[dataloader_idx]
-        probability = multi_scale_probability(
-            self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True
-        )
-        if split == "train":
-            probability = probability * allowed_classes(batch["tags"], self.classes.offset)[:, :, None, None]
-        return {kind: cut_masks(probability.argmax(1), batch) for kind in self.writes[split]}
+        allowed = allowed_classes(batch["tags"], self.classes.offset) if split == "train" else None
+        masks = self.inference(self.network, batch, allowed=allowed)
+        return {kind: cut_masks(masks, batch) for kind in self.writes[split]}
 
 
 def allowed_classes(tags: Tensor, offset: int) -> Tensor:

@@ -85,5 +85,5 @@ def test_every_name_in_the_catalog_is_a_class(name: str):
 
 
 def test_an_unknown_dataset_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'coco'.*microworld, voc"):
-        get_dataset("coco")
+    with pytest.raises(ConfigError, match=r"'imagenet'.*microworld, voc"):
+        get_dataset("imagenet")

@@ -73,6 +73,7 @@ def test_same_numbers_as_the_training_metric(store, truth, put):
     for image_id, mask in drawn.items():
         metric.update(torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(truths[image_id].astype(np.int64)))
     expected, figures = scores(metric.compute()), figures_of(store, truth)
+    assert figures["pixel_accuracy"] == expected.pixel_accuracy
     assert figures["miou"] == pytest.approx(expected.miou)
     assert figures["fpr"] == pytest.approx(expected.mfpr)
     assert figures["fnr"] == pytest.approx(expected.mfnr)
@@ -102,8 +103,24 @@ def test_a_strong_unnamed_background_pair_is_reported(store, truth, put):
 
 def test_mask_of_another_size_names_file_and_step(store, truth, put):
     put("base_mask", "train", lambda image_id: np.zeros((8, 8), np.uint8))
-    with pytest.raises(MaskError, match=r"Expected \(16, 16\).*train_0\.png has \(8, 8\)"):
+    with pytest.raises(MaskError, match=r"train_0\.png is 8x8 pixels, but its image is 16x16"):
         figures_of(store, truth)
+
+
+def test_unknown_predicted_value_names_the_file(store, truth, put):
+    put("base_mask", "train", lambda image_id: np.full((16, 16), 9, np.uint8))
+    with pytest.raises(MaskError, match=r"train_0\.png holds values outside the 4 classes and 255: 9 \(256 px\)"):
+        figures_of(store, truth)
+
+
+def test_boundary_iou_falls_faster_than_iou_for_a_shifted_mask(store, truth, put):
+    put("base_mask", "train", truth.draw)
+    put("mars_mask", "train", lambda image_id: np.roll(truth.draw(image_id), 1, axis=1))
+    figures = figures_of(store, truth)
+    assert figures["mboundary_iou"] == 1
+    assert figures["boundary_iou"] == {"background": 1, "table": 1, "bottle": 1, "train": None}
+    shifted = figures_of(store, truth, "mars_mask")
+    assert 0 < shifted["boundary_iou"]["table"] < shifted["iou"]["table"]
 
 
 def test_unknown_true_value_is_refused(store, truth, put):
@@ -159,5 +176,5 @@ def test_dataset_truth_reads_the_files_of_its_reader(tmp_path: Path):
     assert truth.mask("train", "b") is truth.stuff("train", "a") is None
     assert truth.tags("train", "a") == {1}
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(MaskError, match=r"m\.png.*RGB"):
+    with pytest.raises(MaskError, match=r"m\.png has 3 channels"):
         truth.mask("train", "a")

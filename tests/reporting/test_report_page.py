@@ -10,6 +10,7 @@ from PIL import Image
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.protocol import EvaluationProtocol
 from dhr_lightning.report import build_report
 from dhr_lightning.reporting.pictures import overlay_uri
 from dhr_lightning.reporting.tables import duration, heat_cell
@@ -73,6 +74,18 @@ def test_report_lists_every_kind_and_tells_the_story(report):
     assert "rails taken for train fall" in page.text
     for words in ("Squares", "DHR round 2", "Vanished beside", "rails → train", "1 min 15 s", "How to read this"):
         assert words in page.text
+
+
+@pytest.mark.usefixtures("full_store")
+def test_every_figure_says_how_its_masks_were_made(report, store):
+    manifest = store.manifest("prediction", "val")
+    protocol = EvaluationProtocol((1.0, 0.5), crf={"iterations": 10}, backend="lattice").record()
+    manifest.with_info(protocol=protocol).save(store.folder("prediction", "val") / "manifest.json")
+    metrics = report()[0]["metrics"]
+    text = metrics["prediction/val"]["protocol"]
+    assert text.startswith("split val: 2 images; pixels whose truth is 255 are not scored")
+    assert "TTA: scales 1, 0.5 with flip; CRF lattice (iterations 10) over classes above 0.05" in text
+    assert "TTA and CRF not recorded" in metrics["base_mask/train"]["protocol"]
 
 
 @pytest.mark.usefixtures("full_store")

@@ -172,3 +172,13 @@ def test_norms_are_free_unless_frozen():
     task.train()
     task(torch.randn(4, 3, 32, 32))
     assert not torch.equal(task.network.encoder.state_dict()["stages.0.1.running_mean"], before)
+
+
+def test_a_frozen_encoder_does_not_learn_and_its_parameters_are_not_optimised():
+    task = make_task("CAMTask", frozen_encoder=True)
+    task.configure_model()
+    encoder, head = task.parameter_groups()
+    assert not encoder
+    assert head
+    assert not any(module.training for module in task.train().network.encoder.modules())
+    assert task.network.training

@@ -1,0 +1,111 @@
+"""Masks from a segmenter at test time: scales, flip, and an optional dense CRF."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.segmenter import multi_scale_probability
+from dhr_lightning.ops.crf import BACKENDS, CRFSettings
+from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.protocol import EvaluationProtocol
+
+_BACKENDS = ("auto", *BACKENDS)
+
+
+class Inference:
+    """The test-time protocol of a task: settings once, masks of any number of batches."""
+
+    def __init__(
+        self,
+        scales: tuple[float, ...],
+        *,
+        flip: bool = True,
+        test_crf: Mapping[str, Any] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            scales: relative image sizes, all > 0.
+            flip: add the mirror of every scale.
+            test_crf: None for no CRF; else what differs from the defaults of `CRFSettings`, and `backend` (`auto`,
+                `lattice` or `pydensecrf`), `workers` (processes of pydensecrf), `prune` (default 0.05).
+            ignore_index: recorded in the protocol.
+
+        Raises:
+            ConfigError: if a key of `test_crf` is unknown or a setting is out of range.
+            DependencyError: if the backend is not installed.
+        """
+        options = dict(test_crf or {})
+        backend, workers = options.pop("backend", "auto"), options.pop("workers", 0)
+        prune = options.pop("prune", EvaluationProtocol.prune)
+        unknown = sorted(set(options) - set(asdict(CRFSettings())))
+        if unknown or backend not in _BACKENDS:
+            known = ", ".join(("backend", "workers", "prune", *asdict(CRFSettings())))
+            raise ConfigError(
+                f"Unknown key {unknown[0]!r} in test_crf. Known: {known}."
+                if unknown
+                else f"Expected test_crf.backend to be one of {', '.join(_BACKENDS)}, but got {backend!r}."
+            )
+        self.refiner: Refiner | None = None
+        if test_crf is not None:
+            self.refiner = Refiner(backend, CRFSettings(**options), workers=workers)
+            self.refiner.check_available()
+        self.settings = EvaluationProtocol(
+            scales=tuple(scales),
+            flip=flip,
+            crf=None if self.refiner is None else asdict(self.refiner.settings),
+            backend=None if self.refiner is None else self.refiner.resolved,
+            prune=prune,
+            ignore_index=ignore_index,
+        )
+
+    def protocol(self, split: str) -> EvaluationProtocol:
+        """What the masks of a split are made with: training images may use their tags."""
+        return replace(self.settings, tags=split == "train")
+
+    def __call__(self, network: nn.Module, batch: Batch, *, allowed: Tensor | None = None) -> Tensor:
+        """Masks of whole images.
+
+        Args:
+            network: a `Segmenter`.
+            batch: needs `image`, and for the CRF `pixels` and `valid`.
+            allowed: `(B, C)` bool, classes that may appear; default all.
+
+        Returns:
+            `(B, H, W)` int64 class values; padding holds any value.
+        """
+        probability = multi_scale_probability(
+            network, batch["image"], scales=self.settings.scales, flip=self.settings.flip
+        )
+        if allowed is not None:
+            probability = probability * allowed[:, :, None, None]
+        if self.refiner is None:
+            return probability.argmax(1)
+        present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
+        pixels = batch["pixels"].permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
+        return self.refiner(pixels, probability, present, valid=batch["valid"]).argmax(1)
+
+
+def strong_classes(probability: Tensor, valid: Tensor, *, prune: float) -> Tensor:
+    """Classes worth a CRF label: those that exceed `prune` somewhere in the image.
+
+    Args:
+        probability: `(B, C, H, W)` in [0, 1].
+        valid: `(B, H, W)` bool, False in padding.
+        prune: in [0, 1).
+
+    Returns:
+        `(B, C)` bool, at least one per image.
+
+    Source: inference published with DHR (arXiv:2404.00380).
+    Differs: the strongest class always stays; there an image whose classes are all weak has none, which is an error.
+    """
+    peak = torch.where(valid[:, None], probability, 0.0).flatten(2).amax(2)  # (B, C)
+    return (peak > prune) | F.one_hot(peak.argmax(1), peak.shape[1]).bool()
