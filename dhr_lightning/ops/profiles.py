@@ -93,7 +93,7 @@ def rebalance_settings(profile: str = "default", **changes: Any) -> RebalanceSet
     """Settings of a profile, with changes.
 
     Args:
-        profile: `"default"` (what does best on the built-in data and on photos, see docs/method.md) or `"reference"`
+        profile: `"default"` (what did best so far, see docs/method.md) or `"reference"`
             (published order and constants, repaired where the code cannot run or erases the background).
         **changes: fields of `RebalanceSettings` that differ.
 
