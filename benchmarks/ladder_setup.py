@@ -12,6 +12,7 @@ from dhr_lightning.pipeline import Plan, Request, Stage, plan_steps, run_stage
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
 PHOTOS_STEPS = {"uss": "stage2_encoder.yaml"}
+SEGMENTER_EPOCHS = 6
 FAST_EPOCHS = {"cam": 10, "wss": 2}
 
 
@@ -94,6 +95,8 @@ class Bench:
         for name in ("cam", "uss"):
             if self.weights and name in steps:
                 overrides[f"{name}.model.init_args.pretrained"] = str(self.weights)
+        if "wss" in steps and self.photos is None:
+            overrides["wss.trainer.max_epochs"] = str(SEGMENTER_EPOCHS)
         if self.seed:  # seed 0 is the quick start itself: its artifacts may be put here
             overrides |= {"data.seed": str(self.seed), "seed_everything": str(self.seed)}
         if self.fast:
