@@ -66,7 +66,7 @@ ROWS = {
     "wss_strong": _final("mars + seed, WSS features in place of USS", {"wss": False, **_BARE}, features="wss"),
     "unguarded": _final("mars + seed + USS + WSS, strong final CRF", _BARE),
     "no_seed": _final("the same without seeds", {"seed": "none", **_BARE}),
-    "uniform": _final("+ last transport, uniform shares, posterior", {"final_transport": True, **_BARE}),
+    "uniform": _final("+ last transport, uniform shares, min-max weights", {"final_transport": True, **_BARE}),
     "area": _final("+ last transport, area shares", {"final_transport": True, "final_marginal": "area", **_BARE}),
     "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
     "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),

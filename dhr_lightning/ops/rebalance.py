@@ -198,11 +198,9 @@ def _label(
     """Resize and refine heatmaps, take the best class of every pixel, and restore classes that were removed."""
     near = None if valid is None else valid_cells(valid, (heat.shape[2], heat.shape[3]))
     score = resize_maps(heat, (image.shape[1], image.shape[2]), valid=near)  # (B, K, H, W)
-    if refine is None or not settings.refine_final:
-        mask = labels_from_scores(score, keys, present=active)
-    else:
+    before = mask = labels_from_scores(score, keys, present=active)
+    if refine is not None and settings.refine_final:
         mask = labels_from_scores(refine(image, score, active, valid=valid), keys, present=active)
-        before = labels_from_scores(score, keys, present=active)
         for name, source in (("heatmap", before), ("seed", merged.seed)):
             if settings.guard in (name, "both"):
                 mask, _ = merge_seed(
