@@ -140,12 +140,13 @@ class DHRTask(SegmentationMixin, BaseTask):
         keys, present = compact_keys(
             batch["tags"], offset=self.classes.offset, include_background=self.classes.has_background
         )
-        features = self.network.encoder(batch["image"])
+        image = batch["image"]
+        features = self.network.encoder(image)
         size = (features[-1].shape[-2], features[-1].shape[-1])
         cell = (size[0] * 2, size[1] * 2)
-        cam = multi_scale_cam(
-            lambda image: self.network.classifier(self.network.encoder(image)[-1]),
-            batch["image"],
+        cam = multi_scale_cam(  # the plain view has been encoded already
+            lambda view: self.network.classifier((features if view is image else self.network.encoder(view))[-1]),
+            image,
             scales=tuple(self.hparams.cam_scales),
             flip=True,
             size=cell,
