@@ -71,6 +71,7 @@ ROWS = {
     "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
     "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),
     "soft": _final("temperature 0.2", {"temperature": 0.2, **_BARE}),
+    "gamma_auto": _final("seeds with Otsu's exponent", {"gamma": "auto"}),
     "guard_seed": _final("guard from the seed", {"guard": "seed"}),
     "guard_both": _final("guard from heatmap and seed", {"guard": "both"}),
     PRODUCT: _final("mars + seed + USS + WSS, strong final CRF, guard (default)", {}),
@@ -85,8 +86,8 @@ SETS = {
     ),
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
-        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "guard_seed",
-        "guard_both", PRODUCT, "default_base", "default_twice",
+        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "gamma_auto",
+        "guard_seed", "guard_both", PRODUCT, "default_base", "default_twice",
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}

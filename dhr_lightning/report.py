@@ -12,6 +12,7 @@ from dhr_lightning.reporting.figures import all_figures
 from dhr_lightning.reporting.html import PageContent, render_page
 from dhr_lightning.reporting.kinds import MaskKind, find_kinds
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
+from dhr_lightning.reporting.sweep import Sweep, sweep_background
 from dhr_lightning.reporting.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
 from dhr_lightning.reporting.verdict import write_verdict
 
@@ -46,7 +47,8 @@ def build_report(
 
     Returns:
         What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
-        `<kind>[/round_KK]/<split>`, `seconds`, `notes`. A figure that cannot be known is null.
+        `<kind>[/round_KK]/<split>`, `sweep` of the background score or null, `seconds`, `notes`. A figure that cannot
+        be known is null.
 
     Raises:
         ArtifactError: if a mask of a complete kind cannot be read.
@@ -64,7 +66,8 @@ def build_report(
         )
         for result in results
     }
-    content = PageContent(title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks])
+    sweep = _sweep(store, truth, facts, kinds, split=split)
+    content = PageContent(title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks], sweep)
     summary = _summary(content, truth)
     output.mkdir(parents=True, exist_ok=True)
     write_bytes(output / "report.html", render_page(content, truth, facts).encode())
@@ -82,6 +85,7 @@ def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
         "verdict": " ".join((f"{content.verdict.text}.", *content.verdict.sentences)),
         "units": "every rate, IoU and accuracy is a share in [0, 1]; seconds are seconds",
         "metrics": dict(content.figures),
+        "sweep": content.sweep.record() if content.sweep else None,
         "seconds": dict(content.seconds),
         "notes": list(content.notes),
     }
@@ -104,6 +108,13 @@ def _evaluate(
         evaluate_split(store, truth, facts, [kind for kind in kinds if kind.split == split], progress=progress)
         for split in splits
     ]
+
+
+def _sweep(
+    store: ArtifactStore, truth: GroundTruth, facts: TruthFacts, kinds: Sequence[MaskKind], *, split: str
+) -> Sweep | None:
+    maps = next((kind for kind in kinds if kind.is_cam and kind.split == split), None)
+    return sweep_background(store, truth, facts, maps) if maps else None
 
 
 def _remarks(results: Sequence[SplitResult]) -> list[str]:

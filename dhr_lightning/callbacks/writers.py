@@ -141,7 +141,8 @@ def making(task: BaseTask, kind: str, split: str) -> dict[str, Any]:
     """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
     inference = getattr(task, "inference", None)
     if inference is None:
-        return {"refine": refinement(task) if kind in REFINED else "none"}
+        own = task.making() if hasattr(task, "making") else {}
+        return {"refine": refinement(task) if kind in REFINED else "none", **own}
     protocol = inference.protocol(split)
     return {"refine": protocol.backend or "none", "protocol": protocol.record()}
 

@@ -82,7 +82,10 @@ def instance_sources(root: Path, folder: str, path: Path, *, crowd: str) -> list
 
 def _by_image(content: Mapping[str, Any], path: Path) -> Mapping[int, list[dict[str, Any]]]:
     by_image = defaultdict[int, list[dict[str, Any]]](list)
-    for annotation in content["annotations"]:
+    for index, image in enumerate(content["images"]):
+        _require(image, ("id", "file_name", "height", "width"), f"images[{index}] in {path}")
+    for index, annotation in enumerate(content["annotations"]):
+        _require(annotation, ("id", "image_id", "category_id", "segmentation"), f"annotations[{index}] in {path}")
         if annotation["category_id"] not in _VALUES:
             raise DataError(
                 f"Annotation {annotation['id']} in {path} has category_id {annotation['category_id']}, which COCO does "
@@ -93,6 +96,12 @@ def _by_image(content: Mapping[str, Any], path: Path) -> Mapping[int, list[dict[
     if strange:
         raise DataError(f"{path} annotates {len(strange)} images that it does not list, first id {strange[0]}.")
     return by_image
+
+
+def _require(entry: object, names: Sequence[str], where: str) -> None:
+    missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}. Unpack the official archive again.")
 
 
 def paint(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
+from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_range, check_shape
 
 _EPS = 1e-5
 
@@ -70,12 +70,13 @@ def normalize_cam(cam: Tensor, *, valid: Tensor | None = None) -> Tensor:
     return cam / cam.amax((-2, -1), keepdim=True).clamp_min(_EPS)
 
 
-def background_score(cam: Tensor, *, exponent: float | None = None, threshold: float | None = None) -> Tensor:
+def background_score(cam: Tensor, *, exponent: float | Tensor | None = None, threshold: float | None = None) -> Tensor:
     """Score the background from normalised foreground maps.
 
     Args:
         cam: `(B, K, h, w)` in [0, 1]; rows of absent classes are 0.
-        exponent: power form `(1 - max_c cam)^exponent`, > 0; larger keeps more foreground.
+        exponent: power form `(1 - max_c cam)^exponent`, > 0; larger keeps more foreground. One for all images or
+            `(B,)`.
         threshold: constant form, in [0, 1].
 
     Returns:
@@ -94,8 +95,10 @@ def background_score(cam: Tensor, *, exponent: float | None = None, threshold: f
         check_range("threshold", threshold, 0.0, 1.0)
         return torch.full_like(best, threshold)
     assert exponent is not None
-    check_positive("exponent", exponent)
-    return (1.0 - best).clamp_min(0.0).pow(exponent)
+    power = torch.as_tensor(exponent, dtype=best.dtype, device=best.device).reshape(-1, 1, 1, 1)
+    if not bool((power > 0).all()):
+        raise ValueError(f"Expected `exponent` > 0, but got {exponent}.")
+    return (1.0 - best).clamp_min(0.0).pow(power)
 
 
 def compact_keys(tags: Tensor, *, offset: int, include_background: bool) -> tuple[Tensor, Tensor]:

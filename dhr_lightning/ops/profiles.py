@@ -19,7 +19,7 @@ class RebalanceSettings:
         epsilon: entropy weight of every transport, > 0 (λ in the paper).
         stopping: `"absolute"` as in the published code, or `"marginal"` to converge.
         tau: cosine above which two classes form a group, in [0, 1] (τ).
-        gamma: exponent of the background score of the seeds, > 0 (γ).
+        gamma: exponent of the background score of the seeds, > 0 (γ), or `"auto"`: from Otsu's threshold per image.
         seed_transport: weight the CAMs by their transport plan.
         seed_background: let the background take part in the seeds; without it, as in the published code, seeds of
             one or two classes cover the whole image.
@@ -46,7 +46,7 @@ class RebalanceSettings:
     epsilon: float = 0.1
     stopping: Stopping = "absolute"
     tau: float = 0.8
-    gamma: float = 2.0
+    gamma: float | Literal["auto"] = 2.0
     seed_transport: bool = True
     seed_background: bool = True
     seed: SeedMode = "vanished"
@@ -66,8 +66,10 @@ class RebalanceSettings:
     preserve_ignore: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "gamma", "temperature"):
+        for name in ("epsilon", "temperature"):
             check_positive(name, getattr(self, name))
+        if not (self.gamma == "auto" or (not isinstance(self.gamma, str) and self.gamma > 0)):
+            raise ValueError(f"Expected `gamma` > 0 or 'auto', but got {self.gamma!r}.")
         check_range("tau", self.tau, 0.0, 1.0)
         check_range("min_share", self.min_share, 0.0, 1.0)
         check_range("min_pixels", self.min_pixels, 0, float("inf"))

@@ -9,6 +9,7 @@ from dhr_lightning.ops._checks import check_choice, check_range, check_shape
 from dhr_lightning.ops.cam import background_score, index_classes, labels_from_scores
 from dhr_lightning.ops.refine import Refine
 from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.thresholds import exponent_of, foreground_histogram, otsu_threshold
 from dhr_lightning.ops.transport import Stopping, transport_weights
 
 SeedMode = Literal["vanished", "all", "none"]
@@ -30,7 +31,7 @@ def transport_seed(
     valid: Tensor | None = None,
     transport: bool = True,
     epsilon: float = 0.1,
-    gamma: float = 2.0,
+    gamma: float | Literal["auto"] = 2.0,
     background: bool = True,
     stopping: Stopping = "absolute",
     refine: Refine | None = None,
@@ -46,7 +47,8 @@ def transport_seed(
         valid: `(B, H, W)` bool, pixels inside the image.
         transport: weight the maps by their transport plan.
         epsilon: entropy weight of the plan.
-        gamma: exponent of the background score `(1 - max)^gamma`, > 0 (γ).
+        gamma: exponent of the background score `(1 - max)^gamma`, > 0 (γ); `"auto"` lets background and classes meet
+            at Otsu's threshold of the weighted maps of each image.
         background: let that score take part in the refinement; without it, a pixel is background where the refined
             classes all stay below one half, which one or two classes never do.
         stopping: see `transport_weights`.
@@ -69,10 +71,11 @@ def transport_seed(
         cells = None if near is None else near.flatten(1)
         weights = transport_weights(cam.flatten(2), valid=cells, present=foreground, epsilon=epsilon, stopping=stopping)
         cam = cam * weights.view_as(cam)
+    exponent = _auto_exponent(cam, near) if gamma == "auto" else gamma
     cam = resize_maps(cam, size, valid=near)  # (B, K, H, W)
     exists = torch.cat([torch.ones_like(foreground[:, :1]), foreground], dim=1)
     if background:
-        score = torch.cat([background_score(cam, exponent=gamma), cam], dim=1)  # (B, 1 + K, H, W)
+        score = torch.cat([background_score(cam, exponent=exponent), cam], dim=1)  # (B, 1 + K, H, W)
         score = score if refine is None else refine(image, score, exists, valid=valid)
     else:
         cam = cam if refine is None else refine(image, cam, foreground, valid=valid)
@@ -80,6 +83,11 @@ def transport_seed(
     seed_keys = torch.cat([torch.full_like(keys[:, :1], ignore_index), keys], dim=1)
     seed = labels_from_scores(score, seed_keys, present=exists, ignore_index=ignore_index)
     return seed if valid is None else seed.masked_fill(~valid, ignore_index)
+
+
+def _auto_exponent(cam: Tensor, valid: Tensor | None) -> Tensor:
+    """Exponent `(B,)` at which the background of each image gives way at Otsu's threshold."""
+    return exponent_of(otsu_threshold(foreground_histogram(cam.clamp(0, 1), valid=valid)))
 
 
 def merge_seed(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from dhr_lightning.reporting.evaluate import SplitResult, Tally
-from dhr_lightning.reporting.masks import CAM_THRESHOLD
 from dhr_lightning.reporting.truth import TruthFacts
 
 if TYPE_CHECKING:
@@ -105,8 +104,9 @@ def _protocol(tally: Tally, facts: TruthFacts) -> str:
         words.append("a pixel without a predicted class counts as a miss")
         words.append(f"one matrix of integer pixel counts over the split, mean over {_class_count(facts)}")
     words.append(tally.kind.making)
-    if tally.kind.kind == "cam":
-        rule = f"against a constant background score of {CAM_THRESHOLD}" if facts.offset else "without background"
+    if tally.kind.is_cam:
+        score = f"a constant background score of {tally.kind.threshold:.3g} ({tally.kind.threshold_rule})"
+        rule = f"against {score}" if facts.offset else "without background"
         words.append(f"class of the largest activation {rule}, at full image size")
     return "; ".join(words)
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from dhr_lightning.reporting.figures import Figures
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.pictures import Gallery
+from dhr_lightning.reporting.sweep import Sweep
 from dhr_lightning.reporting.tables import class_table, duration, ladder, step_table, time_bars
 from dhr_lightning.reporting.truth import GroundTruth, TruthFacts
 from dhr_lightning.reporting.verdict import Verdict, percent
@@ -44,6 +45,7 @@ class PageContent:
         galleries: pictures per split.
         seconds: duration of each step.
         notes: remarks for the reader.
+        sweep: oracle curve of the background score, where there is ground truth.
     """
 
     title: str
@@ -54,6 +56,7 @@ class PageContent:
     galleries: Mapping[str, Sequence[Gallery]]
     seconds: Mapping[str, float]
     notes: Sequence[str]
+    sweep: Sweep | None = None
 
 
 def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> str:

@@ -8,6 +8,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.protocol import describe_making
 
+CAM_THRESHOLD = 0.3  # where a manifest names no background score
 _ROUND = re.compile(r"dhr_mask/round_(\d+)")
 _NAMES = {"cam": "CAM", "base_mask": "Base", "wss_mask": "WSS", "mars_mask": "MARS"}
 _MEANINGS = {
@@ -29,12 +30,16 @@ class MaskKind:
         split: its split.
         ids: the images it covers, in the order of the ground truth.
         making: TTA and CRF in words.
+        threshold: constant score of the background, for activation maps.
+        threshold_rule: how it was chosen, for activation maps.
     """
 
     kind: str
     split: str
     ids: tuple[str, ...]
     making: str = "masks as given, TTA and CRF unknown"
+    threshold: float = CAM_THRESHOLD
+    threshold_rule: str = "given"
 
     @property
     def key(self) -> str:
@@ -61,6 +66,11 @@ class MaskKind:
         """One line that says what these masks are."""
         family = "prediction" if self.is_prediction else self.kind.split("/")[0]
         return _MEANINGS.get(family, "masks of this name in the artifact store")
+
+    @property
+    def is_cam(self) -> bool:
+        """Whether these are activation maps, which a background score turns into masks."""
+        return self.kind.split("/")[0] == "cam"
 
     @property
     def is_branch(self) -> bool:
@@ -104,7 +114,9 @@ def find_kinds(
         if len(found) < len(ids[split]):
             notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
         manifest = store.manifest(kind, split)
-        kinds.append(MaskKind(kind, split, found, describe_making(manifest.info if manifest else None)))
+        info = manifest.info if manifest else {}
+        threshold, rule = info.get("background", CAM_THRESHOLD), info.get("background_rule", "given")
+        kinds.append(MaskKind(kind, split, found, describe_making(info or None), threshold, rule))
     return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
 
 

@@ -8,10 +8,8 @@ import numpy.typing as npt
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.files import check_mask
-from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.kinds import CAM_THRESHOLD, MaskKind
 from dhr_lightning.reporting.truth import GroundTruth, UInt8
-
-CAM_THRESHOLD = 0.3
 
 
 def read_labels(
@@ -30,13 +28,14 @@ def read_labels(
         MaskError: if a mask on disk has another size or an unknown value.
     """
     path = store.path(kind.kind, kind.split, image_id)
-    if kind.kind.split("/")[0] != "cam":
+    if not kind.is_cam:
         mask = read_mask(path)
         height, width = size or mask.shape
         return check_mask(mask, path=path, size=(width, height), classes=truth.classes)
     keys, cam = read_cam(path)
     height, width = size or truth.image(kind.split, image_id).shape[:2]
-    return cam_labels(keys, cam, size=(height, width), has_background=truth.classes.has_background)
+    background = truth.classes.has_background
+    return cam_labels(keys, cam, size=(height, width), has_background=background, threshold=kind.threshold)
 
 
 def cam_labels(
@@ -62,10 +61,23 @@ def cam_labels(
     used = (keys > 0) if has_background else (keys >= 0)
     if not used.any():
         return np.full(size, 0 if has_background else 255, np.uint8)
+    labels, score = strongest(keys[used], cam[used], size=size)
+    return np.where(score > threshold, labels, 0).astype(np.uint8) if has_background else labels
+
+
+def strongest(
+    keys: npt.NDArray[np.int16], cam: npt.NDArray[np.floating], *, size: tuple[int, int]
+) -> tuple[UInt8, npt.NDArray[np.float32]]:
+    """Class of the largest activation at every pixel, and that activation.
+
+    Args:
+        keys: `(K,)` class values, K >= 1.
+        cam: `(K, h, w)` in [0, 1].
+        size: `(H, W)` of the results.
+    """
     rows, columns = _resize_matrix(cam.shape[1], size[0]), _resize_matrix(cam.shape[2], size[1])
-    score = rows @ cam[used].astype(np.float32) @ columns.T  # (K, H, W)
-    labels = keys[used].astype(np.uint8)[score.argmax(axis=0)]
-    return np.where(score.max(axis=0) > threshold, labels, 0).astype(np.uint8) if has_background else labels
+    score = rows @ cam.astype(np.float32) @ columns.T  # (K, H, W)
+    return keys.astype(np.uint8)[score.argmax(axis=0)], score.max(axis=0)
 
 
 @lru_cache(maxsize=256)

@@ -1,19 +1,28 @@
 """Stage 1: a multi-label classifier whose class activation maps become base masks."""
 
-from typing import Any, ClassVar
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision
 
+from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
 from dhr_lightning.ops.cam import background_score, compact_keys, gather_classes, labels_from_scores, normalize_cam
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
+from dhr_lightning.progress import track
 from dhr_lightning.tasks.base import BaseTask, cut_masks
+
+BACKGROUND_IMAGES = 128
+log = logging.getLogger("dhr_lightning")
 
 
 class CAMTask(BaseTask):
@@ -25,7 +34,8 @@ class CAMTask(BaseTask):
         output_stride: 8 or 16.
         scales: relative image sizes summed in the CAM.
         cam_stride: pixels per CAM cell on disk.
-        background: constant background score of the base mask, in (0, 1).
+        background: constant background score of the base mask, in (0, 1), or `auto`: Otsu's threshold of the CAMs of
+            some training images, chosen once before prediction. No pixel label is read.
         refine: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf: dense CRF settings of the base mask.
         workers: processes for pydensecrf.
@@ -48,7 +58,7 @@ class CAMTask(BaseTask):
         output_stride: int = 16,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         cam_stride: int = 4,
-        background: float = 0.3,
+        background: float | Literal["auto"] = "auto",
         refine: str = "auto",
         crf: dict[str, float] | None = None,
         workers: int = 2,
@@ -57,6 +67,9 @@ class CAMTask(BaseTask):
     ) -> None:
         super().__init__(class_names, has_background, **options)
         self.save_hyperparameters()
+        if background != "auto" and (isinstance(background, str) or not 0 < background < 1):
+            raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
+        self.background = None if background == "auto" else background
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride
         )
@@ -89,6 +102,41 @@ class CAMTask(BaseTask):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_predict_start(self) -> None:
+        """Choose the background score if that was left to us: the same one for a run and for its continuation."""
+        if self.hparams.background == "auto" and self.classes.has_background:
+            records = spread(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
+            self.background = self.choose_background(self._batches(records))
+            log.info("background score %.3f: Otsu's threshold of %d training CAMs", self.background, len(records))
+
+    def _batches(self, records: list[Record]) -> Iterable[Batch]:
+        """Whole training images on the device of this task."""
+        datamodule = self.trainer.datamodule
+        for batch in track(datamodule.refresh_dataloader(records), "background score"):
+            moved = datamodule.transfer_batch_to_device(batch, self.device, 0)
+            yield datamodule.on_after_batch_transfer(moved, 0)
+
+    @torch.no_grad()
+    def choose_background(self, batches: Iterable[Batch]) -> float:
+        """Otsu's threshold of the largest normalised activation over all pixels of some images, in (0, 1).
+
+        Ours; it reads images and tags only.
+        """
+        counts = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for batch in batches:
+            keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+            with self.trainer.precision_plugin.forward_context():
+                cam = self.compact_cam(batch, keys)
+            counts = counts + foreground_histogram(cam, valid=_cells(batch, cam)).sum(0)
+        return float(otsu_threshold(counts))
+
+    def making(self) -> dict[str, Any]:
+        """What the manifest should know about the background score."""
+        if self.background is None:
+            return {}
+        rule = f"Otsu, {BACKGROUND_IMAGES} training images" if self.hparams.background == "auto" else "given"
+        return {"background": self.background, "background_rule": rule}
+
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` and base masks of a batch of whole images."""
         keys, present = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
@@ -104,14 +152,16 @@ class CAMTask(BaseTask):
         height, width = batch["image"].shape[-2:]
         size = (height // self.hparams.cam_stride, width // self.hparams.cam_stride)
         cam = multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
-        valid = F.interpolate(batch["valid"][:, None].float(), size, mode="nearest")[:, 0] > 0
-        return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
+        return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=_cells(batch, cam))
 
     def base_masks(self, batch: Batch, cam: Tensor, keys: Tensor, present: Tensor) -> Tensor:
         """Argmax of the refined `[background, CAM]` -> `(B, H, W)` class values."""
         score = F.interpolate(cam, batch["pixels"].shape[-2:], mode="bilinear", align_corners=False)
         if self.classes.has_background:
-            score = torch.cat([background_score(score, threshold=self.hparams.background), score], dim=1)
+            threshold = self.background
+            if threshold is None:  # no run has chosen yet: judge by these images alone
+                threshold = float(otsu_threshold(foreground_histogram(cam, valid=_cells(batch, cam)).sum(0)))
+            score = torch.cat([background_score(score, threshold=threshold), score], dim=1)
             keys = F.pad(keys, (1, 0), value=0)
             present = F.pad(present, (1, 0), value=True)
         score = score * present[:, :, None, None]
@@ -126,3 +176,13 @@ class CAMTask(BaseTask):
             c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)]
             for c, g in zip(cam, batch["geometry"], strict=True)
         ]
+
+
+def _cells(batch: Batch, cam: Tensor) -> Tensor:
+    """Cells `(B, h, w)` of `cam` that lie inside the images."""
+    return F.interpolate(batch["valid"][:, None].float(), cam.shape[-2:], mode="nearest")[:, 0] > 0
+
+
+def spread(records: list[Record], count: int) -> list[Record]:
+    """At most `count` records, evenly spread over the list."""
+    return [records[index * len(records) // count] for index in range(count)] if len(records) > count else records

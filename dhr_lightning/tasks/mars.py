@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.ops.cam import compact_keys
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.mars import (
@@ -112,6 +112,11 @@ class MARSTask(BaseTask):
         """Keep, for each class, the mean of the centroids that are farthest from background."""
         centroids, classes, sizes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
         self._collected = []
+        if not bool((classes == 0).any()):
+            raise MaskError(
+                f"No {self.hparams.source} has a cell of background, so MARS has nothing to compare with. "
+                "Raise the background score of stage 1 (model.init_args.background), or start DHR from base_mask."
+            )
         self.centroids, self.found = debiased_centroids(
             centroids,
             classes,

@@ -138,6 +138,16 @@ def test_annotations_of_images_that_are_not_listed_are_refused(coco: Path):
         prepare_coco(coco, CLASSES, {})
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("annotations", "id"), ("annotations", "category_id"), ("annotations", "segmentation"), ("images", "file_name")],
+)
+def test_an_entry_without_a_field_is_named(coco: Path, part: str, field: str):
+    change(coco, lambda content: content[part][1].pop(field))
+    with pytest.raises(DataError, match=rf"{part}\[1\] in .*instances_train2014\.json lacks {field}"):
+        prepare_coco(coco, CLASSES, {})
+
+
 def test_a_truncated_or_foreign_file_is_refused(coco: Path):
     path = coco / "annotations" / "instances_train2014.json"
     path.write_text(path.read_text()[:-9])

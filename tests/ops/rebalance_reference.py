@@ -71,14 +71,27 @@ def argmax_label(maps, labels):
     return np.array(labels)[stack.argmax(0)], margin
 
 
+def otsu_exponent(activation, bins=256):
+    """Exponent of the background that meets the activation where the two parts of its histogram differ most."""
+    values = (np.clip(np.floor(activation.ravel() * bins), 0, bins - 1) + 0.5) / bins
+    between = []
+    for edge in np.arange(1, bins) / bins:
+        low, high = values[values < edge], values[values > edge]
+        both = len(low) and len(high)
+        between.append(len(low) * len(high) * (low.mean() - high.mean()) ** 2 if both else 0.0)
+    threshold = np.mean(np.arange(1, bins)[np.array(between) >= np.max(between) * (1 - 1e-12)]) / bins
+    return np.log(threshold) / np.log(1 - threshold)
+
+
 def seed_mask(cam, tags, size, options):
     if not tags:
         return np.full(size, IGNORE), np.ones(size)
     maps = [cam[c] for c in tags]
     if options.seed_transport:
         maps = [m * w for m, w in zip(maps, weights(maps, options), strict=True)]
+    gamma = otsu_exponent(np.max(maps, 0)) if options.gamma == "auto" else options.gamma
     maps = [resize(m, size) for m in maps]
-    background = (1 - np.max(maps, 0)) ** (options.gamma if options.seed_background else 1)
+    background = (1 - np.max(maps, 0)) ** (gamma if options.seed_background else 1)
     return argmax_label([background, *maps], [IGNORE, *tags])
 
 

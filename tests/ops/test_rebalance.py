@@ -62,6 +62,8 @@ def check_against_reference(images, offset=1, options=DEFAULT):
         replace(DEFAULT, seed="none", heatmap="softmax", temperature=0.2),
         replace(DEFAULT, seed_transport=False, wss=False, gamma=0.7),
         replace(DEFAULT, uss=False, min_share=1.0),
+        replace(DEFAULT, gamma="auto"),
+        replace(DEFAULT, gamma="auto", uss=False, seed="all"),
         replace(DEFAULT, final_transport=True, preserve_ignore=True),
         replace(DEFAULT, final_transport=True, final_marginal="area", epsilon=0.3),
     ],
@@ -214,7 +216,15 @@ def test_wrong_arguments_are_named(change, message):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epsilon", 0.0), ("tau", 1.5), ("gamma", -1.0), ("min_share", 2.0), ("seed", "some"), ("heatmap", "sigmoid")],
+    [
+        ("epsilon", 0.0),
+        ("tau", 1.5),
+        ("gamma", -1.0),
+        ("gamma", "otsu"),
+        ("min_share", 2.0),
+        ("seed", "some"),
+        ("heatmap", "sigmoid"),
+    ],
 )
 def test_wrong_settings_are_named(name, value):
     with pytest.raises(ValueError, match=f"Expected `{name}`"):

@@ -4,7 +4,10 @@ import torch
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.data.registry import read_records
+from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
+from dhr_lightning.reporting.kinds import find_kinds
+from dhr_lightning.tasks.cam import spread
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import NAMES, make_batch, make_task
 
@@ -72,3 +75,37 @@ def test_artifacts_on_disk_hold_tagged_classes_only(workspace: Workspace):
             mask = read_mask(workspace.store.path(kind, "train", record.id))
             assert mask.shape == (128, 128)
             assert set(np.unique(mask).tolist()) <= {0, *record.tags}
+
+
+@torch.no_grad()
+def test_automatic_background_separates_two_heaps_of_activations():
+    task = make_task("CAMTask", background="auto", refine="none")
+    batch = make_batch([[3]], [(16, 16)])
+    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    cam = torch.full((1, 1, 4, 4), 0.5)
+    cam[..., 2:] = 0.9
+    mask = task.base_masks(batch, cam, keys, present)[0]
+    assert mask[:, :6].unique().tolist() == [0]
+    assert mask[:, 10:].unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.3, "otsu"])
+def test_a_background_score_outside_its_range_is_refused(value):
+    with pytest.raises(ConfigError, match="background"):
+        make_task("CAMTask", background=value)
+
+
+def test_the_chosen_background_is_recorded_and_used_by_the_report(workspace: Workspace):
+    for kind in ("cam", "base_mask"):
+        info = workspace.store.manifest(kind, "train").info
+        assert 0 < info["background"] < 1
+        assert info["background_rule"].startswith("Otsu")
+    records = read_records("microworld", workspace.data, "train")
+    kinds, _ = find_kinds(workspace.store, {"train": [record.id for record in records]}, splits=["train"])
+    assert kinds[0].is_cam
+    assert kinds[0].threshold == workspace.store.manifest("cam", "train").info["background"]
+
+
+def test_images_of_the_choice_are_spread_over_the_list():
+    assert spread(list(range(10)), 4) == [0, 2, 5, 7]
+    assert spread([1, 2], 4) == [1, 2]

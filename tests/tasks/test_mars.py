@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, MaskError
 from tests.task_samples import NAMES, make_batch, make_task
 
 TAGS = [[1, 3], [2], [1, 2, 4]]
@@ -39,6 +39,14 @@ def test_the_state_is_restored_whatever_its_size():
     task.on_load_checkpoint(checkpoint)
     task.load_state_dict(checkpoint["state_dict"])
     assert torch.equal(task.centroids, source.centroids)
+
+
+def test_masks_without_background_are_refused_with_what_to_do():
+    task, batch = make_task("MARSTask", refine="none"), make_batch([[1], [2]], [(32, 32), (32, 32)])
+    batch["mask"] = torch.tensor([1, 2])[:, None, None].expand_as(batch["mask"]).contiguous()
+    task.training_step(batch, 0)
+    with pytest.raises(MaskError, match=r"No base_mask has a cell of background.*start DHR from base_mask"):
+        task.on_train_epoch_end()
 
 
 def test_unusable_settings_are_refused():
