@@ -12,7 +12,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.registry import get_dataset
 from dhr_lightning.reporting.evaluate import evaluate_split
 from dhr_lightning.reporting.figures import Figures, all_figures
-from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.kinds import describe_kind
 from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
 
 FREQUENT = 90
@@ -55,7 +55,9 @@ class Judge:
     def _figures(
         self, store: ArtifactStore, kinds: Sequence[str], split: str, ids: Sequence[str]
     ) -> dict[str, Figures]:
-        found = evaluate_split(store, self.truth, self.facts, [MaskKind(kind, split, tuple(ids)) for kind in kinds])
+        found = evaluate_split(
+            store, self.truth, self.facts, [describe_kind(store, kind, split, ids) for kind in kinds]
+        )
         figures = all_figures([found], self.facts)
         return {kind: figures[f"{kind}/{split}"] for kind in kinds}
 

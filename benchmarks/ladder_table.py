@@ -74,6 +74,13 @@ ROWS = {
     "gamma_auto": _final("seeds with Otsu's exponent", {"gamma": "auto"}),
     "guard_seed": _final("guard from the seed", {"guard": "seed"}),
     "guard_both": _final("guard from heatmap and seed", {"guard": "both"}),
+    "raw_guard": _final("guard from heatmap and unrefined seed", {"guard": "both", "refine_seed": False}),
+    "raw_guard_half": _final(
+        "the same, of classes below half their seed", {"guard": "both", "refine_seed": False, "min_share": 0.5}
+    ),
+    "raw_all": _final(
+        "every unrefined seed pasted, guard from both", {"guard": "both", "refine_seed": False, "seed": "all"}
+    ),
     PRODUCT: _final("mars + seed + USS + WSS, strong final CRF, guard (default)", {}),
     "default_base": Row("default, without MARS", _BASE, strong=True),
     "default_twice": _final("default, two rounds", {}, rounds=2),
@@ -87,7 +94,7 @@ SETS = {
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
         "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "gamma_auto",
-        "guard_seed", "guard_both", PRODUCT, "default_base", "default_twice",
+        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}

@@ -149,7 +149,8 @@ def final_weights(
     heatmaps: Tensor,
     active: Tensor,
     *,
-    shares: Tensor | None = None,
+    marginal: Literal["uniform", "area", "mix"] = "uniform",
+    area: Tensor | None = None,
     valid: Tensor | None = None,
     epsilon: float = 0.1,
     stopping: Stopping = "absolute",
@@ -159,8 +160,9 @@ def final_weights(
     Args:
         heatmaps: `(B, K, h, w)` in [0, 1].
         active: `(B, K)` bool, classes that take part.
-        shares: `(B, K)` class shares >= 0, which give the posterior; without them, shares are equal and the weights
-            are scaled to [0, 1] per class as in the published code.
+        marginal: class shares. `"uniform"` scales the weights to [0, 1] per class as in the published code; the others,
+            see `transport_weights`, give the posterior.
+        area: `(B, K)` >= 0, area of each class, for `"area"` and `"mix"`.
         valid: `(B, h, w)` bool, cells that count.
         epsilon: entropy weight of the plan.
         stopping: see `transport_weights`.
@@ -168,14 +170,18 @@ def final_weights(
     Returns:
         `(B, K, h, w)` in [0, 1].
 
-    Source: published DHR code (equal shares). Differs: `shares`, because equal ones flood images that are mostly
-        background with their small classes.
+    Source: published DHR code (equal shares). Differs: other shares, because equal ones flood images that are
+        mostly background with their small classes.
     """
-    flat, cells = heatmaps.flatten(2), None if valid is None else valid.flatten(1)
-    if shares is None:
-        weights = transport_weights(flat, valid=cells, present=active, epsilon=epsilon, stopping=stopping)
-    else:
-        weights = transport_posterior(
-            flat, valid=cells, present=active, epsilon=epsilon, stopping=stopping, marginal=shares
-        )
+    cells = None if valid is None else valid.flatten(1)
+    solve = transport_weights if marginal == "uniform" else transport_posterior
+    weights = solve(
+        heatmaps.flatten(2),
+        valid=cells,
+        present=active,
+        epsilon=epsilon,
+        stopping=stopping,
+        marginal=marginal,
+        area=area,
+    )
     return weights.view_as(heatmaps)

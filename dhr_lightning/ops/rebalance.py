@@ -172,15 +172,17 @@ def _transport_all(
 ) -> Tensor:
     """Weigh heatmaps `(B, K, h, w)` by a transport over all classes of each image."""
     grid = (heat.shape[2], heat.shape[3])
-    shares = None
+    area = None
     if settings.final_marginal != "uniform":
-        shares = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2)  # (B, K)
-        if settings.final_marginal == "mix":
-            even = active.float() / active.sum(1, keepdim=True).clamp_min(1)
-            shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-6) + even
-    near = None if valid is None else valid_cells(valid, grid)
+        area = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2)  # (B, K)
     return heat * final_weights(
-        heat, active, shares=shares, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
+        heat,
+        active,
+        marginal=settings.final_marginal,
+        area=area,
+        valid=None if valid is None else valid_cells(valid, grid),
+        epsilon=settings.epsilon,
+        stopping=settings.stopping,
     )
 
 

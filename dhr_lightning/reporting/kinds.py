@@ -113,11 +113,16 @@ def find_kinds(
             continue
         if len(found) < len(ids[split]):
             notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
-        manifest = store.manifest(kind, split)
-        info = manifest.info if manifest else {}
-        threshold, rule = info.get("background", CAM_THRESHOLD), info.get("background_rule", "given")
-        kinds.append(MaskKind(kind, split, found, describe_making(info or None), threshold, rule))
+        kinds.append(describe_kind(store, kind, split, found))
     return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
+
+
+def describe_kind(store: ArtifactStore, kind: str, split: str, ids: Sequence[str]) -> MaskKind:
+    """One set of masks with what its manifest says about their making."""
+    manifest = store.manifest(kind, split)
+    info = manifest.info if manifest else {}
+    threshold, rule = info.get("background", CAM_THRESHOLD), info.get("background_rule", "given")
+    return MaskKind(kind, split, tuple(ids), describe_making(info or None), threshold, rule)
 
 
 def _incomplete(store: ArtifactStore, kind: str, split: str, found: Sequence[str], ids: Sequence[str]) -> str:

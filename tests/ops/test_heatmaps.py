@@ -102,7 +102,7 @@ def test_area_shares_hold_back_small_classes():
     heat = torch.rand(1, 2, 1, 200, generator=torch.Generator().manual_seed(0))
     active = torch.ones(1, 2, dtype=torch.bool)
     shares = torch.tensor([[9.0, 1.0]])
-    mass = final_weights(heat, active, shares=shares, stopping="marginal").mean((2, 3))
+    mass = final_weights(heat, active, marginal="area", area=shares, stopping="marginal").mean((2, 3))
     torch.testing.assert_close(mass, shares / 10, atol=0.01, rtol=0)
     torch.testing.assert_close(final_weights(heat, active)[0, :, 0], transport_weights(heat[0, :, 0]))
 
