@@ -71,6 +71,10 @@ ROWS = {
     "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
     "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),
     "soft": _final("temperature 0.2", {"temperature": 0.2, **_BARE}),
+    "pool_area": _final("cells pooled by area", {"pooling": "area"}),
+    "cost_all": _final("groups transported against all classes", {"group_cost": "all"}),
+    "level_first": _final("WSS features of the last stage but one only", {"wss_levels": "first"}),
+    "level_last": _final("WSS features of the last stage only", {"wss_levels": "last"}),
     "gamma_auto": _final("seeds with Otsu's exponent", {"gamma": "auto"}),
     "guard_seed": _final("guard from the seed", {"guard": "seed"}),
     "guard_both": _final("guard from heatmap and seed", {"guard": "both"}),
@@ -93,8 +97,8 @@ SETS = {
     ),
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
-        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "gamma_auto",
-        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
+        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "pool_area",
+        "cost_all", "level_first", "level_last", "gamma_auto", "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}

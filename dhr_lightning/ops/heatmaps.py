@@ -13,6 +13,7 @@ from dhr_lightning.ops.resize import resize_maps, valid_cells
 from dhr_lightning.ops.transport import Stopping, transport_posterior, transport_weights
 
 HeatmapMode = Literal["min_max", "relu", "softmax"]
+Pooling = Literal["majority", "area"]
 
 
 class ClassHeatmaps(NamedTuple):
@@ -31,6 +32,7 @@ def class_heatmaps(
     valid: Tensor | None = None,
     mode: HeatmapMode = "min_max",
     temperature: float = 0.1,
+    pooling: Pooling = "majority",
 ) -> ClassHeatmaps:
     """Compare every cell with the average feature of each class of a mask.
 
@@ -42,6 +44,7 @@ def class_heatmaps(
         mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"relu"` takes its positive part;
             `"softmax"` gives the share of each class per cell.
         temperature: of the softmax, > 0.
+        pooling: see `cell_labels`.
 
     Returns:
         Heatmaps, centroids and classes that have a centroid; maps of the others and invalid cells are 0.
@@ -51,7 +54,7 @@ def class_heatmaps(
     check_choice("heatmap", mode, ("min_max", "relu", "softmax"))
     check_positive("temperature", temperature)
     grid = (features.shape[2], features.shape[3])
-    weights = cell_labels(mask, keys, grid=grid, valid=valid)  # (B, K, N)
+    weights = cell_labels(mask, keys, grid=grid, valid=valid, mode=pooling)  # (B, K, N)
     cosine, centroids, active = class_cosines(features, weights)
     near = None if valid is None else valid_cells(valid, grid)
     if mode == "min_max":
@@ -72,6 +75,7 @@ def supervised_heatmaps(
     groups: Tensor,
     grid: tuple[int, int],
     valid: Tensor | None = None,
+    pooling: Pooling = "majority",
 ) -> Tensor:
     """Average the heatmaps of several feature levels, for the images that have groups.
 
@@ -82,6 +86,7 @@ def supervised_heatmaps(
         groups: `(B, G, K)` bool, see `correlation_groups`; few images have any.
         grid: `(h, w)` of the result.
         valid: `(B, H, W)` bool, pixels inside the image.
+        pooling: see `cell_labels`.
 
     Returns:
         `(B, K, h, w)` in [0, 1], min-max over the mean of the levels; 0 for images without groups.
@@ -102,7 +107,7 @@ def supervised_heatmaps(
     for level in levels:
         here = (level.shape[2], level.shape[3])
         if here not in cells:
-            cells[here] = cell_labels(mask, keys, grid=here, valid=valid)
+            cells[here] = cell_labels(mask, keys, grid=here, valid=valid, mode=pooling)
         cosine, _, active = class_cosines(level, cells[here])
         near = None if valid is None else valid_cells(valid, here)
         maps.append(resize_maps(min_max_normalize(cosine, valid=near, present=active), grid, valid=near))
@@ -117,6 +122,7 @@ def group_weights(
     heatmaps: Tensor,
     groups: Tensor,
     *,
+    active: Tensor | None = None,
     valid: Tensor | None = None,
     epsilon: float = 0.1,
     stopping: Stopping = "absolute",
@@ -126,6 +132,7 @@ def group_weights(
     Args:
         heatmaps: `(B, K, h, w)` in [0, 1].
         groups: `(B, G, K)` bool, see `correlation_groups`.
+        active: `(B, K)` bool, classes that take part in the transport of every group; default: its members.
         valid: `(B, h, w)` bool, cells that count.
         epsilon: entropy weight of the plan.
         stopping: see `transport_weights`.
@@ -139,7 +146,8 @@ def group_weights(
     flat = heatmaps.flatten(2)  # (B, K, N)
     member = groups[image, row]  # (P, K)
     cells = None if valid is None else valid.flatten(1)[image]
-    plan = transport_weights(flat[image], valid=cells, present=member, epsilon=epsilon, stopping=stopping)  # (P, K, N)
+    present = member if active is None else member | active[image]
+    plan = transport_weights(flat[image], valid=cells, present=present, epsilon=epsilon, stopping=stopping)  # (P, K, N)
     plan = plan.masked_fill(~member[..., None], 1.0)
     index = image[:, None, None].expand_as(plan)
     return torch.ones_like(flat).scatter_reduce(0, index, plan, "prod").view_as(heatmaps)

@@ -29,6 +29,9 @@ class RebalanceSettings:
         min_share: the same as a share of the class's seed, in [0, 1].
         uss: replace the mask by heatmaps of the unsupervised features; otherwise the merged mask is the result.
         wss: separate alike classes by the supervised features (needs `uss`).
+        wss_levels: levels of those features: `"all"` that are given, the `"first"` or the `"last"` of them.
+        group_cost: the transport of a group runs over the members of the `"group"`, or over `"all"` classes of the image.
+        pooling: cells of a class: `"majority"` of their pixels, or by `"area"`.
         grouping: `"components"`, or `"row_upper"` as in the published code.
         heatmap: `"min_max"` of the cosine per class, its `"relu"`, or `"softmax"` over the classes.
         temperature: of the softmax, > 0.
@@ -55,6 +58,9 @@ class RebalanceSettings:
     min_share: float = 0.2
     uss: bool = True
     wss: bool = True
+    wss_levels: Literal["all", "first", "last"] = "all"
+    group_cost: Literal["group", "all"] = "group"
+    pooling: Literal["majority", "area"] = "majority"
     grouping: Literal["components", "row_upper"] = "components"
     heatmap: HeatmapMode = "softmax"
     temperature: float = 0.1
@@ -75,6 +81,9 @@ class RebalanceSettings:
         check_range("min_pixels", self.min_pixels, 0, float("inf"))
         check_choice("stopping", self.stopping, ("absolute", "marginal"))
         check_choice("seed", self.seed, ("vanished", "all", "none"))
+        check_choice("wss_levels", self.wss_levels, ("all", "first", "last"))
+        check_choice("group_cost", self.group_cost, ("group", "all"))
+        check_choice("pooling", self.pooling, ("majority", "area"))
         check_choice("grouping", self.grouping, ("components", "row_upper"))
         check_choice("heatmap", self.heatmap, ("min_max", "relu", "softmax"))
         check_choice("final_order", self.final_order, ("after", "before"))

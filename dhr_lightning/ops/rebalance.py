@@ -149,15 +149,27 @@ def _redraw(
     grid, init = (uss.shape[2], uss.shape[3]), merged.init
     near = None if valid is None else valid_cells(valid, grid)
     maps, centroids, active = class_heatmaps(
-        uss, init, keys, valid=valid, mode=settings.heatmap, temperature=settings.temperature
+        uss,
+        init,
+        keys,
+        valid=valid,
+        mode=settings.heatmap,
+        temperature=settings.temperature,
+        pooling=settings.pooling,
     )
     heat, separate = maps, None
     groups = correlation_groups(centroids, present=active, tau=settings.tau, mode=settings.grouping)
     if settings.final_transport and settings.final_order == "before":
         heat = _transport_all(heat, init, keys, active, valid, settings)
     if settings.wss:
-        separate = supervised_heatmaps(wss, init, keys, groups=groups, grid=grid, valid=valid)
-        heat = heat * group_weights(separate, groups, valid=near, epsilon=settings.epsilon, stopping=settings.stopping)
+        levels = {"all": wss, "first": wss[:1], "last": wss[-1:]}[settings.wss_levels]
+        separate = supervised_heatmaps(
+            levels, init, keys, groups=groups, grid=grid, valid=valid, pooling=settings.pooling
+        )
+        rivals = active if settings.group_cost == "all" else None
+        heat = heat * group_weights(
+            separate, groups, active=rivals, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
+        )
     if settings.final_transport and settings.final_order == "after":
         heat = _transport_all(heat, init, keys, active, valid, settings)
     scaled = not settings.final_transport or settings.final_marginal == "uniform"

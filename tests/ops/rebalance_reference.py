@@ -119,8 +119,8 @@ def cell_windows(length, cells):
     return [(i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells)]
 
 
-def centroids(features, mask, keys):
-    """Average feature per class over its majority cells, or over area where it has none."""
+def centroids(features, mask, keys, options):
+    """Average feature per class over its majority cells, or over area where it has none or that is asked."""
     depth, h, w = features.shape
     sums = {c: np.zeros(depth) for c in keys}
     areas = {c: np.zeros(depth) for c in keys}
@@ -134,7 +134,7 @@ def centroids(features, mask, keys):
                 areas[c] += features[:, y, x] * count / len(window)
             if winner < len(keys):
                 sums[keys[winner]] += features[:, y, x]
-    chosen = {c: s if s.any() else areas[c] for c, s in sums.items()}
+    chosen = {c: s if s.any() and options.pooling == "majority" else areas[c] for c, s in sums.items()}
     return {c: v / np.linalg.norm(v) for c, v in chosen.items() if v.any()}
 
 
@@ -172,10 +172,10 @@ def unsupervised(uss, vectors, options):
     return {c: min_max(m) for c, m in cosines.items()}
 
 
-def supervised(levels, init, keys, active, grid):
+def supervised(levels, init, keys, active, grid, options):
     per_level = []
-    for level in levels:
-        found = cosine_maps(level, centroids(level, init, keys))
+    for level in {"all": levels, "first": levels[:1], "last": levels[-1:]}[options.wss_levels]:
+        found = cosine_maps(level, centroids(level, init, keys, options))
         per_level.append({c: resize(min_max(m), grid) for c, m in found.items()})
     return {c: min_max(sum(level[c] for level in per_level) / len(per_level)) for c in active}
 
@@ -196,7 +196,7 @@ def transport_all(heat, init, options):
 
 
 def heatmaps(uss, levels, init, keys, options):
-    vectors = centroids(uss, init, keys)
+    vectors = centroids(uss, init, keys, options)
     maps = unsupervised(uss, vectors, options)
     heat, active = dict(maps), sorted(vectors)
     last = options.final_transport and bool(active)
@@ -204,10 +204,11 @@ def heatmaps(uss, levels, init, keys, options):
     if last and options.final_order == "before":
         heat = transport_all(heat, init, options)
     if options.wss and groups:
-        mean = supervised(levels, init, keys, active, uss.shape[1:])
+        mean = supervised(levels, init, keys, active, uss.shape[1:], options)
         for group in groups:
-            for c, weight in zip(group, weights([mean[c] for c in group], options), strict=True):
-                heat[c] = heat[c] * weight
+            rivals = active if options.group_cost == "all" else group
+            for c, weight in zip(rivals, weights([mean[c] for c in rivals], options), strict=True):
+                heat[c] = heat[c] * weight if c in group else heat[c]
     if last and options.final_order == "after":
         heat = transport_all(heat, init, options)
     if options.heatmap == "min_max" and (not options.final_transport or options.final_marginal == "uniform"):

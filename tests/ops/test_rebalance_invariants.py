@@ -23,6 +23,11 @@ OPTIONS = {
     "area": replace(DEFAULT, heatmap="min_max", final_transport=True, final_marginal="area"),
     "mix": replace(DEFAULT, heatmap="min_max", final_transport=True, final_marginal="mix", preserve_ignore=True),
     "mix before": replace(DEFAULT, final_transport=True, final_marginal="mix", final_order="before"),
+    "pooled by area": replace(DEFAULT, pooling="area"),
+    "first level, all classes": replace(DEFAULT, wss_levels="first", group_cost="all", tau=0.3),
+    "last level, rows, all classes": replace(
+        DEFAULT, wss_levels="last", group_cost="all", grouping="row_upper", tau=0.3, heatmap="min_max"
+    ),
     "masks alone": replace(DEFAULT, uss=False, seed="none"),
 }
 CONVERGED = {
