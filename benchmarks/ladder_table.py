@@ -98,7 +98,8 @@ SETS = {
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
         "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "pool_area",
-        "cost_all", "level_first", "level_last", "gamma_auto", "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
+        "cost_all", "level_first", "level_last", "gamma_auto", "guard_seed", "guard_both", "raw_guard",
+        "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}

@@ -30,7 +30,7 @@ class RebalanceSettings:
         uss: replace the mask by heatmaps of the unsupervised features; otherwise the merged mask is the result.
         wss: separate alike classes by the supervised features (needs `uss`).
         wss_levels: levels of those features: `"all"` that are given, the `"first"` or the `"last"` of them.
-        group_cost: the transport of a group runs over the members of the `"group"`, or over `"all"` classes of the image.
+        group_cost: the transport of a group runs over the members of the `"group"`, or over `"all"` classes.
         pooling: cells of a class: `"majority"` of their pixels, or by `"area"`.
         grouping: `"components"`, or `"row_upper"` as in the published code.
         heatmap: `"min_max"` of the cosine per class, its `"relu"`, or `"softmax"` over the classes.
