@@ -75,6 +75,7 @@ real: $(READY) ## all stages on PASCAL VOC photos with a small pretrained networ
 	$(RUN) stages/stage1_cam.py --dataset voc --overlay real.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
 	$(RUN) stages/stage2_uss.py --dataset voc --overlay real.yaml --config uss=stage2_encoder.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
 	$(RUN) stages/stage3_dhr.py --dataset voc --overlay real.yaml -- --data.root $(VOC)
+	$(RUN) benchmarks/real_table.py --data $(VOC) --output reports/voc/table.md
 
 clean: ## remove artifacts, runs, reports and caches (data stays)
 	rm -rf artifacts runs reports bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

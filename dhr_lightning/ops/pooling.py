@@ -49,7 +49,7 @@ def cell_labels(
     area = _window_shares(index, classes + 2, grid)[:, :-1]  # (B, K + 1, N)
     if mode == "area":
         return area[:, :-1]
-    winner = torch.where(area.any(1), area.argmax(1), -1)  # (B, N)
+    winner = torch.where(area.any(1), area.max(1).indices, -1)  # (B, N)
     position = torch.arange(classes, device=mask.device)[:, None]
     majority = (winner[:, None] == position).float()  # (B, K, N)
     return torch.where(majority.any(2, keepdim=True), majority, area[:, :-1])
