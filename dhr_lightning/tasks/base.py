@@ -91,6 +91,7 @@ class BaseTask(L.LightningModule):
             self.network.to(memory_format=torch.channels_last)
         for module in self._frozen():
             module.requires_grad_(False)
+            module.eval()  # Lightning starts to train without a call of `train`
 
     def train(self, mode: bool = True) -> "BaseTask":
         """Set the mode; what is frozen stays in evaluation mode."""

@@ -2,14 +2,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.tasks.base import check_class_names, load_encoder
 from tests.pipeline_workspace import Lines, Workspace
-from tests.task_samples import FILES, NAMES, make_task
+from tests.task_samples import FILES, NAMES, make_batch, make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
@@ -182,3 +184,34 @@ def test_a_frozen_encoder_does_not_learn_and_its_parameters_are_not_optimised():
     assert head
     assert not any(module.training for module in task.train().network.encoder.modules())
     assert task.network.training
+
+
+class _Seeded(L.LightningDataModule):
+    """The same batch twice; `seed` is what the tasks read of the real datamodule."""
+
+    seed = 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader([make_batch([[1], [2, 3]], [(32, 32), (32, 32)])] * 2, batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning misses what a tiny fit does not have
+@pytest.mark.parametrize("frozen", ["frozen_norm", "frozen_encoder"])
+def test_what_is_frozen_stays_so_in_a_real_fit(frozen: str, tmp_path: Path):
+    task = make_task("CAMTask", lr=0.1, **{frozen: True})
+    for module in task.modules():  # as constructed: Lightning calls `train` on nothing
+        module.training = True
+    before = {name: value.clone() for name, value in task.network.encoder.state_dict().items()}
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task, datamodule=_Seeded())
+    changed = {n for n, value in task.network.encoder.state_dict().items() if not torch.equal(value, before[n])}
+    assert not {name for name in changed if "running" in name or "num_batches" in name}
+    assert bool(changed) == (frozen == "frozen_norm")

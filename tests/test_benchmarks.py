@@ -1,0 +1,41 @@
+"""The table of a run on photos; the other benchmarks check themselves against what they replace."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from dhr_lightning.reporting.truth import TruthFacts
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_frequent_classes_are_averaged_with_the_background():
+    facts = TruthFacts(
+        names=("background", "cat", "dog", "sofa"),
+        offset=1,
+        ignore_index=255,
+        adjacent=(),
+        stuff_names=(),
+        background_pairs=(),
+        tag_counts=(0, 100, 89, 90),
+        head=(),
+        tail=(),
+    )
+    figures = {
+        "iou": {"background": 0.9, "cat": 0.5, "dog": 0.0, "sofa": None},
+        "miou": 0.4,
+        "vanished_tag_rate": 0.125,
+        "missing_tag_rate": None,
+        "images": 7,
+    }
+    text = load("real_table").table({"metrics": {"cam/train": figures}, "seconds": {"fit cam": 60.0}}, facts)
+    assert "the 2 classes with 90 training photos or more (cat, sofa)" in text
+    assert "| cam/train | 7 | 46.7 | 40.0 | 90.0 | 12.5 |  |" in text
+    assert "fit cam 60 s; 1 min in all." in text
