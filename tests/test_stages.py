@@ -81,7 +81,7 @@ def test_a_lost_mask_of_a_round_is_made_again(workspace: Workspace, lines: Lines
 @pytest.mark.parametrize(
     ("stage", "override", "stale", "reason"),
     [
-        ("stage1_cam", ("--model.init_args.background", "0.35"), "base_mask/train", "background 0.25 -> 0.35"),
+        ("stage1_cam", ("--model.init_args.background", "0.35"), "base_mask/train", 'background "auto" -> 0.35'),
         ("stage1_cam", ("--cam.data.seed=7",), "cam/train", "data.seed absent -> 7"),
         ("stage2_uss", ("--model.init_args.dimension", "8"), "uss/train", "model.init_args.dimension 16 -> 8"),
         ("stage3_dhr", ("--dhr.trainer.max_epochs", "3"), "prediction/val", "trainer.max_epochs 2 -> 3"),
