@@ -99,3 +99,15 @@ def test_an_artifact_whose_files_are_all_there_is_sealed(workspace: Workspace, l
     lines.clear()
     assert workspace.stage("stage2_uss") == 0
     assert lines.messages == ["stage2_uss: up to date"]
+
+
+def test_the_background_score_is_recorded_though_nothing_was_left_to_predict(workspace: Workspace):
+    chosen = workspace.store.manifest("cam", "train").info
+    for kind in ("cam", "base_mask"):
+        workspace.store.path(kind, "train", "train_0001").unlink()
+    workspace.kill_during("stage1_cam", DIE_BETWEEN_LAST_FILE_AND_MANIFEST)
+    assert workspace.stage("stage1_cam") == 0
+    for kind in ("cam", "base_mask"):
+        found = workspace.store.manifest(kind, "train").info
+        assert found["background"] == pytest.approx(chosen["background"])
+        assert found["background_rule"] == "Otsu, 12 training images"

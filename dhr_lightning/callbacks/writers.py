@@ -141,8 +141,7 @@ def making(task: BaseTask, kind: str, split: str) -> dict[str, Any]:
     """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
     inference = getattr(task, "inference", None)
     if inference is None:
-        own = task.making() if hasattr(task, "making") else {}
-        return {"refine": refinement(task) if kind in REFINED else "none", **own}
+        return {"refine": refinement(task) if kind in REFINED else "none", **task.making()}
     protocol = inference.protocol(split)
     return {"refine": protocol.backend or "none", "protocol": protocol.record()}
 

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dhr_lightning.errors import ConfigError
+
+Item = TypeVar("Item")
 
 IGNORE_INDEX = 255
 
@@ -127,3 +130,8 @@ def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.
     vector = np.zeros(classes.num_tags, np.float32)
     vector[[tag - classes.offset for tag in tags]] = 1.0
     return vector
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly spread over the list."""
+    return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)

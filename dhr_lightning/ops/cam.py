@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_range, check_shape
+from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
 
 _EPS = 1e-5
 
@@ -95,10 +95,13 @@ def background_score(cam: Tensor, *, exponent: float | Tensor | None = None, thr
         check_range("threshold", threshold, 0.0, 1.0)
         return torch.full_like(best, threshold)
     assert exponent is not None
-    power = torch.as_tensor(exponent, dtype=best.dtype, device=best.device).reshape(-1, 1, 1, 1)
-    if not bool((power > 0).all()):
-        raise ValueError(f"Expected `exponent` > 0, but got {exponent}.")
-    return (1.0 - best).clamp_min(0.0).pow(power)
+    rest = (1.0 - best).clamp_min(0.0)
+    if isinstance(exponent, Tensor):
+        if not bool((exponent > 0).all()):
+            raise ValueError(f"Expected `exponent` > 0, but got {exponent.tolist()}.")
+        return rest.pow(exponent.to(rest).view(-1, 1, 1, 1))
+    check_positive("exponent", exponent)
+    return rest.pow(exponent)
 
 
 def compact_keys(tags: Tensor, *, offset: int, include_background: bool) -> tuple[Tensor, Tensor]:

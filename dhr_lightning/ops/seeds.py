@@ -87,7 +87,7 @@ def transport_seed(
 
 def _auto_exponent(cam: Tensor, valid: Tensor | None) -> Tensor:
     """Exponent `(B,)` at which the background of each image gives way at Otsu's threshold."""
-    return exponent_of(otsu_threshold(foreground_histogram(cam.clamp(0, 1), valid=valid)))
+    return exponent_of(otsu_threshold(foreground_histogram(cam, valid=valid)))
 
 
 def merge_seed(

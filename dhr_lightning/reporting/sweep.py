@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from dhr_lightning.artifacts.files import read_cam
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import spread
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.masks import strongest
 from dhr_lightning.reporting.truth import GroundTruth, TruthFacts
@@ -92,7 +92,7 @@ def sweep_background(store: ArtifactStore, truth: GroundTruth, facts: TruthFacts
     classes = len(facts.names)
     joint = np.zeros((classes, classes, STEPS), np.int64)  # pixels by truth, strongest class and its activation
     images = 0
-    for image_id in _spread(kind.ids, IMAGES):
+    for image_id in spread(kind.ids, IMAGES):
         mask = truth.mask(kind.split, image_id)
         if mask is None:
             continue
@@ -112,7 +112,7 @@ def sweep_background(store: ArtifactStore, truth: GroundTruth, facts: TruthFacts
 
 
 def _miou_at(joint: npt.NDArray[np.int64]) -> tuple[float, ...]:
-    """MIoU when the `s` lowest steps of activation are background, for s = 1, 2, ...; as in the rest of the report."""
+    """Mean IoU when the `s` lowest steps of activation are background, s = 1, 2, ...; as in the rest of the report."""
     kept = joint[:, :, ::-1].cumsum(2)[:, :, -2::-1]  # (C, C, S - 1), pixels whose activation lies above step s
     kept[:, 0] += joint.sum((1, 2))[:, None] - kept.sum(1)  # the rest falls to the background
     hit = np.einsum("ccs->cs", kept)
@@ -120,8 +120,3 @@ def _miou_at(joint: npt.NDArray[np.int64]) -> tuple[float, ...]:
     there = union > 0
     iou = np.divide(hit, union, out=np.zeros(hit.shape), where=there)
     return tuple((iou.sum(0) / there.sum(0)).tolist())
-
-
-def _spread(ids: Sequence[str], count: int) -> list[str]:
-    """At most `count` ids, evenly spread."""
-    return [ids[index * len(ids) // count] for index in range(count)] if len(ids) > count else list(ids)

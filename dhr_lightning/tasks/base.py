@@ -108,6 +108,10 @@ class BaseTask(L.LightningModule):
             return [encoder]
         return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
+    def making(self) -> dict[str, Any]:
+        """What the manifests of this task's artifacts should know beside the settings."""
+        return {}
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch and batch only, so that a resumed run repeats exactly.
 

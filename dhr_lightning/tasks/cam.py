@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.catalog import Record, spread
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
@@ -70,6 +70,7 @@ class CAMTask(BaseTask):
         if background != "auto" and (isinstance(background, str) or not 0 < background < 1):
             raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
         self.background = None if background == "auto" else background
+        self.background_rule = "given"
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride
         )
@@ -105,8 +106,10 @@ class CAMTask(BaseTask):
     def on_predict_start(self) -> None:
         """Choose the background score if that was left to us: the same one for a run and for its continuation."""
         if self.hparams.background == "auto" and self.classes.has_background:
+            self.eval()
             records = spread(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
             self.background = self.choose_background(self._batches(records))
+            self.background_rule = f"Otsu, {len(records)} training images"
             log.info("background score %.3f: Otsu's threshold of %d training CAMs", self.background, len(records))
 
     def _batches(self, records: list[Record]) -> Iterable[Batch]:
@@ -131,11 +134,12 @@ class CAMTask(BaseTask):
         return float(otsu_threshold(counts))
 
     def making(self) -> dict[str, Any]:
-        """What the manifest should know about the background score."""
+        """The background score; chosen here if a continued run had nothing left to predict."""
+        if self.background is None and self._trainer is not None:
+            self.on_predict_start()
         if self.background is None:
             return {}
-        rule = f"Otsu, {BACKGROUND_IMAGES} training images" if self.hparams.background == "auto" else "given"
-        return {"background": self.background, "background_rule": rule}
+        return {"background": self.background, "background_rule": self.background_rule}
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` and base masks of a batch of whole images."""
@@ -181,8 +185,3 @@ class CAMTask(BaseTask):
 def _cells(batch: Batch, cam: Tensor) -> Tensor:
     """Cells `(B, h, w)` of `cam` that lie inside the images."""
     return F.interpolate(batch["valid"][:, None].float(), cam.shape[-2:], mode="nearest")[:, 0] > 0
-
-
-def spread(records: list[Record], count: int) -> list[Record]:
-    """At most `count` records, evenly spread over the list."""
-    return [records[index * len(records) // count] for index in range(count)] if len(records) > count else records

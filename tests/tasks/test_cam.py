@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
+from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.registry import read_records
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
 from dhr_lightning.reporting.kinds import find_kinds
-from dhr_lightning.tasks.cam import spread
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import NAMES, make_batch, make_task
 
