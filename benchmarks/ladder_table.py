@@ -36,6 +36,7 @@ class Row:
 PRODUCT = "default"
 _BASE, _MARS = "base_mask", "mars_mask"
 _BARE = {"guard": "none"}
+_PUBLISHED = {"features": "uss", "pooling": "majority", **_BARE}
 
 
 def _final(label: str, changes: Mapping[str, Any], **options: Any) -> Row:
@@ -46,32 +47,33 @@ def _final(label: str, changes: Mapping[str, Any], **options: Any) -> Row:
 ROWS = {
     "base_seed_plain": Row("base + seed without OT", _BASE, {"uss": False, "seed_transport": False}),
     "base_seed": Row("base + OT seed", _BASE, {"uss": False}),
-    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", _BASE, _BARE),
+    "base_uss_wss": Row("base + seed + USS + WSS (no MARS)", _BASE, _PUBLISHED),
     "mars_seed_raw": Row("mars + OT seed, not refined", _MARS, {"uss": False, "refine_seed": False}),
     "mars_seed_plain": Row("mars + refined seed, no OT", _MARS, {"uss": False, "seed_transport": False}),
     "mars_seed": Row("mars + OT seed", _MARS, {"uss": False}),
     "mars_seed_all": Row("mars + OT seed, every seed pasted", _MARS, {"uss": False, "seed": "all"}),
-    "mars_uss": Row("mars + seed + USS", _MARS, {"wss": False, **_BARE}),
-    "mars_uss_wss": Row("mars + seed + USS + WSS", _MARS, _BARE),
+    "mars_uss": Row("mars + seed + USS", _MARS, {"wss": False, **_PUBLISHED}),
+    "mars_uss_wss": Row("mars + seed + USS + WSS", _MARS, _PUBLISHED),
     "mars_uss_wss_transport": Row(
-        "mars + seed + USS + WSS + final transport", _MARS, {"final_transport": True, **_BARE}
+        "mars + seed + USS + WSS + final transport", _MARS, {"final_transport": True, **_PUBLISHED}
     ),
     "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", _MARS, {"uss": False}, True, True),
     "reference": _final("profile `reference` (published order and constants)", {}, profile="reference"),
     "min_max": _final("mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)", {
-        "heatmap": "min_max", "tau": 0.8, **_BARE
+        "heatmap": "min_max", "tau": 0.8, **_PUBLISHED
     }),
     "relu": _final("ReLU of the cosine instead of softmax", {"heatmap": "relu", **_BARE}),
-    "uss_strong": _final("mars + seed + USS, strong final CRF", {"wss": False, **_BARE}),
-    "wss_strong": _final("mars + seed, WSS features in place of USS", {"wss": False, **_BARE}, features="wss"),
-    "unguarded": _final("mars + seed + USS + WSS, strong final CRF", _BARE),
+    "uss_strong": _final("mars + seed + USS, strong final CRF", {"wss": False, **_PUBLISHED}),
+    "wss_strong": _final("mars + seed, WSS features in place of USS", {"wss": False, **_PUBLISHED}, features="wss"),
+    "uss_wss_strong": _final("mars + seed + USS + WSS, strong final CRF", _PUBLISHED),
+    "majority": _final("+ heatmaps of both features", {"pooling": "majority", **_BARE}),
+    "unguarded": _final("+ cells pooled by area", _BARE),
     "no_seed": _final("the same without seeds", {"seed": "none", **_BARE}),
     "uniform": _final("+ last transport, uniform shares, min-max weights", {"final_transport": True, **_BARE}),
     "area": _final("+ last transport, area shares", {"final_transport": True, "final_marginal": "area", **_BARE}),
     "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
     "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),
     "soft": _final("temperature 0.2", {"temperature": 0.2, **_BARE}),
-    "pool_area": _final("cells pooled by area", {"pooling": "area"}),
     "cost_all": _final("groups transported against all classes", {"group_cost": "all"}),
     "level_first": _final("WSS features of the last stage but one only", {"wss_levels": "first"}),
     "level_last": _final("WSS features of the last stage only", {"wss_levels": "last"}),
@@ -85,7 +87,7 @@ ROWS = {
     "raw_all": _final(
         "every unrefined seed pasted, guard from both", {"guard": "both", "refine_seed": False, "seed": "all"}
     ),
-    PRODUCT: _final("mars + seed + USS + WSS, strong final CRF, guard (default)", {}),
+    PRODUCT: _final("+ guard (default)", {}),
     "default_base": Row("default, without MARS", _BASE, strong=True),
     "default_twice": _final("default, two rounds", {}, rounds=2),
 }  # fmt: skip
@@ -93,13 +95,13 @@ ROWS = {
 SETS = {
     "ladder": (
         "base_seed_plain", "base_seed", "base_uss_wss", "mars_seed", "mars_seed_strong", "mars_uss", "mars_uss_wss",
-        "min_max", "unguarded", PRODUCT, "mars_uss_wss_transport",
+        "min_max", "uss_wss_strong", "majority", "unguarded", PRODUCT, "mars_uss_wss_transport",
     ),
     "ablation": (
-        "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "uss_strong", "wss_strong", "unguarded",
-        "no_seed", "reference", "min_max", "relu", "uniform", "area", "mix", "sharp", "soft", "pool_area",
-        "cost_all", "level_first", "level_last", "gamma_auto", "guard_seed", "guard_both", "raw_guard",
-        "raw_guard_half", "raw_all", PRODUCT, "default_base", "default_twice",
+        "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "reference", "min_max", "uss_strong",
+        "wss_strong", "uss_wss_strong", "majority", "unguarded", PRODUCT, "default_base", "default_twice", "no_seed",
+        "relu", "sharp", "soft", "uniform", "area", "mix", "cost_all", "level_first", "level_last", "gamma_auto",
+        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all",
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}

@@ -1,6 +1,6 @@
 """Class heatmaps from features, and their rebalancing by a second kind of features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ def class_heatmaps(
     mask: Tensor,
     keys: Tensor,
     *,
+    levels: Sequence[Tensor] = (),
     valid: Tensor | None = None,
     mode: HeatmapMode = "min_max",
     temperature: float = 0.1,
@@ -40,6 +41,7 @@ def class_heatmaps(
         features: `(B, D, h, w)`, finite.
         mask: `(B, H, W)` int64 class values.
         keys: `(B, K)` class values, -1 = padding.
+        levels: more features `(B, D, h, w)`, each on its own grid over the same canvas; all cosines are averaged.
         valid: `(B, H, W)` bool, pixels inside the image.
         mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"relu"` takes its positive part;
             `"softmax"` gives the share of each class per cell.
@@ -47,15 +49,19 @@ def class_heatmaps(
         pooling: see `cell_labels`.
 
     Returns:
-        Heatmaps, centroids and classes that have a centroid; maps of the others and invalid cells are 0.
+        Heatmaps, centroids of `features`, and classes that have one; maps of the others and invalid cells are 0.
 
-    Source: DHR (arXiv:2404.00380), USS rebalancing: ReLU in the paper, min-max in its code; softmax is ours.
+    Source: DHR (arXiv:2404.00380), USS rebalancing: ReLU in the paper, min-max in its code.
+    Differs: softmax and `levels` are ours.
     """
     check_choice("heatmap", mode, ("min_max", "relu", "softmax"))
     check_positive("temperature", temperature)
     grid = (features.shape[2], features.shape[3])
     weights = cell_labels(mask, keys, grid=grid, valid=valid, mode=pooling)  # (B, K, N)
     cosine, centroids, active = class_cosines(features, weights)
+    for more, _, there in _level_cosines(levels, mask, keys, valid, pooling):
+        cosine = cosine + resize_maps(more, grid, valid=there)
+    cosine = cosine / (1 + len(levels))
     near = None if valid is None else valid_cells(valid, grid)
     if mode == "min_max":
         return ClassHeatmaps(min_max_normalize(cosine, valid=near, present=active), centroids, active)
@@ -102,20 +108,28 @@ def supervised_heatmaps(
     if few:
         mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
         levels = [level[chosen] for level in levels]
-    cells: dict[tuple[int, int], Tensor] = {}  # levels on one grid share their labels
-    maps = []
-    for level in levels:
-        here = (level.shape[2], level.shape[3])
-        if here not in cells:
-            cells[here] = cell_labels(mask, keys, grid=here, valid=valid, mode=pooling)
-        cosine, _, active = class_cosines(level, cells[here])
-        near = None if valid is None else valid_cells(valid, here)
-        maps.append(resize_maps(min_max_normalize(cosine, valid=near, present=active), grid, valid=near))
+    maps = [
+        resize_maps(min_max_normalize(cosine, valid=near, present=active), grid, valid=near)
+        for cosine, active, near in _level_cosines(levels, mask, keys, valid, pooling)
+    ]
     near = None if valid is None else valid_cells(valid, grid)
     result = min_max_normalize(torch.stack(maps).mean(0), valid=near)
     if few:
         return result.new_zeros(len(picked), *result.shape[1:]).index_copy(0, chosen, result)
     return result * picked[:, None, None, None]
+
+
+def _level_cosines(
+    levels: Sequence[Tensor], mask: Tensor, keys: Tensor, valid: Tensor | None, pooling: Pooling
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield cosines `(B, K, h, w)`, active classes and valid cells of every level, on its own grid."""
+    cells: dict[tuple[int, int], Tensor] = {}  # levels on one grid share their labels
+    for level in levels:
+        here = (level.shape[2], level.shape[3])
+        if here not in cells:
+            cells[here] = cell_labels(mask, keys, grid=here, valid=valid, mode=pooling)
+        cosine, _, active = class_cosines(level, cells[here])
+        yield cosine, active, None if valid is None else valid_cells(valid, here)
 
 
 def group_weights(

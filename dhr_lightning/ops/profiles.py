@@ -27,11 +27,13 @@ class RebalanceSettings:
         refine_seed: refine the seeds, if a refinement is given.
         min_pixels: a class below this area in the mask has vanished.
         min_share: the same as a share of the class's seed, in [0, 1].
-        uss: replace the mask by heatmaps of the unsupervised features; otherwise the merged mask is the result.
+        uss: replace the mask by heatmaps of image features; otherwise the merged mask is the result.
+        features: the heatmaps compare the unsupervised features (`"uss"`, as published), or average the cosines of
+            these and of the supervised ones (`"both"`, ours).
         wss: separate alike classes by the supervised features (needs `uss`).
         wss_levels: levels of those features: `"all"` that are given, the `"first"` or the `"last"` of them.
         group_cost: the transport of a group runs over the members of the `"group"`, or over `"all"` classes.
-        pooling: cells of a class: `"majority"` of their pixels, or by `"area"`.
+        pooling: cells of a class: by `"area"`, or by `"majority"` of their pixels as in the published code.
         grouping: `"components"`, or `"row_upper"` as in the published code.
         heatmap: `"min_max"` of the cosine per class, its `"relu"`, or `"softmax"` over the classes.
         temperature: of the softmax, > 0.
@@ -57,10 +59,11 @@ class RebalanceSettings:
     min_pixels: int = 16
     min_share: float = 0.2
     uss: bool = True
+    features: Literal["uss", "both"] = "both"
     wss: bool = True
     wss_levels: Literal["all", "first", "last"] = "all"
     group_cost: Literal["group", "all"] = "group"
-    pooling: Literal["majority", "area"] = "majority"
+    pooling: Literal["majority", "area"] = "area"
     grouping: Literal["components", "row_upper"] = "components"
     heatmap: HeatmapMode = "softmax"
     temperature: float = 0.1
@@ -81,6 +84,7 @@ class RebalanceSettings:
         check_range("min_pixels", self.min_pixels, 0, float("inf"))
         check_choice("stopping", self.stopping, ("absolute", "marginal"))
         check_choice("seed", self.seed, ("vanished", "all", "none"))
+        check_choice("features", self.features, ("uss", "both"))
         check_choice("wss_levels", self.wss_levels, ("all", "first", "last"))
         check_choice("group_cost", self.group_cost, ("group", "all"))
         check_choice("pooling", self.pooling, ("majority", "area"))
@@ -95,7 +99,13 @@ PROFILES = {
     "default": RebalanceSettings(),
     # Order and constants of the published code. Repaired: a background takes part in the seeds, features line up.
     "reference": RebalanceSettings(
-        seed="all", heatmap="min_max", grouping="row_upper", final_transport=True, guard="none"
+        seed="all",
+        features="uss",
+        pooling="majority",
+        heatmap="min_max",
+        grouping="row_upper",
+        final_transport=True,
+        guard="none",
     ),
 }
 

@@ -85,7 +85,8 @@ def rebalance(
         ValueError: if a shape or value does not fit, or `settings` asks for features that were not given.
 
     Source: DHR (arXiv:2404.00380), in the order of its code.
-    Differs: seeds compete with a background, aligned grids, area fallback of the pooling, tags filter the classes.
+    Differs: seeds compete with a background, aligned grids, area fallback of the pooling, tags filter the classes;
+        options that are ours say so in `RebalanceSettings`.
     """
     settings = settings or RebalanceSettings()
     _check_input(image, mask, cam, uss, wss, keys, present, offset, valid, settings)
@@ -147,11 +148,13 @@ def _redraw(
 ) -> RebalanceResult:
     """Replace the merged mask by labels from rebalanced heatmaps."""
     grid, init = (uss.shape[2], uss.shape[3]), merged.init
+    levels = {"all": wss, "first": wss[:1], "last": wss[-1:]}[settings.wss_levels]
     near = None if valid is None else valid_cells(valid, grid)
     maps, centroids, active = class_heatmaps(
         uss,
         init,
         keys,
+        levels=levels if settings.features == "both" else (),
         valid=valid,
         mode=settings.heatmap,
         temperature=settings.temperature,
@@ -162,7 +165,6 @@ def _redraw(
     if settings.final_transport and settings.final_order == "before":
         heat = _transport_all(heat, init, keys, active, valid, settings)
     if settings.wss:
-        levels = {"all": wss, "first": wss[:1], "last": wss[-1:]}[settings.wss_levels]
         separate = supervised_heatmaps(
             levels, init, keys, groups=groups, grid=grid, valid=valid, pooling=settings.pooling
         )
@@ -259,9 +261,10 @@ def _check_input(
         raise ValueError(f"Expected `mask` values in [0, {IGNORE}], but got {low} to {high}.")
     if not settings.uss:
         return
-    if uss is None or (settings.wss and not wss):
-        name, switch = ("uss", "uss") if uss is None else ("wss", "wss")
-        raise ValueError(f"Expected features in `{name}`, but got none. Pass them or set `{switch}=False`.")
+    if uss is None:
+        raise ValueError("Expected features in `uss`, but got none. Pass them or set uss=False.")
+    if (settings.wss or settings.features == "both") and not wss:
+        raise ValueError("Expected features in `wss`, but got none. Pass them or set wss=False and features='uss'.")
     for name, level in (("uss", uss), *((f"wss[{i}]", level) for i, level in enumerate(wss))):
         check_dims(name, level, "B D h w")
         check_shape(name, level, (batch, *level.shape[1:]), "B D h w")

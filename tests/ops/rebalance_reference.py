@@ -162,8 +162,16 @@ def find_groups(vectors, tau, grouping):
     return [sorted(g) for g in groups if len(g) > 1]
 
 
-def unsupervised(uss, vectors, options):
+def chosen_levels(levels, options):
+    return {"all": levels, "first": levels[:1], "last": levels[-1:]}[options.wss_levels]
+
+
+def class_maps(uss, levels, vectors, init, keys, options):
     cosines = cosine_maps(uss, vectors)
+    if options.features == "both":
+        more = [cosine_maps(level, centroids(level, init, keys, options)) for level in chosen_levels(levels, options)]
+        grid = uss.shape[1:]
+        cosines = {c: (m + sum(resize(one[c], grid) for one in more)) / (1 + len(more)) for c, m in cosines.items()}
     if options.heatmap == "softmax":
         total = sum(np.exp(m / options.temperature) for m in cosines.values())
         return {c: np.exp(m / options.temperature) / total for c, m in cosines.items()}
@@ -174,7 +182,7 @@ def unsupervised(uss, vectors, options):
 
 def supervised(levels, init, keys, active, grid, options):
     per_level = []
-    for level in {"all": levels, "first": levels[:1], "last": levels[-1:]}[options.wss_levels]:
+    for level in chosen_levels(levels, options):
         found = cosine_maps(level, centroids(level, init, keys, options))
         per_level.append({c: resize(min_max(m), grid) for c, m in found.items()})
     return {c: min_max(sum(level[c] for level in per_level) / len(per_level)) for c in active}
@@ -197,7 +205,7 @@ def transport_all(heat, init, options):
 
 def heatmaps(uss, levels, init, keys, options):
     vectors = centroids(uss, init, keys, options)
-    maps = unsupervised(uss, vectors, options)
+    maps = class_maps(uss, levels, vectors, init, keys, options)
     heat, active = dict(maps), sorted(vectors)
     last = options.final_transport and bool(active)
     groups = find_groups(vectors, options.tau, options.grouping)

@@ -29,6 +29,14 @@ def test_heatmaps_by_hand():
     torch.testing.assert_close(soft[0, 1, 0, 0], ((slope[0] - 1) / 0.5).sigmoid())
 
 
+def test_cosines_of_more_levels_are_averaged_on_the_first_grid():
+    coarse = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # classes 0 and 3 have a cell each
+    both = class_heatmaps(FEATURES, MASK, KEYS, levels=[coarse], mode="relu", pooling="area")
+    alone = class_heatmaps(FEATURES, MASK, KEYS, mode="relu", pooling="area").maps
+    of_coarse = resize_maps(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), (1, 4))
+    torch.testing.assert_close(both.maps, (alone + of_coarse) / 2)
+
+
 def test_absent_classes_and_empty_images_are_zero():
     for mode in ("min_max", "relu", "softmax"):
         result = class_heatmaps(FEATURES, torch.full_like(MASK, 255), KEYS, mode=mode)

@@ -194,6 +194,7 @@ def test_half_precision_features_inside_autocast(dtype):
         ({"image": torch.zeros(1, 16, 8, 3)}, "Expected `image` of shape"),
         ({"uss": None}, "Expected features in `uss`, but got none"),
         ({"wss": []}, "Expected features in `wss`, but got none"),
+        ({"wss": [], "settings": RebalanceSettings(wss=False, features="both")}, "Expected features in `wss`"),
         ({"offset": 2}, r"`offset` in \[0, 1\], but got 2"),
         ({"valid": torch.ones(1, 4, 4, dtype=torch.bool)}, "Expected `valid` of shape"),
     ],
@@ -224,6 +225,7 @@ def test_wrong_arguments_are_named(change, message):
         ("min_share", 2.0),
         ("seed", "some"),
         ("heatmap", "sigmoid"),
+        ("features", "wss"),
     ],
 )
 def test_wrong_settings_are_named(name, value):

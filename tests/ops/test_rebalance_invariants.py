@@ -23,7 +23,9 @@ OPTIONS = {
     "area": replace(DEFAULT, heatmap="min_max", final_transport=True, final_marginal="area"),
     "mix": replace(DEFAULT, heatmap="min_max", final_transport=True, final_marginal="mix", preserve_ignore=True),
     "mix before": replace(DEFAULT, final_transport=True, final_marginal="mix", final_order="before"),
-    "pooled by area": replace(DEFAULT, pooling="area"),
+    "unsupervised features alone": replace(DEFAULT, features="uss", pooling="majority"),
+    "both features, last level, min-max": replace(DEFAULT, wss_levels="last", heatmap="min_max"),
+    "both features, no groups, majority": replace(DEFAULT, wss=False, pooling="majority"),
     "first level, all classes": replace(DEFAULT, wss_levels="first", group_cost="all", tau=0.3),
     "last level, rows, all classes": replace(
         DEFAULT, wss_levels="last", group_cost="all", grouping="row_upper", tau=0.3, heatmap="min_max"
