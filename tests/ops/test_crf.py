@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -247,7 +248,8 @@ def test_worker_module_loads_neither_torch_nor_numpy():
 
 
 def _crash(pool):
-    pool.submit(os._exit, 1)
+    with pytest.raises(BrokenProcessPool):  # wait until the pool has noticed
+        pool.submit(os._exit, 1).result()
     image, probability = sample(batch=5)
     dense_crf(image, probability, backend="pydensecrf", workers=2)
 
