@@ -1,9 +1,9 @@
 """Figures of masks against the ground truth, counted by the code that makes the report of the product."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frequent import frequent_miou, frequent_names
 from ladder_pass import seconds_per_image
 from ladder_setup import Bench
 from ladder_table import KIND, ROWS, STAGE_ROWS
@@ -14,8 +14,6 @@ from dhr_lightning.reporting.evaluate import evaluate_split
 from dhr_lightning.reporting.figures import Figures, all_figures
 from dhr_lightning.reporting.kinds import describe_kind
 from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
-
-FREQUENT = 90
 
 
 class Judge:
@@ -83,10 +81,6 @@ class Judge:
         }
 
     def _frequent(self, iou: Mapping[str, float | None]) -> float | None:
-        """Mean over background and the classes with at least 90 training photos; `None` if that is all of them."""
-        counts = Counter(
-            value for record in self.bench.plan("stage1_cam", "cam").records("train") for value in record.tags
-        )
-        names = [self.facts.names[value] for value, count in sorted(counts.items()) if count >= FREQUENT]
-        values = [iou[name] for name in ("background", *names)]
-        return None if len(values) == len(iou) else sum(value or 0.0 for value in values) / len(values)
+        """Mean over background and frequent classes; `None` if that is all of them."""
+        names = frequent_names(self.facts)
+        return None if 1 + len(names) == len(iou) else frequent_miou(iou, names)

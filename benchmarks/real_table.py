@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from frequent import FREQUENT, frequent_miou, frequent_names
+
 from dhr_lightning.artifacts.files import read_json, write_bytes
 from dhr_lightning.data.registry import get_dataset
 from dhr_lightning.reporting.truth import DatasetTruth, TruthFacts, resolve_truth
-
-FREQUENT = 90
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 def table(report: dict[str, Any], facts: TruthFacts) -> str:
     """Markdown: one row per kind of mask, shares in percent, then the seconds of the steps."""
-    names = [name for name, count in zip(facts.names, facts.tag_counts, strict=True) if count >= FREQUENT]
+    names = frequent_names(facts)
     lines = [
         f"Frequent: background and the {len(names)} classes with {FREQUENT} training photos or more "
         f"({', '.join(names)}).",
@@ -42,9 +42,8 @@ def table(report: dict[str, Any], facts: TruthFacts) -> str:
     ]
     for key, figures in report["metrics"].items():
         iou = figures["iou"]
-        frequent = [iou[name] or 0.0 for name in ("background", *names)]
         cells = (
-            sum(frequent) / len(frequent),
+            frequent_miou(iou, names),
             figures["miou"],
             iou["background"],
             figures["vanished_tag_rate"],

@@ -1,22 +1,15 @@
 """The table of a run on photos; the other benchmarks check themselves against what they replace."""
 
-import importlib.util
+import importlib
 from pathlib import Path
-from types import ModuleType
 
 from dhr_lightning.reporting.truth import TruthFacts
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_frequent_classes_are_averaged_with_the_background():
+def test_frequent_classes_are_averaged_with_the_background(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
     facts = TruthFacts(
         names=("background", "cat", "dog", "sofa"),
         offset=1,
@@ -35,7 +28,9 @@ def test_frequent_classes_are_averaged_with_the_background():
         "missing_tag_rate": None,
         "images": 7,
     }
-    text = load("real_table").table({"metrics": {"cam/train": figures}, "seconds": {"fit cam": 60.0}}, facts)
+    text = importlib.import_module("real_table").table(
+        {"metrics": {"cam/train": figures}, "seconds": {"fit cam": 60.0}}, facts
+    )
     assert "the 2 classes with 90 training photos or more (cat, sofa)" in text
     assert "| cam/train | 7 | 46.7 | 40.0 | 90.0 | 12.5 |  |" in text
     assert "fit cam 60 s; 1 min in all." in text
