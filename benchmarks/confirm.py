@@ -13,7 +13,7 @@ import torch
 from frequent import frequent_miou, frequent_names
 from ladder_rows import Ladder
 from ladder_setup import Bench
-from ladder_table import PRODUCT, ROWS
+from ladder_table import ROWS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,7 @@ from dhr_lightning.tasks.cam import CAMTask
 from dhr_lightning.tasks.uss import USSTask
 
 Counts = tuple[ConfusionMatrix, MaskStatistics]
-SLUGS = ("reference", "uss_wss_strong", "majority", "unguarded", PRODUCT)
+SLUGS = ("reference", "uss_wss_strong", "majority", "unguarded", "guarded")
 
 
 class Maker:

@@ -35,13 +35,14 @@ class Row:
 
 PRODUCT = "default"
 _BASE, _MARS = "base_mask", "mars_mask"
+_DEFAULT = {"features": "both", "pooling": "area", "guard": "heatmap"}  # a configuration may say otherwise
 _BARE = {"guard": "none"}
 _PUBLISHED = {"features": "uss", "pooling": "majority", **_BARE}
 
 
 def _final(label: str, changes: Mapping[str, Any], **options: Any) -> Row:
-    """A row as the product makes masks: from MARS masks, with the strong last CRF."""
-    return Row(label, _MARS, changes, strong=True, **options)
+    """A change of the default profile: from MARS masks, with the strong last CRF."""
+    return Row(label, _MARS, {**_DEFAULT, **changes}, strong=True, **options)
 
 
 ROWS = {
@@ -58,7 +59,9 @@ ROWS = {
         "mars + seed + USS + WSS + final transport", _MARS, {"final_transport": True, **_PUBLISHED}
     ),
     "mars_seed_strong": Row("mars + OT seed, strong CRF on its labels", _MARS, {"uss": False}, True, True),
-    "reference": _final("profile `reference` (published order and constants)", {}, profile="reference"),
+    "reference": Row(
+        "profile `reference` (published order and constants)", _MARS, strong=True, profile="reference"
+    ),
     "min_max": _final("mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)", {
         "heatmap": "min_max", "tau": 0.8, **_PUBLISHED
     }),
@@ -87,21 +90,22 @@ ROWS = {
     "raw_all": _final(
         "every unrefined seed pasted, guard from both", {"guard": "both", "refine_seed": False, "seed": "all"}
     ),
-    PRODUCT: _final("+ guard (default)", {}),
-    "default_base": Row("default, without MARS", _BASE, strong=True),
+    "guarded": _final("+ guard (profile `default`)", {}),
+    "default_base": Row("default, without MARS", _BASE, _DEFAULT, strong=True),
+    PRODUCT: Row("mars + seed + USS + WSS, strong final CRF, guard (as configured)", _MARS, strong=True),
     "default_twice": _final("default, two rounds", {}, rounds=2),
 }  # fmt: skip
 
 SETS = {
     "ladder": (
         "base_seed_plain", "base_seed", "base_uss_wss", "mars_seed", "mars_seed_strong", "mars_uss", "mars_uss_wss",
-        "min_max", "uss_wss_strong", "majority", "unguarded", PRODUCT, "mars_uss_wss_transport",
+        "min_max", "uss_wss_strong", PRODUCT, "mars_uss_wss_transport",
     ),
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "reference", "min_max", "uss_strong",
-        "wss_strong", "uss_wss_strong", "majority", "unguarded", PRODUCT, "default_base", "default_twice", "no_seed",
+        "wss_strong", "uss_wss_strong", "majority", "unguarded", "guarded", "default_base", "default_twice", "no_seed",
         "relu", "sharp", "soft", "uniform", "area", "mix", "cost_all", "level_first", "level_last", "gamma_auto",
-        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all",
+        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT,
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}
