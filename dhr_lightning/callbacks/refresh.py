@@ -21,7 +21,7 @@ from dhr_lightning.data.files import read_truth
 from dhr_lightning.data.provenance import describe_artifact
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.metrics import confusion_matrix, scores
-from dhr_lightning.progress import duration, track
+from dhr_lightning.progress import duration
 from dhr_lightning.tasks.dhr import DHRTask
 
 log = logging.getLogger("dhr_lightning")
@@ -101,14 +101,10 @@ class PseudoMaskRefresh(L.Callback):
         """Write the masks of some images."""
         if not records:
             return
-        datamodule: WSSSDataModule = trainer.datamodule
         training = task.training
         task.eval()
-        loader = datamodule.refresh_dataloader(records)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for batch in track(loader, what):
-                batch = datamodule.transfer_batch_to_device(batch, task.device, 0)
-                batch = datamodule.on_after_batch_transfer(batch, 0)
+            for batch in task.whole_batches(records, what):
                 masks = task.pseudo_masks(batch).mask.to(torch.uint8).cpu().numpy()
                 for image_id, mask, geometry in zip(batch["id"], masks, batch["geometry"], strict=True):
                     writer.write(image_id, np.ascontiguousarray(mask[: geometry.size[0], : geometry.size[1]]))

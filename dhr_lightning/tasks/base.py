@@ -1,5 +1,6 @@
 """What all tasks have in common: optimiser, schedule, class list, weights of an earlier step."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.metrics import ConfusionMatrix, scores
+from dhr_lightning.progress import track
 
 
 class BaseTask(L.LightningModule):
@@ -111,6 +113,13 @@ class BaseTask(L.LightningModule):
     def making(self) -> dict[str, Any]:
         """What the manifests of this task's artifacts should know beside the settings."""
         return {}
+
+    def whole_batches(self, records: Sequence[Record], what: str) -> Iterator[Batch]:
+        """Batches of whole training images on the device of this task; `what` is shown with the progress."""
+        datamodule = self.trainer.datamodule
+        for batch in track(datamodule.refresh_dataloader(list(records)), what):
+            moved = datamodule.transfer_batch_to_device(batch, self.device, 0)
+            yield datamodule.on_after_batch_transfer(moved, 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch and batch only, so that a resumed run repeats exactly.

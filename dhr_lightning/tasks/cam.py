@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from dhr_lightning.data.catalog import Record, spread
+from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
@@ -18,7 +18,6 @@ from dhr_lightning.ops.cam import background_score, compact_keys, gather_classes
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
-from dhr_lightning.progress import track
 from dhr_lightning.tasks.base import BaseTask, cut_masks
 
 BACKGROUND_IMAGES = 128
@@ -108,16 +107,9 @@ class CAMTask(BaseTask):
         if self.hparams.background == "auto" and self.classes.has_background:
             self.eval()
             records = spread(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
-            self.background = self.choose_background(self._batches(records))
+            self.background = self.choose_background(self.whole_batches(records, "background score"))
             self.background_rule = f"Otsu, {len(records)} training images"
             log.info("background score %.3f: Otsu's threshold of %d training CAMs", self.background, len(records))
-
-    def _batches(self, records: list[Record]) -> Iterable[Batch]:
-        """Whole training images on the device of this task."""
-        datamodule = self.trainer.datamodule
-        for batch in track(datamodule.refresh_dataloader(records), "background score"):
-            moved = datamodule.transfer_batch_to_device(batch, self.device, 0)
-            yield datamodule.on_after_batch_transfer(moved, 0)
 
     @torch.no_grad()
     def choose_background(self, batches: Iterable[Batch]) -> float:

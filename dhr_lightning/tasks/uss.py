@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dhr_lightning.data.datamodule import Needs, normalize
+from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.losses.stego import correspondence_loss, sample_points
@@ -117,12 +117,11 @@ class USSTask(BaseTask):
     def _find_neighbours(self) -> Tensor:
         """Indices `(N, neighbours)` of the images with the most similar mean feature."""
         self.eval()
-        datamodule = self.trainer.datamodule
-        means = []
-        for batch in datamodule.refresh_dataloader(datamodule.records("train")):
-            batch["image"] = normalize(batch["pixels"], batch["valid"])
-            moved = {"pixels": batch["pixels"].to(self.device), "image": batch["image"].to(self.device)}
-            means.append(F.normalize(self.network.features(moved).mean((2, 3)), dim=1))
+        records = self.trainer.datamodule.records("train")
+        means = [
+            F.normalize(self.network.features(batch).mean((2, 3)), dim=1)
+            for batch in self.whole_batches(records, "neighbours")
+        ]
         self.train()
         mean = torch.cat(means)
         count = min(self.hparams.neighbours, len(mean) - 1)
