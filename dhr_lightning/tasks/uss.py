@@ -11,6 +11,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.losses.stego import correspondence_loss, sample_points
 from dhr_lightning.models.backbones import FrozenEncoder, is_encoder
+from dhr_lightning.models.classifier import masked_mean
 from dhr_lightning.models.patches import PatchEncoder
 from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
 from dhr_lightning.models.vit import FrozenViT
@@ -119,13 +120,16 @@ class USSTask(BaseTask):
         self.eval()
         records = self.trainer.datamodule.records("train")
         means = [
-            F.normalize(self.network.features(batch).mean((2, 3)), dim=1)
+            F.normalize(masked_mean(self.network.features(batch), batch["valid"]), dim=1)
             for batch in self.whole_batches(records, "neighbours")
         ]
         self.train()
         mean = torch.cat(means)
         count = min(self.hparams.neighbours, len(mean) - 1)
-        rows = [(chunk @ mean.T).topk(count + 1).indices[:, 1:].cpu() for chunk in torch.split(mean, 1024)]
+        rows = []
+        for index in torch.split(torch.arange(len(mean), device=mean.device), 1024):
+            alike = (mean[index] @ mean.T).scatter_(1, index[:, None], -torch.inf)  # no image is its own neighbour
+            rows.append(alike.topk(count).indices.cpu())
         return torch.cat(rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +60,15 @@ def test_padding_is_cut_off_the_features():
     batch = make_batch([[1], [2]], [(48, 64), (64, 40)])
     shapes = [tuple(features.shape) for (features,) in task.predict_step(batch, 0)["uss"]]
     assert shapes == [(16, 12, 16), (16, 16, 10)]
+
+
+def test_neighbours_are_found_by_content_not_by_padding(monkeypatch):
+    task = make_task("USSTask", head="stego", backbone="vit_tiny_patch16_224", neighbours=1)
+    batch = make_batch([[1], [1], [2]], [(32, 64), (64, 64), (64, 64)])  # the first is padded below
+    features = torch.zeros(3, 2, 4, 4)
+    features[0, 0, :2] = features[1, 0] = 1  # content of the first two
+    features[0, 1, 2:] = features[2, 1] = 5  # padding of the first, content of the last
+    monkeypatch.setattr(task, "whole_batches", lambda records, what: [batch])
+    monkeypatch.setattr(task, "_trainer", SimpleNamespace(datamodule=SimpleNamespace(records=lambda split: [])))
+    monkeypatch.setattr(task.network, "features", lambda batch: features)
+    assert task._find_neighbours()[:2, 0].tolist() == [1, 0]
