@@ -13,11 +13,18 @@ from dhr_lightning.artifacts.manifest import digest_config, digest_file
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import data_file, resolve
 from dhr_lightning.data import provenance
-from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.data.folder import find_images
 from dhr_lightning.data.importers_read import SUFFIXES, read_foreign
 from dhr_lightning.data.importers_state import describe_import, imported_from
-from dhr_lightning.data.importers_tags import match_keys, read_list, read_tags, refuse_existing, write_tag_table
+from dhr_lightning.data.importers_tags import (
+    compare_tags,
+    match_keys,
+    read_list,
+    read_tags,
+    refuse_existing,
+    write_tag_table,
+)
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
 from dhr_lightning.progress import track
 
@@ -122,8 +129,25 @@ def import_tags(source: Path, config: Mapping[str, Any], *, output: str | None, 
         )
     if lost:
         log.warning("warning: %d of %d entries match no image, first %r; left out.", len(lost), len(tags), lost[0])
-    write_tag_table(path, {image_id: tags[key] for key, image_id in found.items()})
+    imported = {image_id: tags[key] for key, image_id in found.items()}
+    others = _tags_of_dataset(info, root)
+    write_tag_table(path, imported)
     log.info("%s: tags of %d images from %s", path, len(found), source)
+    if others:
+        log.info("%s", compare_tags(imported, others))
+
+
+def _tags_of_dataset(info: DatasetInfo, root: Path) -> dict[str, list[str]]:
+    """Tag names by image, as far as the dataset has tags of its own: there may be photos only."""
+    tags: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        try:
+            records = info.read(root, split, info.classes)
+        except DataError as error:
+            log.info("tags of %s are not compared: the dataset has none that can be read (%s)", split, error)
+            continue
+        tags |= {record.id: [info.classes.names[value] for value in record.tags] for record in records}
+    return tags
 
 
 def import_ids(source: Path, config: Mapping[str, Any], *, split: str, output: str | None, force: bool) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -88,6 +89,30 @@ def _tags_of_list(path: Path, classes: ClassSet) -> dict[object, tuple[str, ...]
             raise TagError(f"{path}, line {image.line}: tags {image.tags} count {classes.num_tags} classes from 0.")
         tags[image.id] = tuple(classes.tag_names[tag] for tag in image.tags)
     return tags
+
+
+def compare_tags(here: Mapping[str, Sequence[str]], there: Mapping[str, Sequence[str]]) -> str:
+    """One sentence on how two sources of tags differ, over the images that both have; it decides nothing.
+
+    Args:
+        here: tag names by image id, of the source at hand.
+        there: the same of the other source.
+    """
+    both = [image_id for image_id in here if image_id in there]
+    differing = [image_id for image_id in both if set(here[image_id]) != set(there[image_id])]
+    if not differing:
+        return f"both sources of tags agree on all {len(both)} images that they share"
+    only_here = Counter(name for image_id in both for name in set(here[image_id]) - set(there[image_id]))
+    only_there = Counter(name for image_id in both for name in set(there[image_id]) - set(here[image_id]))
+    return (
+        f"tags differ on {len(differing)} of {len(both)} images, first {differing[0]}: {_most(only_here)} only in the "
+        f"imported file, {_most(only_there)} only in the dataset"
+    )
+
+
+def _most(counts: Counter[str]) -> str:
+    names = ", ".join(f"{name} {count}" for name, count in counts.most_common(3))
+    return f"{counts.total()} ({names})" if counts else "none"
 
 
 def match_keys(keys: Iterable[object], known: Collection[str]) -> tuple[dict[object, str], list[object]]:

@@ -72,6 +72,24 @@ def test_tags_of_a_release_become_a_table_that_the_folder_reads(tmp_path: Path, 
     assert names(tmp_path) == {"2007_000032": ["cat", "sofa"], "2007_000039": ["dog"]}
 
 
+def test_tags_are_compared_with_those_of_the_dataset(tmp_path: Path, lines: Lines):
+    for name in ("a", "b", "c"):
+        write_photo(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "tags.csv").write_text("image,tags\na,cat\nb,dog;sofa\nc,cat\n")
+    config = tmp_path / "own.yaml"
+    classes = ", ".join(VOC_CLASSES[1:])
+    config.write_text(f"data:\n  dataset: folder\n  root: {tmp_path}\n  options: {{classes: [{classes}]}}\n")
+    (tmp_path / "list.txt").write_text("a 7\nb 11\nc 11\n")
+    command = ["import", "tags", str(tmp_path / "list.txt"), "--dataset", str(config), "--force"]
+    assert main(command) == 0
+    assert (
+        "tags differ on 2 of 3 images, first b: 1 (dog 1) only in the imported file, 2 (sofa 1, cat 1) only in the "
+        "dataset" in lines.text
+    )
+    assert main(command) == 0
+    assert "both sources of tags agree on all 3 images that they share" in lines.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
