@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
@@ -32,6 +32,7 @@ class MaskKind:
         making: TTA and CRF in words.
         threshold: constant score of the background, for activation maps.
         threshold_rule: how it was chosen, for activation maps.
+        is_branch: whether no later masks were made from these, so that they are nobody's step before.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class MaskKind:
     making: str = "masks as given, TTA and CRF unknown"
     threshold: float = CAM_THRESHOLD
     threshold_rule: str = "given"
+    is_branch: bool = False
 
     @property
     def key(self) -> str:
@@ -71,11 +73,6 @@ class MaskKind:
     def is_cam(self) -> bool:
         """Whether these are activation maps, which a background score turns into masks."""
         return self.kind.split("/")[0] == "cam"
-
-    @property
-    def is_branch(self) -> bool:
-        """Whether later masks are not made from these: the baseline's masks are for comparison only."""
-        return self.kind == "wss_mask"
 
     @property
     def is_prediction(self) -> bool:
@@ -114,6 +111,7 @@ def find_kinds(
         if len(found) < len(ids[split]):
             notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
         kinds.append(describe_kind(store, kind, split, found))
+    kinds = [replace(kind, is_branch=_is_branch(store, kind, kinds)) for kind in kinds]
     return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
 
 
@@ -123,6 +121,15 @@ def describe_kind(store: ArtifactStore, kind: str, split: str, ids: Sequence[str
     info = manifest.info if manifest else {}
     threshold, rule = info.get("background", CAM_THRESHOLD), info.get("background_rule", "given")
     return MaskKind(kind, split, tuple(ids), describe_making(info or None), threshold, rule)
+
+
+def _is_branch(store: ArtifactStore, kind: MaskKind, kinds: Sequence[MaskKind]) -> bool:
+    """Whether masks lie beside the way to DHR masks: the baseline's by default, MARS where DHR left it out."""
+    manifests = [store.manifest(other.kind, other.split) for other in kinds]
+    if any(kind.key in manifest.inputs for manifest in manifests if manifest):
+        return False
+    passed = any(other.is_dhr and other.split == kind.split for other in kinds)
+    return kind.kind == "wss_mask" or (kind.kind == "mars_mask" and passed)
 
 
 def _incomplete(store: ArtifactStore, kind: str, split: str, found: Sequence[str], ids: Sequence[str]) -> str:

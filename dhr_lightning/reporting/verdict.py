@@ -76,8 +76,8 @@ def percent(value: float | None) -> str:
 
 
 def _milestones(kinds: Sequence[MaskKind], split: str) -> list[MaskKind]:
-    """CAM, base, MARS and the last DHR round of a split; predictions only if nothing else is there."""
-    here = [kind for kind in kinds if kind.split == split]
+    """CAM, base, MARS and the last DHR round on the way of a split; predictions only if nothing else is there."""
+    here = [kind for kind in kinds if kind.split == split and not kind.is_branch]
     rounds = [kind for kind in here if kind.is_dhr]
     steps = [kind for kind in here if kind.kind in ("cam", "base_mask", "mars_mask")] + rounds[-1:]
     return steps or here

@@ -68,9 +68,17 @@ def store(tmp_path: Path) -> ArtifactStore:
 def put(store: ArtifactStore, truth: SquareTruth) -> Put:
     """Write one kind: `draw(image_id)` gives the arrays; `stop` leaves it unfinished after so many images."""
 
-    def write(kind: str, split: str, draw: Callable[[str], object], *, ids: Sequence[str] = (), stop: int = -1) -> None:
+    def write(
+        kind: str,
+        split: str,
+        draw: Callable[[str], object],
+        *,
+        ids: Sequence[str] = (),
+        stop: int = -1,
+        inputs: Sequence[str] = (),
+    ) -> None:
         names = list(ids) or list(truth.ids(split))
-        identity = Manifest.create(kind, "squares", split, ids=names, settings={})
+        identity = Manifest.create(kind, "squares", split, ids=names, settings={}, inputs=dict.fromkeys(inputs, "0"))
         palette = None if kind == "cam" else truth.classes.palette
         with store.open_writer(kind, split, identity=identity, ids=names, palette=palette) as writer:
             for image_id in names[: stop if stop >= 0 else None]:

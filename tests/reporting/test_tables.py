@@ -1,12 +1,34 @@
 from typing import Any, cast
 
+import pytest
+
 from dhr_lightning.reporting.figures import Figures
-from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.kinds import MaskKind, find_kinds
 from dhr_lightning.reporting.tables import ladder
+from dhr_lightning.reporting.verdict import _milestones
 
 
 def test_masks_of_the_baseline_are_no_step_before_the_next():
-    kinds = [MaskKind(name, "train", ()) for name in ("base_mask", "wss_mask", "mars_mask")]
+    names = ("base_mask", "wss_mask", "mars_mask")
+    kinds = [MaskKind(name, "train", (), is_branch=name == "wss_mask") for name in names]
     scores: dict[str, Any] = {kind.key: {"miou": miou} for kind, miou in zip(kinds, (0.6, 0.5, 0.7), strict=True)}
     bars = ladder(kinds, cast("dict[str, Figures]", scores), chained=True, scored=True)
     assert [bar.change for bar in bars] == ["", "−10.0", "+10.0"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "branches"),
+    [
+        (("mars_mask/train", "cam/train"), ["wss_mask"]),
+        (("base_mask/train", "cam/train"), ["mars_mask", "wss_mask"]),
+        (("wss_mask/train", "mars_mask/train"), []),
+    ],
+)
+def test_masks_that_no_later_ones_were_made_from_are_branches(store, truth, put, inputs, branches):
+    for kind in ("base_mask", "wss_mask", "mars_mask"):
+        put(kind, "train", truth.draw)
+    put("dhr_mask/round_00", "train", truth.draw, inputs=inputs)
+    kinds, _ = find_kinds(store, {"train": truth.ids("train")}, splits=["train"])
+    assert sorted(kind.kind for kind in kinds if kind.is_branch) == branches
+    steps = [kind.kind for kind in _milestones(kinds, "train")]
+    assert ("mars_mask" in steps) == ("mars_mask" not in branches)
