@@ -111,7 +111,7 @@ def find_kinds(
         if len(found) < len(ids[split]):
             notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
         kinds.append(describe_kind(store, kind, split, found))
-    kinds = [replace(kind, is_branch=_is_branch(store, kind, kinds)) for kind in kinds]
+    kinds = _mark_branches(store, kinds)
     return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
 
 
@@ -123,13 +123,13 @@ def describe_kind(store: ArtifactStore, kind: str, split: str, ids: Sequence[str
     return MaskKind(kind, split, tuple(ids), describe_making(info or None), threshold, rule)
 
 
-def _is_branch(store: ArtifactStore, kind: MaskKind, kinds: Sequence[MaskKind]) -> bool:
-    """Whether masks lie beside the way to DHR masks: the baseline's by default, MARS where DHR left it out."""
-    manifests = [store.manifest(other.kind, other.split) for other in kinds]
-    if any(kind.key in manifest.inputs for manifest in manifests if manifest):
-        return False
-    passed = any(other.is_dhr and other.split == kind.split for other in kinds)
-    return kind.kind == "wss_mask" or (kind.kind == "mars_mask" and passed)
+def _mark_branches(store: ArtifactStore, kinds: Sequence[MaskKind]) -> list[MaskKind]:
+    """Tell the masks beside the way to DHR masks: the baseline's by default, MARS where DHR left it out."""
+    manifests = [store.manifest(kind.kind, kind.split) for kind in kinds]
+    used = {name for manifest in manifests if manifest for name in manifest.inputs}
+    passed = {kind.split for kind in kinds if kind.is_dhr}
+    beside = {"wss_mask/" + kind.split for kind in kinds} | {f"mars_mask/{split}" for split in passed}
+    return [replace(kind, is_branch=kind.key in beside - used) for kind in kinds]
 
 
 def _incomplete(store: ArtifactStore, kind: str, split: str, found: Sequence[str], ids: Sequence[str]) -> str:
