@@ -9,26 +9,26 @@ tags are taken as known, as for training photos, and their masks are read by the
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from frequent import frequent_miou, frequent_names
 from ladder_rows import Ladder
 from ladder_setup import Bench
 from ladder_table import ROWS
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.datamodule import normalize
 from dhr_lightning.data.datasets import SegmentationDataset
 from dhr_lightning.data.sample import Batch, collate
-from dhr_lightning.metrics import ConfusionMatrix, MaskStatistics
 from dhr_lightning.ops.cam import compact_keys
 from dhr_lightning.progress import configure_logging, track
-from dhr_lightning.reporting.truth import DatasetTruth, TruthFacts, resolve_truth
+from dhr_lightning.reporting.evaluate import count_masks
+from dhr_lightning.reporting.figures import Figures, all_figures
+from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.reporting.truth import DatasetTruth, TruthFacts, UInt8, resolve_truth
 from dhr_lightning.tasks.cam import CAMTask
 from dhr_lightning.tasks.uss import USSTask
 
-Counts = tuple[ConfusionMatrix, MaskStatistics]
 SLUGS = ("reference", "uss_wss_strong", "majority", "unguarded", "guarded")
 
 
@@ -47,7 +47,7 @@ class Maker:
         self.start = bench.start
 
     @torch.no_grad()
-    def masks(self, batch: Batch) -> dict[str, list[Tensor]]:
+    def masks(self, batch: Batch) -> dict[str, list[UInt8]]:
         """Masks of one batch of whole photos by the name of their row."""
         batch["image"] = normalize(batch["pixels"], batch["valid"])
         keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
@@ -56,9 +56,11 @@ class Maker:
         whole = {**batch, "geometry": [geometry._replace(size=canvas) for geometry in batch["geometry"]]}
         batch["uss"] = torch.stack([features for (features,) in self.uss.predict_step(whole, 0)["uss"]])
         sizes = [geometry.size for geometry in batch["geometry"]]
-        rows = {"base": [mask[:h, :w] for mask, (h, w) in zip(batch["mask"], sizes, strict=True)]}
+        rows = {
+            "base": [mask[:h, :w].numpy().astype(np.uint8) for mask, (h, w) in zip(batch["mask"], sizes, strict=True)]
+        }
         for slug, masks, _ in self.ladder.masks({self.start: batch}, list(SLUGS)):
-            rows[slug] = [torch.from_numpy(mask).long() for mask in masks]
+            rows[slug] = [mask.astype(np.uint8) for mask in masks]
         return rows
 
 
@@ -74,34 +76,37 @@ def main() -> None:
     bench = Bench(options.workspace.resolve(), 0, photos=options.photos, weights=options.weights)
     plan = bench.plan("stage3_dhr", "dhr")
     records = plan.records("val")[: options.images]
-    dataset = SegmentationDataset(records, plan.info.classes, truth=True)
+    dataset = SegmentationDataset(records, plan.info.classes)
     size = int(plan.config["data"]["predict_batch_size"])
     loader = DataLoader(dataset, batch_size=size, collate_fn=lambda samples: collate(samples, divisor=16))
-    maker, counts = Maker(bench), {}
-    facts = resolve_truth(DatasetTruth(plan.info, bench.data))
+    maker, truth = Maker(bench), DatasetTruth(plan.info, bench.data)
+    masks: dict[str, dict[str, UInt8]] = {}
     for batch in track(loader, "val photos"):
-        for slug, masks in maker.masks(batch).items():
-            confusion, tags = counts.setdefault(slug, _empty_counts(plan.info.classes))
-            for index, mask in enumerate(masks):
-                truth = batch["truth"][index, : mask.shape[0], : mask.shape[1]][None]
-                confusion.update(mask[None], truth)
-                tags.update(mask[None], batch["tags"][index : index + 1], truth)
-    print(_table(counts, facts, len(records)))
+        for slug, made in maker.masks(batch).items():
+            masks.setdefault(slug, {}).update(zip(batch["id"], made, strict=True))
+    kinds = [MaskKind(slug, "val", tuple(found)) for slug, found in masks.items()]
+    facts = resolve_truth(truth)
+    result = count_masks(truth, facts, kinds, lambda kind, image, _: masks[kind.kind][image], title="val photos")
+    print(_table(all_figures([result], facts), kinds, facts))
 
 
-def _empty_counts(classes: ClassSet) -> Counts:
-    return ConfusionMatrix(classes.num_classes), MaskStatistics(classes.num_classes, offset=classes.offset)
-
-
-def _table(counts: dict[str, Counts], facts: TruthFacts, images: int) -> str:
+def _table(figures: dict[str, Figures], kinds: list[MaskKind], facts: TruthFacts) -> str:
     names = frequent_names(facts)
-    lines = [f"{images} validation photos, tags known.", "", "| masks | frequent | all | vanished tags | background |"]
-    lines.append("|---|---|---|---|---|")
-    for slug, (confusion, tags) in counts.items():
-        found = confusion.scores()
-        iou = dict(zip(facts.names, found.iou.nan_to_num(0.0).tolist(), strict=True))
-        label = ROWS[slug].label.replace("mars +", "base +") if slug in ROWS else slug
-        cells = (frequent_miou(iou, names), found.miou, tags.compute().vanished_share, iou["background"])
+    lines = [
+        f"{len(kinds[0].ids)} validation photos, tags known.",
+        "",
+        "| masks | frequent | all | vanished tags | background |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        found = figures[kind.key]
+        label = ROWS[kind.kind].label.replace("mars +", "base +") if kind.kind in ROWS else kind.kind
+        cells = (
+            frequent_miou(found["iou"], names),
+            found["miou"],
+            found["vanished_tag_rate"],
+            found["iou"]["background"],
+        )
         lines.append(f"| {label} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
     return "\n".join(lines)
 
