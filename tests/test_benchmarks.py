@@ -1,8 +1,11 @@
-"""The table of a run on photos; the other benchmarks check themselves against what they replace."""
+"""The table of a run on photos, and the plain mask step that the batched one is timed against."""
 
 import importlib
 from pathlib import Path
 
+import pytest
+
+from dhr_lightning.ops.profiles import PROFILES
 from dhr_lightning.reporting.truth import TruthFacts
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -34,3 +37,16 @@ def test_frequent_classes_are_averaged_with_the_background(monkeypatch):
     assert "the 2 classes with 90 training photos or more (cat, sofa)" in text
     assert "| cam/train | 7 | 46.7 | 40.0 | 90.0 | 12.5 |  |" in text
     assert "fit cam 60 s; 1 min in all." in text
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_plain_mask_step_equals_the_batched_one(monkeypatch, profile):
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("ratio_mask_step")
+    batch = module.make_batch([1, 2, 3, 4], size=(60, 80), grid=(6, 8), deep=(5, 7), channels=(16, 32))
+    heatmaps, labels = module.difference(batch, profile)
+    assert heatmaps < 1e-3
+    assert labels < 1e-3
+    result = module.batched(batch, profile)
+    assert result.recovered.any()
+    assert result.groups.any()

@@ -37,6 +37,34 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int], letters: str) -
         raise ValueError(f"Expected `{name}` of shape ({axes}) = {tuple(shape)}, but got {tuple(tensor.shape)}.")
 
 
+def check_device(name: str, tensor: Tensor, other: str, reference: Tensor) -> None:
+    """Raise `ValueError` unless `tensor` lies where `reference`, the argument named `other`, does."""
+    if tensor.device != reference.device:
+        raise ValueError(f"Expected `{name}` on the device of `{other}`, {reference.device}, but got {tensor.device}.")
+
+
+def check_finite(name: str, tensor: Tensor, *, seen: Tensor | None = None) -> None:
+    """Raise `ValueError` if a value is NaN or infinite.
+
+    `seen` is something small that every value went into, such as a sum: the values themselves are then read only if
+    it is not finite.
+    """
+    if bool((tensor if seen is None else seen).isfinite().all()):
+        return
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise ValueError(f"Expected `{name}` to be finite, but {bad} of {tensor.numel()} values are not.")
+
+
+def check_unit(name: str, tensor: Tensor, *, hint: str, tolerance: float = 0.0) -> None:
+    """Raise `ValueError` unless all values lie in [0, 1]; NaN does not. `hint` says what to do."""
+    if tensor.numel() == 0:
+        return
+    low, high = torch.stack(tensor.detach().aminmax()).tolist()
+    if not (low >= -tolerance and high <= 1.0 + tolerance):
+        raise ValueError(f"Expected `{name}` in [0, 1], but got values from {low} to {high}. {hint}")
+
+
 def full_precision(tensor: Tensor) -> torch.autocast:
     """Context in which autocast does not lower the precision on the device of `tensor`."""
     return torch.autocast(tensor.device.type, enabled=False)

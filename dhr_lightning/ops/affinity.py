@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops._checks import as_float, check_dims, check_positive, check_range, check_shape, full_precision
+from dhr_lightning.ops._checks import (
+    as_float,
+    check_device,
+    check_dims,
+    check_finite,
+    check_positive,
+    check_range,
+    check_shape,
+    check_unit,
+    full_precision,
+)
 from dhr_lightning.ops._markov import apply_steps, change_matrix
 
 _Offset = tuple[int, int]
@@ -77,7 +87,7 @@ def feature_affinity(features: Tensor, *, radius: int = 5) -> Tensor:
     Differs: the code drops pairs whose upper pixel is closer than `radius` - 1 to the left, right or bottom border.
     """
     check_dims("features", features, "B D H W")
-    _check_finite("features", features)
+    check_finite("features", features)
     offsets = neighbour_offsets(radius)
     with full_precision(features):
         features = as_float(features)
@@ -133,8 +143,8 @@ def random_walk(
     score = _start(score, valid, boundary)
     batch, classes, height, width = score.shape
     check_shape("affinity", affinity, (batch, len(offsets), height, width), "B P H W")
-    _check_device("affinity", affinity, score)
-    _check_unit("affinity", affinity)
+    check_device("affinity", affinity, "score", score)
+    check_unit("affinity", affinity, hint="Logits need a sigmoid.")
     with full_precision(score):
         weights = affinity.to(score.dtype)
         connected = (weights > 0) & _both_valid(score, valid, radius)
@@ -150,11 +160,11 @@ def _start(score: Tensor, valid: Tensor | None, boundary: Tensor | None) -> Tens
     score, shape = as_float(score), (len(score), *score.shape[2:])
     if valid is not None:
         check_shape("valid", valid, shape, "B H W")
-        _check_device("valid", valid, score)
+        check_device("valid", valid, "score", score)
         score = score.masked_fill(~valid[:, None], 0.0)
-    _check_finite("score", score)
+    check_finite("score", score)
     if boundary is not None:
-        _check_device("boundary", boundary, score)
+        check_device("boundary", boundary, "score", score)
         boundary = _boundary_map(boundary)
         check_shape("boundary", boundary, shape, "B H W")
         score = score * (1.0 - boundary[:, None].to(score.dtype))
@@ -200,24 +210,5 @@ def _boundary_map(boundary: Tensor) -> Tensor:
         boundary = boundary[:, 0]
     if boundary.ndim != 3:
         raise ValueError(f"Expected `boundary` of shape (B, 1, H, W) or (B, H, W), but got {tuple(boundary.shape)}.")
-    _check_unit("boundary", boundary)
+    check_unit("boundary", boundary, hint="Logits need a sigmoid.")
     return boundary
-
-
-def _check_unit(name: str, tensor: Tensor) -> None:
-    if tensor.numel() == 0:
-        return
-    low, high = (float(bound) for bound in tensor.detach().aminmax())
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(f"Expected `{name}` in [0, 1], but got values from {low} to {high}. Logits need a sigmoid.")
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = int((~tensor.isfinite()).sum())
-    if bad:
-        raise ValueError(f"Expected `{name}` to be finite, but {bad} of {tensor.numel()} values are not.")
-
-
-def _check_device(name: str, tensor: Tensor, reference: Tensor) -> None:
-    if tensor.device != reference.device:
-        raise ValueError(f"Expected `{name}` on the device of `score`, {reference.device}, but got {tensor.device}.")

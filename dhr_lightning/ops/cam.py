@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
+from dhr_lightning.ops._checks import (
+    as_float,
+    check_choice,
+    check_dims,
+    check_finite,
+    check_positive,
+    check_range,
+    check_shape,
+)
 
 _EPS = 1e-5
 
@@ -61,9 +69,13 @@ def normalize_cam(cam: Tensor, *, valid: Tensor | None = None) -> Tensor:
     Returns:
         Same shape, float in [0, 1]. A class that is nowhere above 1e-5 stays near 0 and is not blown up.
 
+    Raises:
+        ValueError: if a value is not finite, as from a classifier whose training diverged.
+
     Source: `normalize` of the published DHR code (arXiv:2404.00380), maximum clipped at 1e-5.
     Differs: the maximum skips padding cells.
     """
+    check_finite("cam", cam)
     cam = as_float(cam).relu()
     if valid is not None:
         cam = torch.where(valid.unsqueeze(-3), cam, 0.0)

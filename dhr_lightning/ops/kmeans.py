@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops._checks import as_float, check_dims, check_positive, check_shape, full_precision
+from dhr_lightning.ops._checks import as_float, check_dims, check_finite, check_positive, check_shape, full_precision
 
 _CHUNK = 65536  # rows whose distances to all centroids are held at once
 
@@ -26,7 +26,7 @@ def kmeans(
         centroid (the m-th empty cluster to the m-th farthest row).
 
     Raises:
-        ValueError: if `x` is not 2-D, `iterations` is not positive, or `k` is outside [1, N].
+        ValueError: if `x` is not 2-D or not finite, `iterations` is not positive, or `k` is outside [1, N].
 
     Source: Arthur & Vassilvitskii 2007 (k-means++); Dhillon & Modha 2001 (spherical form).
     """
@@ -34,6 +34,7 @@ def kmeans(
     check_positive("iterations", iterations)
     if not 1 <= k <= len(x):
         raise ValueError(f"Expected `k` in [1, N] with N = {len(x)} rows, but got {k}.")
+    check_finite("x", x)
     with full_precision(x):
         rows = functional.normalize(as_float(x), dim=1) if spherical else as_float(x)
         centroids = _start(rows, torch.rand(k, generator=generator))
@@ -60,9 +61,10 @@ def batched_spherical_kmeans(
         which are used. Empty clusters follow the rule of `kmeans`.
 
     Raises:
-        ValueError: if a shape does not fit or `k` or `iterations` is not positive.
+        ValueError: if a shape does not fit, `x` is not finite, or `k` or `iterations` is not positive.
     """
     check_dims("x", x, "B N D")
+    check_finite("x", x)
     check_positive("k", k)
     check_positive("iterations", iterations)
     single = member.ndim == 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops._checks import as_float, check_dims, check_positive, check_shape, full_precision
+from dhr_lightning.ops._checks import as_float, check_dims, check_finite, check_positive, check_shape, full_precision
 
 PAMR_DILATIONS = (1, 2, 4, 8, 12, 24)
 _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
@@ -35,7 +35,7 @@ def pamr(
         `(B, C, H, W)` float; a convex combination of the input, so sums over C are kept.
 
     Raises:
-        ValueError: if a shape does not fit or a setting is not positive.
+        ValueError: if a shape does not fit, a setting is not positive, or a value is not finite.
 
     Source: Araslanov & Roth 2020 (arXiv:2005.08104) and its code.
     """
@@ -44,6 +44,8 @@ def pamr(
     for name, value in (("iterations", iterations), ("sigma", sigma), ("len(dilations)", len(dilations))):
         check_positive(name, value)
     check_positive("min(dilations)", min(dilations))
+    check_finite("image", image)
+    check_finite("probability", probability)
     with full_precision(image):
         image, probability = as_float(image), as_float(probability)
         box = None if valid is None else box_index(valid)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_shape, full_precision
+from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_finite, check_shape, full_precision
 from dhr_lightning.ops.cam import index_classes
 
 _CHANNELS = 64
@@ -93,6 +93,9 @@ def class_average_pooling(features: Tensor, weights: Tensor) -> tuple[Tensor, Te
 
     Returns:
         Unit centroids `(B, K, D)` float, and `(B, K)` bool that tells which exist; the others are 0.
+
+    Raises:
+        ValueError: if a shape does not fit or `features` are not finite.
     """
     check_dims("features", features, "B D h w")
     cells = features.shape[2] * features.shape[3]
@@ -101,6 +104,7 @@ def class_average_pooling(features: Tensor, weights: Tensor) -> tuple[Tensor, Te
         rows = cells_first(features)
         centroids = as_float(weights).to(rows.dtype) @ rows  # (B, K, D)
         norm = torch.linalg.vector_norm(centroids, dim=-1, keepdim=True)
+        check_finite("features", features, seen=norm)
         return centroids / norm.clamp_min(torch.finfo(rows.dtype).tiny), norm[..., 0] > 0
 
 
@@ -113,6 +117,9 @@ def cosine_heatmaps(features: Tensor, centroids: Tensor) -> Tensor:
 
     Returns:
         `(B, K, h, w)` float in [-1, 1]. Normalised features are never stored.
+
+    Raises:
+        ValueError: if a shape does not fit or `features` are not finite.
     """
     check_dims("features", features, "B D h w")
     batch, depth, height, width = features.shape
@@ -121,6 +128,7 @@ def cosine_heatmaps(features: Tensor, centroids: Tensor) -> Tensor:
         features = as_float(features)
         rows = cells_first(features)  # (B, N, D)
         norm = _cell_norm(features)  # (B, N)
+        check_finite("features", features, seen=norm)
         product: Tensor = as_float(centroids).to(rows.dtype) @ rows.mT  # (B, K, N)
         cosine: Tensor = product / norm.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
         return cosine.clamp(-1.0, 1.0).view(batch, -1, height, width)
@@ -135,6 +143,9 @@ def class_cosines(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Te
 
     Returns:
         Cosines `(B, K, h, w)`, unit centroids `(B, K, D)`, and `(B, K)` bool that tells which exist.
+
+    Raises:
+        ValueError: if a shape does not fit or `features` are not finite.
     """
     check_dims("features", features, "B D h w")
     batch, depth, height, width = features.shape
@@ -150,6 +161,7 @@ def class_cosines(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Te
             means.append(as_float(weights).to(rows.dtype) @ rows.mT)  # (B, K, d)
             product = product + means[-1] @ rows
             square = square + rows.square().sum(1)
+        check_finite("features", features, seen=square)
         mean = torch.cat(means, dim=2)
         tiny = torch.finfo(mean.dtype).tiny
         norm = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)

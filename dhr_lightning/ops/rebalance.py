@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import check_dims, check_range, check_shape, full_precision
+from dhr_lightning.ops._checks import full_precision
+from dhr_lightning.ops._rebalance_checks import check_input
 from dhr_lightning.ops.cam import index_classes, labels_from_scores, min_max_normalize
 from dhr_lightning.ops.correlation import correlation_groups
 from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
@@ -82,14 +83,15 @@ def rebalance(
         The final mask with all intermediate maps. No step depends on the other images of the batch.
 
     Raises:
-        ValueError: if a shape or value does not fit, or `settings` asks for features that were not given.
+        ValueError: if a shape, type, device or value does not fit, something is not finite, there is no image or no
+            class, or `settings` asks for features that were not given.
 
     Source: DHR (arXiv:2404.00380), in the order of its code.
     Differs: seeds compete with a background, aligned grids, area fallback of the pooling, tags filter the classes;
         options that are ours say so in `RebalanceSettings`.
     """
     settings = settings or RebalanceSettings()
-    _check_input(image, mask, cam, uss, wss, keys, present, offset, valid, settings)
+    check_input(image, mask, cam, uss, wss, keys, present, offset, valid, settings)
     with full_precision(cam):
         foreground = present & (keys >= offset)
         mask = mask.long() if valid is None else mask.long().masked_fill(~valid, IGNORE)
@@ -231,40 +233,3 @@ def _keep_pixels(mask: Tensor, init: Tensor, keys: Tensor, active: Tensor, prese
     without = torch.cat([~active, torch.full_like(active[:, :1], preserve_ignore)], dim=1)  # (B, K + 1)
     keep = without.gather(1, index_classes(init, keys).flatten(1)).view_as(init)
     return torch.where(keep, init, mask)
-
-
-def _check_input(
-    image: Tensor,
-    mask: Tensor,
-    cam: Tensor,
-    uss: Tensor | None,
-    wss: Sequence[Tensor],
-    keys: Tensor,
-    present: Tensor,
-    offset: int,
-    valid: Tensor | None,
-    settings: RebalanceSettings,
-) -> None:
-    """Check the arguments of `rebalance` before any work is done."""
-    check_dims("mask", mask, "B H W")
-    batch, height, width = mask.shape
-    check_range("offset", offset, 0, 1)
-    check_shape("image", image, (batch, height, width, 3), "B H W 3")
-    check_dims("keys", keys, "B K")
-    check_shape("present", present, (batch, keys.shape[1]), "B K")
-    check_dims("cam", cam, "B K h w")
-    check_shape("cam", cam, (batch, keys.shape[1], *cam.shape[2:]), "B K h w")
-    if valid is not None:
-        check_shape("valid", valid, (batch, height, width), "B H W")
-    low, high = (int(value) for value in mask.aminmax())
-    if low < 0 or high > IGNORE:
-        raise ValueError(f"Expected `mask` values in [0, {IGNORE}], but got {low} to {high}.")
-    if not settings.uss:
-        return
-    if uss is None:
-        raise ValueError("Expected features in `uss`, but got none. Pass them or set uss=False.")
-    if (settings.wss or settings.features == "both") and not wss:
-        raise ValueError("Expected features in `wss`, but got none. Pass them or set wss=False and features='uss'.")
-    for name, level in (("uss", uss), *((f"wss[{i}]", level) for i, level in enumerate(wss))):
-        check_dims(name, level, "B D h w")
-        check_shape(name, level, (batch, *level.shape[1:]), "B D h w")

@@ -64,7 +64,7 @@ def transport_seed(
     """
     grid, size = (cam.shape[2], cam.shape[3]), (image.shape[1], image.shape[2])
     near = None if valid is None else valid_cells(valid, grid)
-    cam = cam.float() * foreground[..., None, None]
+    cam = cam.float().masked_fill(~foreground[..., None, None], 0.0)
     if near is not None:
         cam = cam * near[:, None]
     if transport:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import as_float, check_choice, check_positive, check_shape, full_precision
+from dhr_lightning.ops._checks import as_float, check_choice, check_device, check_positive, check_shape, full_precision
 from dhr_lightning.ops._transport_pot import solve_with_pot
 from dhr_lightning.ops._transport_scaling import Problem, scale
 from dhr_lightning.ops.cam import min_max_normalize
@@ -191,7 +191,7 @@ def _shares(options: _Options, live: Tensor, score: Tensor) -> Tensor:
     if given is None:
         raise ValueError(f"Expected `area` of shape (..., K) with `marginal` = {options.marginal!r}, but got none.")
     check_shape(name, given, live.shape, "... K")
-    _check_device(name, given, score)
+    check_device(name, given, "score", score)
     given = as_float(given).to(score.dtype).masked_fill(~live, 0.0)
     total = given.sum(-1, keepdim=True)
     fits = total.isfinite()[..., 0] & (given >= 0).all(-1) & ((total[..., 0] > 0) | ~live.any(-1))
@@ -241,14 +241,9 @@ def _check_options(score: Tensor, options: _Options) -> None:
 
 def _check_mask(name: str, mask: Tensor, shape: Sequence[int], letters: str, score: Tensor) -> None:
     check_shape(name, mask, shape, letters)
-    _check_device(name, mask, score)
+    check_device(name, mask, "score", score)
     if mask.dtype != torch.bool:
         raise ValueError(f"Expected `{name}` of type torch.bool, but got {mask.dtype}.")
-
-
-def _check_device(name: str, tensor: Tensor, score: Tensor) -> None:
-    if tensor.device != score.device:
-        raise ValueError(f"Expected `{name}` on the device of `score`, {score.device}, but got {tensor.device}.")
 
 
 def _place(index: Iterable[Tensor]) -> str:

@@ -113,3 +113,8 @@ def test_index_classes_by_hand():
     mask = torch.tensor([[[0, 5, 255, 7]]])
     assert index_classes(mask, torch.tensor([[0, 7, -1]])).tolist() == [[[0, 3, 3, 1]]]
     assert index_classes(mask.to(torch.uint8), torch.tensor([[-1, -1]])).tolist() == [[[2, 2, 2, 2]]]
+
+
+def test_maps_that_are_not_finite_are_not_normalised():
+    with pytest.raises(ValueError, match="Expected `cam` to be finite, but 4 of 8"):
+        normalize_cam(torch.tensor([1.0, torch.nan]).repeat(4).view(1, 2, 2, 2))

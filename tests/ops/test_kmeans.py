@@ -127,5 +127,9 @@ def test_wrong_arguments_are_named():
             kmeans(torch.zeros(3, 2), k, iterations=1)
     with pytest.raises(ValueError, match="Expected `iterations` > 0, but got 0"):
         kmeans(torch.zeros(3, 2), 2, iterations=0)
+    with pytest.raises(ValueError, match="Expected `x` to be finite, but 6 of 6"):
+        kmeans(torch.full((3, 2), torch.nan), 2, iterations=1)
+    with pytest.raises(ValueError, match="Expected `x` to be finite, but 6 of 6"):
+        batched_spherical_kmeans(torch.full((1, 3, 2), torch.nan), torch.ones(1, 3).bool(), 2, iterations=1, seed=0)
     with pytest.raises(ValueError, match="Expected `member` of shape"):
         batched_spherical_kmeans(torch.zeros(1, 3, 2), torch.ones(1, 4).bool(), 2, iterations=1, seed=0)

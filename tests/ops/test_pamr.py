@@ -96,3 +96,7 @@ def test_wrong_arguments_are_named():
         pamr(image, probability, dilations=())
     with pytest.raises(ValueError, match="Expected `probability` of shape"):
         pamr(image, probability[..., :5])
+    with pytest.raises(ValueError, match="Expected `probability` to be finite"):
+        pamr(image, probability * torch.nan)
+    with pytest.raises(ValueError, match="Expected `image` to be finite"):
+        pamr(image * torch.nan, probability)

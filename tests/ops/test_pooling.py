@@ -146,3 +146,19 @@ def test_cuda_equals_cpu():
     assert torch.equal(cell_labels(mask.cuda(), keys.cuda(), grid=(7, 9)).cpu(), weights)
     cosine, _, _ = class_cosines(features.cuda(), weights.cuda())
     torch.testing.assert_close(cosine.cpu(), class_cosines(features, weights)[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_never_come_out(layout, bad):
+    features, weights = torch.rand(2, 3, 4, 5), torch.rand(2, 2, 20)
+    features[1, 2, 3, 4] = bad
+    features = features.contiguous(memory_format=layout)
+    weights[..., -1] = 0.0  # the cell belongs to no class
+    message = "Expected `features` to be finite, but 1 of 120 values are not"
+    with pytest.raises(ValueError, match=message):
+        class_average_pooling(features, weights)
+    with pytest.raises(ValueError, match=message):
+        cosine_heatmaps(features, torch.rand(2, 2, 3))
+    with pytest.raises(ValueError, match=message):
+        class_cosines(features, weights)
