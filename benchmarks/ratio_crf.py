@@ -44,7 +44,8 @@ def make_case(image: Tensor, classes: int, seed: int) -> Case:
     light = functional.avg_pool2d(functional.pad(light, (2,) * 4, mode="replicate"), 5, 1).flatten()
     label = light.argsort().argsort() * classes // light.numel()  # classes of equal size
     coarse = functional.one_hot(label, classes).T.reshape(1, classes, *GRID).float()
-    smooth = functional.interpolate(coarse, SIZE, mode="bilinear", align_corners=False)
+    size = (int(image.shape[1]), int(image.shape[2]))
+    smooth = functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
     return Case(image, (5 * smooth + torch.randn(smooth.shape, generator=generator)).softmax(1))
 
 

@@ -22,7 +22,7 @@ from ratio_base import Options, Ratio
 
 # Processes of the dense CRF import this file again, so torch must not be imported before `main`.
 log = logging.getLogger("dhr_lightning")
-BENCHMARKS = ("crf", "transport", "mask_step", "walk")
+BENCHMARKS = ("crf", "transport", "mask_step", "walk", "gpu")
 
 
 def main() -> int:
@@ -68,7 +68,9 @@ def _save(path: Path, measured: Sequence[Ratio], machine: dict[str, Any]) -> Non
 def _machine() -> dict[str, Any]:
     import torch
 
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from dhr_lightning.ops.profiles import PROFILES
 from dhr_lightning.reporting.truth import TruthFacts
@@ -50,3 +51,19 @@ def test_plain_mask_step_equals_the_batched_one(monkeypatch, profile):
     result = module.batched(batch, profile)
     assert result.recovered.any()
     assert result.groups.any()
+
+
+def test_rows_of_a_gpu_are_made_on_any_device(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module, base = importlib.import_module("ratio_gpu"), importlib.import_module("ratio_base")
+    setup = module.Setup(torch.device("cpu"), side=64, counts=(1, 2), batch=2, backbone="small32", copied=1)
+    rows = list(module.measure(setup, base.Options(repeats=1)))
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names) == 2 + 2 + 3 * 4
+    assert all(row.value > 0 for row in rows)
+    overhead = {
+        name: row.value for name, row in zip(names, rows, strict=True) if "every" in name and "CRF at 1" in name
+    }
+    every1, every2, every5, _ = overhead.values()
+    assert every1 - 1 == pytest.approx(2 * (every2 - 1)) == pytest.approx(5 * (every5 - 1))
+    assert "100.00 % of the labels as at full size" in rows[4].detail
