@@ -97,7 +97,8 @@ class Bench:
                 overrides[f"{name}.model.init_args.pretrained"] = str(self.weights)
         if "wss" in steps and self.photos is None:
             overrides["wss.trainer.max_epochs"] = str(SEGMENTER_EPOCHS)
-        if self.seed:  # seed 0 is the quick start itself: its artifacts may be put here
+        drawn = self.photos is None or steps != ("uss",)  # on photos: axes of frozen features, those of seed 0 for all
+        if self.seed and drawn:  # seed 0 is the quick start itself: its artifacts may be put here
             overrides |= {"data.seed": str(self.seed), "seed_everything": str(self.seed)}
         if self.fast:
             overrides |= {f"{name}.trainer.max_epochs": str(FAST_EPOCHS[name]) for name in steps if name in FAST_EPOCHS}
