@@ -92,14 +92,14 @@ ROWS = {
     ),
     "guarded": _final("+ guard (profile `default`)", {}),
     "default_base": Row("default, without MARS", _BASE, _DEFAULT, strong=True),
-    PRODUCT: Row("mars + seed + USS + WSS, strong final CRF, guard (as configured)", _MARS, strong=True),
+    PRODUCT: Row("+ guard: as configured", _MARS, strong=True),
     "default_twice": _final("default, two rounds", {}, rounds=2),
 }  # fmt: skip
 
 SETS = {
     "ladder": (
         "base_seed_plain", "base_seed", "base_uss_wss", "mars_seed", "mars_seed_strong", "mars_uss", "mars_uss_wss",
-        "min_max", "uss_wss_strong", PRODUCT, "mars_uss_wss_transport",
+        "min_max", "uss_wss_strong", "majority", "unguarded", PRODUCT, "mars_uss_wss_transport",
     ),
     "ablation": (
         "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "reference", "min_max", "uss_strong",
