@@ -33,8 +33,10 @@ class Problem(NamedTuple):
 
 class _Rounds(NamedTuple):
     r: Tensor  # (..., N), where the pixel scaling starts
-    c: Tensor  # (..., K), where the log class scaling starts
+    c: Tensor  # (..., K), where the class scaling starts
     step: Callable[[Tensor], tuple[Tensor, Tensor]]  # c -> r and the next c
+    log: Callable[[Tensor], Tensor]  # class scalings in the domain of the rounds -> their logarithms
+    exp: Callable[[Tensor], Tensor]  # and back
     change: Callable[[Tensor, Tensor], Tensor]  # two pixel scalings in turn -> (...), what `tol` bounds
     compose: Callable[[Tensor, Tensor], Tensor]  # r and c -> plan
 
@@ -54,7 +56,8 @@ def scale(problem: Problem, *, largest: float, absolute: bool, max_iter: int, to
         Plan `(..., K, N)`, 0 outside the problem.
     """
     linear = largest <= _LINEAR[problem.kernel.dtype]
-    r, c, step, change, compose = _linear_rounds(problem, absolute) if linear else _log_rounds(problem, absolute)
+    rounds = _linear_rounds(problem, absolute) if linear else _log_rounds(problem, absolute)
+    r, c = rounds.r, rounds.c
     done = ~problem.classes.any(-1)
     # Only the published stop depends on where it is looked for; looking is half the price of a round.
     burst = 1 if absolute else _BURST
@@ -63,26 +66,27 @@ def scale(problem: Problem, *, largest: float, absolute: bool, max_iter: int, to
     for first in range(0, max_iter, burst):
         rounds_r, rounds_c = [r], [start]
         for _ in range(min(burst, max_iter - first)):
-            new_r, new_c = step(rounds_c[-1])
+            new_r, new_c = rounds.step(rounds_c[-1])
             rounds_r.append(new_r)
             rounds_c.append(new_c)
         r, c = torch.where(done[..., None], r, rounds_r[-1]), torch.where(done[..., None], c, rounds_c[-1])
-        error = change(rounds_r[-2], rounds_r[-1])
+        error = rounds.change(rounds_r[-2], rounds_r[-1])
         done = done | (error < tol)
         if first % period == period - 1 and bool(done.all()):
             break
-        start = c if absolute else _extrapolate(rounds_c, error)
-    return compose(r, c)
+        start = c if absolute else _extrapolate(rounds_c, error, rounds)
+    return rounds.compose(r, c)
 
 
-def _extrapolate(rounds: list[Tensor], error: Tensor) -> Tensor:
+def _extrapolate(scalings: list[Tensor], error: Tensor, rounds: _Rounds) -> Tensor:
     """Where the slowest error of the log class scalings `(..., K)` leads if it goes on to shrink at its last rate."""
-    if len(rounds) <= _BURST:
-        return rounds[-1]
-    last, before = rounds[-1] - rounds[-2], rounds[-2] - rounds[-3]
+    if len(scalings) <= _BURST:
+        return scalings[-1]
+    third, second, latest = rounds.log(torch.stack(scalings[-3:]))
+    last, before = latest - second, second - third
     rate = (last * before).sum(-1) / before.square().sum(-1).clamp_min(torch.finfo(last.dtype).tiny)
     rate = rate.clamp(0.0, _SLOWEST) * (error < _NEAR)
-    return rounds[-1] + last * (rate / (1.0 - rate))[..., None]
+    return rounds.exp(latest + last * (rate / (1.0 - rate))[..., None])
 
 
 def _linear_rounds(problem: Problem, absolute: bool) -> _Rounds:
@@ -91,20 +95,20 @@ def _linear_rounds(problem: Problem, absolute: bool) -> _Rounds:
     start, no_pixel, no_class = problem.pixels.to(dtype), (~problem.pixels).to(dtype), (~problem.classes).to(dtype)
     count = start.sum(-1, keepdim=True).clamp_min(1.0)
     mass = start / count  # (..., N)
-    log_shares = (problem.shares + no_class).log()  # (..., K), 0 where absent
+    shares = problem.shares + no_class  # (..., K), 1 where absent
 
     def step(c: Tensor) -> tuple[Tensor, Tensor]:
-        r = mass / ((kernel * c.exp()[..., :, None]).sum(-2) + no_pixel)  # (..., N)
-        return r, log_shares - ((kernel * r[..., None, :]).sum(-1) + no_class).log()  # (..., K)
+        r = mass / ((kernel * c[..., :, None]).sum(-2) + no_pixel)  # (..., N)
+        return r, shares / ((kernel * r[..., None, :]).sum(-1) + no_class)  # (..., K)
 
     def change(previous: Tensor, r: Tensor) -> Tensor:
         difference = (r - previous) / count if absolute else mass * (previous / (r + no_pixel) - 1.0)
         return difference.abs().sum(-1)
 
     def compose(r: Tensor, c: Tensor) -> Tensor:
-        return kernel * r[..., None, :] * c.exp()[..., :, None]
+        return kernel * r[..., None, :] * c[..., :, None]
 
-    return _Rounds(start, torch.zeros_like(problem.shares), step, change, compose)
+    return _Rounds(start, torch.ones_like(problem.shares), step, torch.log, torch.exp, change, compose)
 
 
 def _log_rounds(problem: Problem, absolute: bool) -> _Rounds:
@@ -124,7 +128,12 @@ def _log_rounds(problem: Problem, absolute: bool) -> _Rounds:
     def compose(r: Tensor, c: Tensor) -> Tensor:
         return (kernel + r[..., None, :] + c[..., :, None]).exp()
 
-    return _Rounds(torch.zeros_like(kernel[..., 0, :]), torch.zeros_like(shares), step, change, compose)
+    r, c = torch.zeros_like(kernel[..., 0, :]), torch.zeros_like(shares)
+    return _Rounds(r, c, step, _same, _same, change, compose)
+
+
+def _same(scaling: Tensor) -> Tensor:
+    return scaling
 
 
 def _log_sum(x: Tensor, dim: int) -> Tensor:
