@@ -116,7 +116,8 @@ def _row(batch: Batch, profile: str, most: int, goal: float, options: Options) -
     slow, fast = paired_medians(lambda: plain(batch, profile), lambda: batched(batch, profile), repeats=options.repeats)
     count, (height, width) = len(batch.mask), batch.wss[0].shape[2:]
     return Ratio(
-        f"mask step without refinement, `{profile}`, batch of {count}, features {height}x{width}, vs a loop over images",
+        f"mask step without refinement, `{profile}`, batch of {count}, features {height}x{width}, "
+        "vs a loop over images",
         slow / fast,
         goal,
         detail=f"{SIZE[0]}x{SIZE[1]}, {DEPTH} channels at {GRID[0]}x{GRID[1]} and {CHANNELS[0]}+{CHANNELS[1]} at "
