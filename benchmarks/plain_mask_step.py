@@ -39,11 +39,12 @@ def plain_mask_step(
     classes = sorted(centroids)
     stacked = torch.stack([centroids[c] for c in classes])
     cosine = cosine_maps(uss, stacked)
-    separate = level_maps(levels, labels, classes, settings.pooling)
-    if settings.features == "both":
+    groups = alike_classes(stacked, settings)
+    both = settings.features == "both"
+    separate = level_maps(levels, labels, classes, settings.pooling) if both or groups else []
+    if both:
         cosine = (cosine + sum(resize(level, cosine.shape[1:]) for level in separate)) / (1 + len(separate))
     heat = min_max(cosine) if settings.heatmap == "min_max" else (cosine / settings.temperature).softmax(0)
-    groups = alike_classes(stacked, settings)
     if groups:
         apart = min_max(torch.stack([resize(min_max(level), heat.shape[1:]) for level in separate]).mean(0))
         for group in groups:
