@@ -125,7 +125,8 @@ def _times(images: list[Tensor], source: str, options: Options) -> Iterator[Rati
 
 
 def _pool(images: list[Tensor], source: str, options: Options) -> Ratio:
-    """Two processes of pydensecrf against one; small batches would leave one of them idle at the end."""
+    """Two processes of pydensecrf against one, with mirror images: small batches leave one of them idle at the end."""
+    images = [*images, *(image.flip(2) for image in images)]
     cases = [make_case(image, TIMED_CLASSES, seed) for seed, image in enumerate(images)]
     batch = Case(torch.cat([case.image for case in cases]), torch.cat([case.score for case in cases]))
     slow, fast = paired_medians(
@@ -133,7 +134,7 @@ def _pool(images: list[Tensor], source: str, options: Options) -> Ratio:
         lambda: dense_crf(*batch, backend="pydensecrf", workers=2),
         repeats=options.repeats,
     )
-    return Ratio("pydensecrf: 2 processes vs 1", slow / fast, 1.7, detail=_detail(slow, fast, len(images), source))
+    return Ratio("pydensecrf: 2 processes vs 1", slow / fast, 1.7, detail=_detail(slow, fast, len(images), f"batch of {len(images)}, {source}"))
 
 
 def _half(images: list[Tensor], source: str, options: Options) -> Iterator[Ratio]:

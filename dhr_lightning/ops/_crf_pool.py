@@ -6,7 +6,6 @@ import atexit
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from math import ceil
 from typing import TYPE_CHECKING
 
 from dhr_lightning.ops._crf_worker import CRFJob, CRFParameters, run_chunk, start_worker
@@ -14,6 +13,9 @@ from dhr_lightning.ops._crf_worker import CRFJob, CRFParameters, run_chunk, star
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+# A task of so many scores takes several times as long as its two messages.
+_TASK = 200_000
 
 _pool: ProcessPoolExecutor | None = None
 _pool_size = 0
@@ -27,18 +29,34 @@ def run_jobs(jobs: list[CRFJob], parameters: CRFParameters, *, workers: int) -> 
     """
     if workers <= 1 or len(jobs) <= 1:
         return run_chunk(jobs, parameters)
-    size = ceil(len(jobs) / (2 * workers))
-    chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    chunks = _cut([job.probability.size for job in jobs], workers)
+    results: dict[int, NDArray[np.float32]] = {}
     try:
         pool = _get_pool(workers)
-        futures = [pool.submit(run_chunk, chunk, parameters) for chunk in chunks]
-        return [result for future in futures for result in future.result()]
+        futures = [pool.submit(run_chunk, [jobs[index] for index in chunk], parameters) for chunk in chunks]
+        for chunk, future in zip(chunks, futures, strict=True):
+            results.update(zip(chunk, future.result(), strict=True))
+        return [results[index] for index in range(len(jobs))]
     except BrokenProcessPool as error:
         close_pool()
         raise RuntimeError(
             f"A dense CRF worker process died while {len(jobs)} images were refined with workers={workers}. "
             "It may have run out of memory, or the script lacks `if __name__ == '__main__':`. Try fewer workers."
         ) from error
+
+
+def _cut(sizes: list[int], workers: int) -> list[list[int]]:
+    """Indices of the jobs of each task: large jobs alone and first, so that no worker is left with them at the end."""
+    most = max(1, len(sizes) // (4 * workers))  # small jobs share a task while each worker still gets four
+    chunks: list[list[int]] = []
+    filled = _TASK
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        if filled + sizes[index] > _TASK or len(chunks[-1]) >= most:
+            chunks.append([])
+            filled = 0
+        chunks[-1].append(index)
+        filled += sizes[index]
+    return chunks
 
 
 def close_pool() -> None:
