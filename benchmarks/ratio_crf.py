@@ -134,7 +134,12 @@ def _pool(images: list[Tensor], source: str, options: Options) -> Ratio:
         lambda: dense_crf(*batch, backend="pydensecrf", workers=2),
         repeats=options.repeats,
     )
-    return Ratio("pydensecrf: 2 processes vs 1", slow / fast, 1.7, detail=_detail(slow, fast, len(images), f"batch of {len(images)}, {source}"))
+    return Ratio(
+        "pydensecrf: 2 processes vs 1",
+        slow / fast,
+        1.7,
+        detail=_detail(slow, fast, len(images), f"batch of {len(images)}, {source}"),
+    )
 
 
 def _half(images: list[Tensor], source: str, options: Options) -> Iterator[Ratio]:

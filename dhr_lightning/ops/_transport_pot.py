@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops._transport_scaling import Problem
+from dhr_lightning.ops._transport_problem import Problem
 
 
 def solve_with_pot(problem: Problem, score: Tensor, *, epsilon: float, max_iter: int, tol: float) -> Tensor:

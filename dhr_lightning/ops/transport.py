@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.ops._checks import as_float, check_choice, check_device, check_positive, check_shape, full_precision
+from dhr_lightning.ops._transport_newton import converge
 from dhr_lightning.ops._transport_pot import solve_with_pot
-from dhr_lightning.ops._transport_scaling import Problem, scale
+from dhr_lightning.ops._transport_problem import Problem
+from dhr_lightning.ops._transport_scaling import scale
 from dhr_lightning.ops.cam import min_max_normalize
 
 Stopping = Literal["absolute", "marginal"]
@@ -101,12 +103,13 @@ def transport_plan(
     """Entropic transport plan between uniform pixels and class shares.
 
     Arguments are those of `transport_weights`. `tol` bounds, for `stopping="absolute"`, the mean absolute change of the
-    pixel scaling r over the valid pixels; for `"marginal"`, the L1 error of the pixel marginal. Every problem of a
-    batch freezes at its own round, so its result does not depend on the others, up to rounding.
+    pixel scaling r over the valid pixels; for `"marginal"`, the L1 error of the pixel marginal and more. Every problem
+    of a batch freezes at its own round, so its result does not depend on the others, up to rounding.
 
     Returns:
         `(..., K, N)` plan >= 0 that sums to 1 per problem. Class marginals are exact; pixel marginals, 1/N each, hold
-        up to `tol` with `stopping="marginal"` and may be far off with `"absolute"`. Differentiable.
+        up to `tol` with `stopping="marginal"` and may be far off with `"absolute"`. Differentiable; with `"marginal"`
+        the gradient is that of the converged plan, as exact as the plan is.
 
     Raises:
         ValueError: if a shape, dtype or device does not fit, an option is unknown, `epsilon`, `tol` or `max_iter` is
@@ -115,8 +118,7 @@ def transport_plan(
 
     Source: Cuturi 2013 (arXiv:1306.0895); stopping rule of the published DHR code.
     Differs: log domain where the kernel would leave the range of the type, so that a small `epsilon` cannot underflow;
-        with `stopping="marginal"`, every fourth round extrapolates the class scalings, which saves rounds and leads to
-        the same plan.
+        with `stopping="marginal"`, Newton steps take the place of most rounds and lead to the same plan.
     """
     return _solve(score, valid, present, _Options(epsilon, stopping, marginal, area, backend, max_iter, tol)).plan
 
@@ -170,15 +172,15 @@ def _solve(score: Tensor, valid: Tensor | None, present: Tensor | None, options:
         kernel = (score - 1.0) / options.epsilon
         largest = _largest(score, kernel, masked)
         kernel = kernel if masked is None else kernel.masked_fill(masked, -torch.inf)
-        plan = _plan(Problem(kernel, pixel, klass, shares), score, largest, options)
+        plan = _plan(Problem(kernel, pixel, klass, shares, largest), score, options)
         return _Solution(plan, pixel, klass)
 
 
-def _plan(problem: Problem, score: Tensor, largest: float, options: _Options) -> Tensor:
+def _plan(problem: Problem, score: Tensor, options: _Options) -> Tensor:
     max_iter, tol = options.max_iter, options.tol
     if options.backend == "pot":
         return solve_with_pot(problem, score, epsilon=options.epsilon, max_iter=max_iter, tol=tol)
-    return scale(problem, largest=largest, absolute=options.stopping == "absolute", max_iter=max_iter, tol=tol)
+    return (scale if options.stopping == "absolute" else converge)(problem, max_iter=max_iter, tol=tol)
 
 
 def _shares(options: _Options, live: Tensor, score: Tensor) -> Tensor:

@@ -247,6 +247,16 @@ def test_worker_module_loads_neither_torch_nor_numpy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_tasks_of_the_pool_are_even():
+    large, small = 1_000_000, 20_000
+    chunks = _crf_pool._cut([small, large] * 3, 2)
+    assert chunks[:3] == [[1], [3], [5]], "large images go first, each alone, so that no worker ends with two of them"
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(6))
+    chunks = _crf_pool._cut([small] * 64, 2)
+    assert {len(chunk) for chunk in chunks} == {8}, "small images share a task, and each worker gets four"
+    assert {len(chunk) for chunk in _crf_pool._cut([small] * 640, 2)} == {10}, "but no task grows large"
+
+
 def _crash(pool):
     with pytest.raises(BrokenProcessPool):  # wait until the pool has noticed
         pool.submit(os._exit, 1).result()

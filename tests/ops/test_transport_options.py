@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops import _transport_pot, _transport_scaling
+from dhr_lightning.ops import _transport_newton, _transport_pot, _transport_problem
 from dhr_lightning.ops.transport import transport_plan, transport_posterior, transport_weights
 
 CONVERGED = {"stopping": "marginal", "tol": 1e-10, "max_iter": 5000}
@@ -96,7 +96,7 @@ def test_both_domains_give_the_same_plan(monkeypatch, stopping):
     valid[1, 30:], present[2, 0], present[3] = False, False, False
     options = {"stopping": stopping, "valid": valid, "present": present}
     linear = transport_plan(score.float(), **options)
-    monkeypatch.setattr(_transport_scaling, "_LINEAR", dict.fromkeys(_transport_scaling._LINEAR, 0.0))
+    monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
     torch.testing.assert_close(transport_plan(score.float(), **options), linear, atol=1e-7, rtol=1e-4)
     torch.testing.assert_close(transport_plan(score, **options).float(), linear, atol=1e-7, rtol=1e-4)
 
@@ -124,34 +124,86 @@ def test_a_problem_does_not_feel_its_neighbours():
             torch.testing.assert_close(part, transport_plan(problem, stopping=stopping, epsilon=0.05))
 
 
-@pytest.mark.parametrize("tol", [1e-3, 1e-9])
-def test_extrapolation_reaches_the_plan_of_plain_rounds_sooner(monkeypatch, tol):
+SHARES = {
+    "even": torch.full((4,), 0.25),
+    "small classes": torch.tensor([0.9, 0.08, 0.019, 0.001]),
+    "one large class": torch.tensor([0.01, 0.04, 0.05, 0.9]),
+}
+
+
+def plain_round(posterior, targets, theta):
+    return posterior.missing
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("epsilon", [0.05, 0.1])
+@pytest.mark.parametrize("wide", [False, True])
+def test_newton_reaches_the_plan_of_plain_rounds_sooner(monkeypatch, shares, epsilon, wide):
+    if wide:
+        monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
+    score = torch.stack([scores(4, 200, seed=seed) ** (3 * seed + 1) for seed in range(4)])
+    options = {"stopping": "marginal", "epsilon": epsilon, "marginal": SHARES[shares].double().expand(4, 4)}
+    few = transport_plan(score, tol=1e-30, max_iter=15, **options)
+    monkeypatch.setattr(_transport_newton, "_newton_step", plain_round)
+    plain = transport_plan(score, tol=1e-12, max_iter=20_000, **options)
+    assert ((plain.sum(1) - 1 / 200).abs().sum(1) < 1e-11).all()
+    torch.testing.assert_close(few, plain, atol=1e-13, rtol=1e-6)
+    slow = transport_plan(score, tol=1e-30, max_iter=15, **options)
+    assert (slow - plain).abs().max() > 1000 * (few - plain).abs().max()
+
+
+@pytest.mark.parametrize("epsilon", [0.001, 0.005, 0.02])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_epsilon_converges(epsilon, dtype):
+    score = torch.stack([scores(4, 200, seed=seed) ** (6 * seed + 6) for seed in range(4)]).to(dtype)
+    shares = SHARES["one large class"].expand(4, 4)
+    plan = transport_plan(score, stopping="marginal", epsilon=epsilon, marginal=shares, tol=1e-5, max_iter=400)
+    assert ((plan.sum(1) - 1 / 200).abs().sum(1) < 1e-5).all()
+
+
+@pytest.mark.parametrize("step", ["nan", "wild", "back"])
+@pytest.mark.parametrize("epsilon", [0.003, 0.1])
+def test_steps_that_lead_nowhere_are_taken_back(monkeypatch, step, epsilon):
+    steps = {
+        "nan": lambda posterior, targets, theta: posterior.missing * torch.nan,
+        "wild": lambda posterior, targets, theta: posterior.missing * 1e30,
+        "back": lambda posterior, targets, theta: -posterior.missing,
+    }
+    score = torch.stack([scores(4, 200, seed=seed) ** (seed + 1) for seed in range(4)])
+    options = {"stopping": "marginal", "epsilon": epsilon, "tol": 1e-30}
+    monkeypatch.setattr(_transport_newton, "_newton_step", plain_round)
+    plain = transport_plan(score, max_iter=16, **options)
+    monkeypatch.setattr(_transport_newton, "_newton_step", steps[step])
+    torch.testing.assert_close(transport_plan(score, max_iter=32, **options), plain, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tol", [0.1, 1e-3, 1e-9])
+@pytest.mark.parametrize("epsilon", [0.01, 0.1])
+def test_tol_bounds_the_error_of_the_pixel_marginal(tol, epsilon):
     score = torch.stack([scores(4, 200, seed=seed) ** (seed + 1) for seed in range(6)])
-    plans, rounds = [], []
-    for slowest in (0.0, _transport_scaling._SLOWEST):
-        monkeypatch.setattr(_transport_scaling, "_SLOWEST", slowest)
-        plans.append(transport_plan(score, stopping="marginal", tol=tol, max_iter=1000, epsilon=0.05))
-        error = [transport_plan(score, stopping="marginal", tol=1e-30, max_iter=n, epsilon=0.05) for n in (20, 40)]
-        rounds.append([float((plan.sum(1) - 1 / 200).abs().sum(1).max()) for plan in error])
-    torch.testing.assert_close(plans[1].sum(2), torch.full((6, 4), 0.25, dtype=torch.float64))
-    assert ((plans[1].sum(1) - 1 / 200).abs().sum(1) < tol).all()
-    torch.testing.assert_close(plans[1], plans[0], atol=5 * tol / 200, rtol=0)
-    assert rounds[1][0] < 0.3 * rounds[0][0]
-    assert rounds[1][1] < 0.03 * rounds[0][1]
+    plan = transport_plan(score, stopping="marginal", tol=tol, max_iter=20_000, epsilon=epsilon)
+    torch.testing.assert_close(plan.sum(2), torch.full((6, 4), 0.25, dtype=torch.float64))
+    assert ((plan.sum(1) - 1 / 200).abs().sum(1) < tol).all()
 
 
 @pytest.mark.parametrize("function", [transport_plan, transport_posterior])
 @pytest.mark.parametrize("wide", [False, True])
-def test_gradients_with_masks_and_zero_shares(function, wide, monkeypatch):
+@pytest.mark.parametrize("stopping", ["absolute", "marginal"])
+def test_gradients_with_masks_and_zero_shares(function, wide, stopping, monkeypatch):
     if wide:
-        monkeypatch.setattr(_transport_scaling, "_LINEAR", dict.fromkeys(_transport_scaling._LINEAR, 0.0))
+        monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
     score = scores(2, 4, 6).requires_grad_()
     present = torch.tensor([[True, True, True, True], [True, False, True, True]])
-    options = {"present": present, "valid": torch.arange(12).view(2, 6) < 10, "stopping": "marginal", "max_iter": 9}
+    options = {"present": present, "valid": torch.arange(12).view(2, 6) < 10, "stopping": stopping, "max_iter": 60}
     area = torch.tensor([[1.0, 2.0, 0.0, 3.0], [1.0, 1.0, 1.0, 1.0]]).double()
     assert torch.autograd.gradcheck(
-        lambda s: function(s, epsilon=0.5, tol=1e-30, marginal="area", area=area, **options), score
+        lambda s: function(s, epsilon=0.5, tol=1e-13, marginal="area", area=area, **options), score
     )
+
+
+def test_gradient_by_the_shares():
+    score, shares = scores(2, 3, 20), (scores(2, 3, seed=1) + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: transport_plan(score, marginal=v, **CONVERGED), shares)
 
 
 def test_gradient_of_empty_problems_is_zero():
