@@ -138,7 +138,7 @@ def _pool(images: list[Tensor], source: str, options: Options) -> Ratio:
         "pydensecrf: 2 processes vs 1",
         slow / fast,
         1.7,
-        detail=_detail(slow, fast, len(images), f"batch of {len(images)}, {source}"),
+        detail=_detail(slow, fast, len(images), f"batch of {len(images)} with mirror images, {source}"),
     )
 
 
