@@ -62,6 +62,9 @@ ROWS = {
     "reference": Row(
         "profile `reference` (published order and constants)", _MARS, strong=True, profile="reference"
     ),
+    "reference_converged": Row(
+        "the same with converged transports (paper)", _MARS, {"stopping": "marginal"}, strong=True, profile="reference"
+    ),
     "min_max": _final("mars + seed + USS + WSS, strong final CRF, min-max, tau 0.8 (paper)", {
         "heatmap": "min_max", "tau": 0.8, **_PUBLISHED
     }),
@@ -77,6 +80,7 @@ ROWS = {
     "mix": _final("+ last transport, mixed shares", {"final_transport": True, "final_marginal": "mix", **_BARE}),
     "sharp": _final("temperature 0.05", {"temperature": 0.05, **_BARE}),
     "soft": _final("temperature 0.2", {"temperature": 0.2, **_BARE}),
+    "converged": _final("converged transports", {"stopping": "marginal"}),
     "cost_all": _final("groups transported against all classes", {"group_cost": "all"}),
     "level_first": _final("WSS features of the last stage but one only", {"wss_levels": "first"}),
     "level_last": _final("WSS features of the last stage only", {"wss_levels": "last"}),
@@ -102,10 +106,11 @@ SETS = {
         "min_max", "uss_wss_strong", "majority", "unguarded", PRODUCT, "mars_uss_wss_transport",
     ),
     "ablation": (
-        "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "reference", "min_max", "uss_strong",
-        "wss_strong", "uss_wss_strong", "majority", "unguarded", "guarded", "default_base", "default_twice", "no_seed",
-        "relu", "sharp", "soft", "uniform", "area", "mix", "cost_all", "level_first", "level_last", "gamma_auto",
-        "guard_seed", "guard_both", "raw_guard", "raw_guard_half", "raw_all", PRODUCT,
+        "mars_seed_raw", "mars_seed_plain", "mars_seed", "mars_seed_all", "reference", "reference_converged",
+        "min_max", "uss_strong", "wss_strong", "uss_wss_strong", "majority", "unguarded", "guarded", "default_base",
+        "default_twice", "no_seed", "relu", "sharp", "soft", "uniform", "area", "mix", "converged", "cost_all",
+        "level_first", "level_last", "gamma_auto", "guard_seed", "guard_both", "raw_guard", "raw_guard_half",
+        "raw_all", PRODUCT,
     ),
 }  # fmt: skip
 STAGE_ROWS = {"cam": "cam", "base_mask": "base", "mars_mask": "mars"}
