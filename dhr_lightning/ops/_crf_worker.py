@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_KEPT = 2**30  # bytes that an idle worker may hold
 
 
 class CRFJob(NamedTuple):
@@ -39,7 +40,7 @@ def start_worker() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         # glibc gives the lattices of an image back to the system, and new pages for the next cost a tenth of its time
         libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def run_chunk(jobs: list[CRFJob], parameters: CRFParameters) -> list[NDArray[np.float32]]:
