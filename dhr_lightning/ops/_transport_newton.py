@@ -11,14 +11,12 @@ from dhr_lightning.ops._transport_problem import Problem, log_sum
 # Logarithmic error at which the rounds are closer to scaling than to Newton; no useful step is longer than the second,
 # and a wild one would cost the kernel its digits.
 _REACH, _LONGEST = 10.0, 40.0
-# A host read stalls a GPU queue, and frozen problems make further rounds harmless.
-_PERIOD = 4
 
 
 class _Posterior(NamedTuple):
     p: Tensor  # (B, K, N), share of each class in a pixel; 0 outside the problem
     mass: Tensor  # (B, K), its sum over the pixels; 0 where the class is absent
-    missing: Tensor  # (B, K), logarithm of share / mass, which a scaling round adds to the bias; 0 where absent
+    missing: Tensor  # (B, K), logarithm of target / mass, which a scaling round adds to the bias; 0 where absent
     log_p: Tensor | None  # in the log domain, where `p` may underflow
 
 
@@ -76,7 +74,6 @@ def _solve(
     best = torch.full_like(bias[:, :1], torch.inf)  # (B, 1), as all that follows
     done = ~problem.classes.any(1, keepdim=True)
     plain = torch.zeros_like(done)
-    period = 1 if bias.device.type == "cpu" else _PERIOD
     for number in range(max_iter):
         trial = bias + step
         posterior = evaluate(trial)
@@ -85,7 +82,7 @@ def _solve(
         better = (error < best) | plain  # a scaling round may gain less than rounding hides
         best = torch.where(better, error, best)
         done = done | (best < tol)
-        if number % period == period - 1 and bool(done.all()):
+        if problem.look(number) and bool(done.all()):
             return trial, posterior  # what is done has not moved since
         bias = torch.where(better, trial, bias)
         scaling = torch.where(better, posterior.missing, scaling)
@@ -98,8 +95,13 @@ def _solve(
 def _newton_step(posterior: _Posterior, targets: _Targets, theta: Tensor) -> Tensor:
     """Step `(B, K)` of the biases; not finite or wild if the system is near singular."""
     factor, _ = torch.linalg.cholesky_ex(_jacobian(posterior, targets, theta))
-    wanted = posterior.mass * posterior.missing
-    return torch.cholesky_solve(wanted[..., None], factor)[..., 0].clamp(-_LONGEST, _LONGEST)
+    return _solve_step(factor, posterior).clamp(-_LONGEST, _LONGEST)
+
+
+def _solve_step(factor: Tensor, posterior: _Posterior) -> Tensor:
+    """Step `(B, K)` towards the targets, with the Cholesky factor of a Jacobian."""
+    wanted = posterior.mass.detach() * posterior.missing
+    return torch.cholesky_solve(wanted[..., None], factor)[..., 0]
 
 
 def _jacobian(posterior: _Posterior, targets: _Targets, theta: Tensor) -> Tensor:
@@ -117,9 +119,7 @@ def _attach(bias: Tensor, posterior: _Posterior, targets: _Targets) -> Tensor:
         sound = (info == 0) & factor.isfinite().all(-1).all(-1)
         unit = torch.eye(bias.shape[-1], dtype=bias.dtype, device=bias.device)
         factor = torch.where(sound[:, None, None], factor, unit)
-    wanted = posterior.mass.detach() * posterior.missing
-    newton = torch.cholesky_solve(wanted[..., None], factor)[..., 0]
-    step = torch.where(sound[:, None], newton, posterior.missing)
+    step = torch.where(sound[:, None], _solve_step(factor, posterior), posterior.missing)
     return bias + (step - step.detach())
 
 
@@ -163,10 +163,9 @@ def _count(problem: Problem) -> Tensor:
 def _flatten(problem: Problem) -> Problem:
     """Join the leading axes to one."""
     classes, pixels = problem.kernel.shape[-2:]
-    return Problem(
-        problem.kernel.reshape(-1, classes, pixels),
-        problem.pixels.reshape(-1, pixels),
-        problem.classes.reshape(-1, classes),
-        problem.shares.reshape(-1, classes),
-        problem.largest,
+    return problem._replace(
+        kernel=problem.kernel.reshape(-1, classes, pixels),
+        pixels=problem.pixels.reshape(-1, pixels),
+        classes=problem.classes.reshape(-1, classes),
+        shares=problem.shares.reshape(-1, classes),
     )

@@ -1,4 +1,4 @@
-"""What every solver of entropic transport is given, and where it may leave the log domain."""
+"""What every solver of entropic transport is given, when it may leave the log domain and when it looks for the end."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 # With logarithms inside these bounds neither the kernel nor a product of scalings leaves the range of the type.
 _LINEAR = {torch.float32: 25.0, torch.float64: 250.0}
+# A host read stalls a GPU queue, and frozen problems make further rounds harmless.
+_PERIOD_ON_DEVICE = 4
 
 
 class Problem(NamedTuple):
@@ -30,6 +32,10 @@ class Problem(NamedTuple):
     def linear(self) -> bool:
         """Whether the kernel itself can be used, rather than its logarithm."""
         return self.largest <= _LINEAR[self.kernel.dtype]
+
+    def look(self, number: int) -> bool:
+        """Whether to ask after round `number`, from 0, if all problems are done."""
+        return self.kernel.device.type == "cpu" or number % _PERIOD_ON_DEVICE == _PERIOD_ON_DEVICE - 1
 
 
 def log_sum(x: Tensor, dim: int) -> Tensor:

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from dhr_lightning.ops._transport_problem import Problem, log_sum
 
-# A host read stalls a GPU queue, and frozen problems make further rounds harmless.
-_PERIOD = 4
-
 
 class _Rounds(NamedTuple):
     r: Tensor  # (..., N), where the pixel scaling starts
@@ -34,13 +31,12 @@ def scale(problem: Problem, *, max_iter: int, tol: float) -> Tensor:
     rounds = _linear_rounds(problem) if problem.linear else _log_rounds(problem)
     r, c = rounds.r, rounds.c
     done = ~problem.classes.any(-1)
-    period = 1 if problem.kernel.device.type == "cpu" else _PERIOD
     for number in range(max_iter):
         new_r, new_c = rounds.step(c)
         change = rounds.change(r, new_r)
         r, c = torch.where(done[..., None], r, new_r), torch.where(done[..., None], c, new_c)
         done = done | (change < tol)
-        if number % period == period - 1 and bool(done.all()):
+        if problem.look(number) and bool(done.all()):
             break
     return rounds.compose(r, c)
 
