@@ -204,6 +204,22 @@ def write_features(path: Path, features: NDArray[np.float16]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def features_grid(path: Path) -> tuple[int, int]:
+    """Rows and columns `(h, w)` of the features in a file of `write_features`; only the header is read.
+
+    Raises:
+        ArtifactError: if the file is absent, corrupt, or holds another array.
+    """
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        _expect(features, "features", np.float16, "(D, h, w)", 3)
+    except FileNotFoundError as error:
+        raise _absent(path) from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return features.shape[1], features.shape[2]
+
+
 def read_features(path: Path) -> NDArray[np.float16]:
     """Read what `write_features` wrote: `(D, h, w)` float16.
 

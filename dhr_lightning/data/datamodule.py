@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
+from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
-from dhr_lightning.data.loading import EpochSampler, LateLoader
+from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
@@ -206,7 +207,7 @@ class WSSSDataModule(L.LightningDataModule):
             seed=self.seed,
         )
         trainer = self.trainer
-        sampler = EpochSampler(
+        sampler: Any = EpochSampler(
             dataset,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
@@ -214,8 +215,10 @@ class WSSSDataModule(L.LightningDataModule):
             seed=self.seed,
             drop_last=False,
         )
-        drop_last = needs.augment and len(dataset) > self.batch_size
-        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+        if not needs.augment:
+            return self._loader(dataset, LateLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
+        drop_last = len(dataset) > self.batch_size
+        return self._loader(dataset, LateLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
@@ -260,11 +263,15 @@ class WSSSDataModule(L.LightningDataModule):
         features: PathOf | None = None,
     ) -> DataLoader[Any]:
         dataset = SegmentationDataset(records, self.classes, truth=truth, masks=masks, features=features)
-        return self._loader(dataset, batch_size=self.predict_batch_size, shuffle=False)
+        batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)
+        return self._loader(dataset, DataLoader, batch_sampler=batches)
 
-    def _loader(self, dataset: SegmentationDataset, **options: Any) -> DataLoader[Any]:
-        divisor = 32 if dataset.augmentation is None else 1
-        loader = LateLoader if "sampler" in options else DataLoader
+    def _batches(self, dataset: SegmentationDataset, sampler: SizedSampler, size: int) -> CanvasBatches:
+        """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
+        return CanvasBatches(sampler, size, canvases=canvases_of(dataset.records, features=dataset.features))
+
+    def _loader(self, dataset: SegmentationDataset, loader: type[DataLoader[Any]], **options: Any) -> DataLoader[Any]:
+        divisor = CANVAS_DIVISOR if dataset.augmentation is None else 1
         return loader(
             dataset,
             num_workers=self.num_workers,

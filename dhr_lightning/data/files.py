@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.errors import DataError, MaskError
+
+_ORIENTATION = ExifTags.Base.Orientation
+_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 def read_image(path: Path) -> Image.Image:
@@ -28,6 +31,25 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(
             f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
         ) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photo in pixels, turned upright as its EXIF tag says; only the header is read.
+
+    Raises:
+        DataError: if the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
+    except FileNotFoundError as error:
+        raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
+        ) from error
+    return (width, height) if turned else (height, width)
 
 
 def read_truth(path: Path) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """The batch that every task sees, and the geometry that travels with it."""
 
+import statistics
 from typing import NamedTuple, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,7 +41,7 @@ class Sample(TypedDict, total=False):
 
 
 class Batch(TypedDict, total=False):
-    """A collated batch; images smaller than the largest are padded at the right and bottom."""
+    """A collated batch; images are padded at the right and bottom to one canvas, which whole images share."""
 
     id: list[str]
     pixels: Tensor  # (B, 3, H, W) uint8
@@ -54,6 +54,25 @@ class Batch(TypedDict, total=False):
     uss: Tensor  # (B, D, h, w) float32 on a grid over the canvas, 0 in padding
     neighbour: Tensor  # (B, 3, H, W) uint8
     neighbour_image: Tensor  # (B, 3, H, W) float32, normalised
+
+
+def canvas_size(size: tuple[int, int], *, divisor: int) -> tuple[int, int]:
+    """Round `(height, width)` in pixels up to multiples of `divisor`."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+def feature_grid(cells: tuple[int, int], size: tuple[float, float], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Cells that features need on a canvas to keep their density.
+
+    Args:
+        cells: `(rows, columns)` of the features, evenly over the image.
+        size: `(height, width)` of the image on the canvas in pixels.
+        canvas: `(height, width)` of the canvas in pixels.
+    """
+    rows, columns = (
+        max(1, round(length * count / own)) for length, count, own in zip(canvas, cells, size, strict=True)
+    )
+    return rows, columns
 
 
 def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -90,9 +109,8 @@ def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
 
 def collate(samples: list[Sample], *, divisor: int = 1) -> Batch:
     """Stack samples, padding to the largest height and width, rounded up to `divisor` pixels."""
-    height, width = (
-        -(-max(sample["pixels"].shape[axis] for sample in samples) // divisor) * divisor for axis in (-2, -1)
-    )
+    largest = (max(s["pixels"].shape[-2] for s in samples), max(s["pixels"].shape[-1] for s in samples))
+    height, width = canvas_size(largest, divisor=divisor)
     batch = Batch(
         id=[sample["id"] for sample in samples],
         pixels=torch.stack([_pad(sample["pixels"], height, width, 0) for sample in samples]),
@@ -115,14 +133,14 @@ def collate(samples: list[Sample], *, divisor: int = 1) -> Batch:
 
 
 def _features_on_canvas(samples: list[Sample], canvas: tuple[int, int]) -> list[Tensor]:
-    """Sample each image's features at the finest cell density of the batch."""
-    cells = [
-        (
-            s["uss"].shape[-2] / (s["geometry"].size[0] * s["geometry"].scale[1]),
-            s["uss"].shape[-1] / (s["geometry"].size[1] * s["geometry"].scale[0]),
+    """Sample each image's features on one grid: that of most, which is the own one of every whole image."""
+    grids = [
+        feature_grid(
+            (s["uss"].shape[-2], s["uss"].shape[-1]),
+            (s["geometry"].size[0] * s["geometry"].scale[1], s["geometry"].size[1] * s["geometry"].scale[0]),
+            canvas,
         )
         for s in samples
     ]
-    density = np.median(np.array(cells), axis=0)
-    grid = (max(1, round(canvas[0] * float(density[0]))), max(1, round(canvas[1] * float(density[1]))))
+    (grid,) = statistics.multimode(sorted(grids))[:1]
     return [sample_features(s["uss"], s["geometry"], canvas=canvas, grid=grid) for s in samples]

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 
+from dhr_lightning.artifacts.files import write_features
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.datamodule import IMAGENET_MEAN, IMAGENET_STD, EpochSampler, Needs, WSSSDataModule, normalize
@@ -54,7 +56,7 @@ def put_features(datamodule: WSSSDataModule) -> None:
 
 def run_epoch(datamodule: WSSSDataModule, epoch: int) -> list[Batch]:
     loader = datamodule.train_dataloader()
-    loader.sampler.set_epoch(epoch)
+    _set_sampler_epoch(loader, epoch)  # as Lightning does it
     return list(loader)
 
 
@@ -153,9 +155,27 @@ def test_masks_and_features_come_only_where_asked_for(make: Make):
         assert "uss" in batch
         assert "truth" not in batch
     assert not {"mask", "uss", "truth"} & set(val[0])
-    (refreshed,) = datamodule.refresh_dataloader(datamodule.records("train")[:2])
-    assert refreshed["id"] == ["2007_000001", "2007_000002"]
-    assert refreshed["mask"][refreshed["valid"]].unique().tolist() == [12]
+    refreshed = list(datamodule.refresh_dataloader(datamodule.records("train")[:2]))
+    assert [name for batch in refreshed for name in batch["id"]] == ["2007_000001", "2007_000002"]
+    assert all(batch["mask"][batch["valid"]].unique().tolist() == [12] for batch in refreshed)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_whole_images_share_a_batch_only_with_their_canvas(make: Make, tiny_voc: Path, augment: bool):
+    """Sizes of 64x48, 48x64, 40x56 and 64x64 pixels, with features that lie more densely in one of them."""
+    datamodule = make(Needs(train_features=True, augment=augment, predict_features=True), predict_batch_size=4)
+    put_features(datamodule)
+    write_features(datamodule.store.path("uss", "train", "2007_000004"), np.zeros((3, 32, 32), np.float16))
+    loaders = [*datamodule.predict_dataloader(), datamodule.val_dataloader()]
+    loaders += [] if augment else [datamodule.train_dataloader()]
+    loaders.append(datamodule.refresh_dataloader(datamodule.records("train")))
+    for loader in loaders:
+        for batch in loader:
+            own = {tuple(-(-length // 32) * 32 for length in geometry.size) for geometry in batch["geometry"]}
+            assert own == {tuple(batch["pixels"].shape[-2:])}
+            if "uss" in batch:
+                assert (batch["uss"].shape[-1] == 32) == (batch["id"] == ["2007_000004"])
+    assert len(loaders[-1]) > 1
 
 
 def test_images_that_are_already_written_are_skipped(make: Make):

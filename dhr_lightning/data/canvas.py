@@ -1,0 +1,49 @@
+"""The canvas of a whole image: its own size rounded up to what a network can divide, and nothing of its batch."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from dhr_lightning.artifacts.files import features_grid
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.datasets import PathOf
+from dhr_lightning.data.files import image_size
+from dhr_lightning.data.sample import canvas_size, feature_grid
+
+CANVAS_DIVISOR = 32  # the coarsest stride of the networks
+_THREADS = 8  # headers are read while others wait for the disk
+
+
+class Canvas(NamedTuple):
+    """What images must have in common to share a batch.
+
+    Args:
+        size: `(height, width)` of the canvas in pixels.
+        grid: cells of the features on that canvas, `(rows, columns)`; None without features.
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int] | None = None
+
+
+def canvases_of(records: Sequence[Record], *, features: PathOf | None = None) -> list[Canvas]:
+    """Canvas of every image, from the headers of its files.
+
+    Args:
+        records: images.
+        features: where to find their features, by image id.
+
+    Raises:
+        DataError: if an image cannot be read.
+        ArtifactError: if features cannot be read.
+    """
+
+    def of(record: Record) -> Canvas:
+        size = image_size(record.image)
+        canvas = canvas_size(size, divisor=CANVAS_DIVISOR)
+        if features is None:
+            return Canvas(canvas)
+        return Canvas(canvas, feature_grid(features_grid(features(record.id)), size, canvas))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(of, records))
