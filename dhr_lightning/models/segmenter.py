@@ -2,48 +2,60 @@
 
 from typing import Any, NamedTuple
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dhr_lightning.errors import ConfigError
-from dhr_lightning.models import backbones
-
-_DECODERS = {"deeplabv3plus": smp.DeepLabV3Plus, "fpn": smp.FPN, "unet": smp.Unet, "linknet": smp.Linknet}
+from dhr_lightning.models.backbones import build_encoder
+from dhr_lightning.models.decoders import DEEPLAB, build_decoder, encoder_stride
+from dhr_lightning.models.deeplab import undilate_first_blocks
 
 
 class SegmenterOutput(NamedTuple):
     """What one forward pass gives.
 
     Args:
-        logits: `(B, C, H, W)` segmentation logits at image size.
-        cam: `(B, T, h, w)` raw class activation maps, or `None` without a CAM head.
+        decoder_logits: `(B, C, h, w)` segmentation logits at the size at which the decoder ends.
+        cam: `(B, T, h', w')` raw class activation maps, or `None` without a CAM head.
         features: encoder features, finest first; the last two are what DHR calls C4 and C5.
+        stride: pixels between two cells of `decoder_logits`; 4 for DeepLabv3+.
+        size: height and width of the image in pixels; `None` if they are `stride` times those of `decoder_logits`.
     """
 
-    logits: Tensor
+    decoder_logits: Tensor
     cam: Tensor | None
     features: list[Tensor]
+    stride: int = 1
+    size: tuple[int, int] | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """`(B, C, H, W)` segmentation logits at image size, interpolated at each access."""
+        height, width = (side * self.stride for side in self.decoder_logits.shape[-2:])
+        logits = F.interpolate(self.decoder_logits, (height, width), mode="bilinear", align_corners=False)
+        height, width = self.size or (height, width)
+        return logits[..., :height, :width]
 
 
 class Segmenter(nn.Module):
-    """An encoder, a decoder of segmentation-models-pytorch and, for DHR, a CAM head.
+    """An encoder, a decoder and, for DHR, a CAM head.
 
     Args:
         backbone: encoder name, see `build_encoder`.
         num_classes: segmentation classes C, background included.
         num_tags: tags T for a CAM head; 0 for none.
-        decoder: `deeplabv3plus`, `fpn`, `unet` or `linknet`.
-        decoder_options: further arguments of that decoder.
+        decoder: `deeplabv3plus`, or the name of another architecture of segmentation-models-pytorch, such as `fpn`.
+        decoder_options: further arguments of that decoder; of DeepLabv3+ see `models.deeplab.DeepLabDecoder`.
         pretrained: see `build_encoder`.
-        output_stride: 8 or 16; DeepLabv3+ only, the other decoders need 32.
+        output_stride: 8 or 16; for decoders that need feature maps up to stride 32 it is 32 whatever is given.
 
     Raises:
         ConfigError: if the decoder or backbone is unknown, or they do not go together.
 
-    Source: DeepLabv3+ (arXiv:1802.02611); CAM head of DHR (arXiv:2404.00380), a 1x1 convolution without bias on C5.
-    Differs: DHR halves C5 before the CAM head; here the map keeps the resolution of C5.
+    Source: DeepLabv3+ (arXiv:1802.02611) as published with DHR (arXiv:2404.00380), whose CAM head is a 1x1 convolution
+        without bias on C5.
+    Differs: DHR halves C5 before the CAM head at output stride 8; here the map keeps the resolution of C5 (the seeds
+        can be made as published, see `tasks.dhr.DHRTask`).
     """
 
     def __init__(
@@ -52,37 +64,34 @@ class Segmenter(nn.Module):
         num_classes: int,
         *,
         num_tags: int = 0,
-        decoder: str = "deeplabv3plus",
+        decoder: str = DEEPLAB,
         decoder_options: dict[str, Any] | None = None,
         pretrained: bool | str = False,
         output_stride: int = 16,
     ) -> None:
         super().__init__()
-        if decoder not in _DECODERS:
-            raise ConfigError(f"Unknown decoder {decoder!r}. Known: {', '.join(_DECODERS)}.")
-        if backbone == "small32" and decoder != "deeplabv3plus":
-            raise ConfigError(
-                f"Decoder {decoder!r} needs strides up to 32, but backbone 'small32' ends at 8. Use deeplabv3plus."
-            )
-        options = dict(decoder_options or {})
-        if decoder == "deeplabv3plus":
-            options["encoder_output_stride"] = output_stride
-        stride = output_stride if decoder == "deeplabv3plus" else 32
-        self.encoder = backbones.build_encoder(backbone, pretrained=pretrained, output_stride=stride)
-        network = _DECODERS[decoder](backbone, encoder_weights=None, classes=num_classes, **options)
-        self.decoder, self.head = network.decoder, network.segmentation_head[0]
+        self.divisor = encoder_stride(decoder, output_stride, backbone=backbone)
+        self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=self.divisor)
+        if decoder == DEEPLAB:
+            undilate_first_blocks(self.encoder)
+        self.decoder, self.head = build_decoder(
+            decoder, backbone, self.encoder, num_classes, stride=self.divisor, options=decoder_options or {}
+        )
         channels = self.encoder.out_channels[-1]
         self.classifier = nn.Conv2d(channels, num_tags, 1, bias=False) if num_tags else None
         if self.classifier is not None:
             nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, image: Tensor) -> SegmenterOutput:
-        """`(B, 3, H, W)` normalised, sides divisible by the stride -> `SegmenterOutput`."""
-        features = self.encoder(image)
-        logits = self.head(self.decoder(features))  # (B, C, H/4, W/4)
-        logits = F.interpolate(logits.float(), image.shape[-2:], mode="bilinear", align_corners=False)
+        """`(B, 3, H, W)` normalised -> `SegmenterOutput`; sides that the stride does not divide are zero-padded."""
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % self.divisor, 0, -height % self.divisor))
+        features = self.encoder(padded)
+        logits = self.head(self.decoder(features)).float()  # (B, C, h, w)
+        stride = padded.shape[-1] // logits.shape[-1]
+        logits = logits[..., : -(-height // stride), : -(-width // stride)]
         cam = self.classifier(features[-1]) if self.classifier is not None else None
-        return SegmenterOutput(logits, cam, features)
+        return SegmenterOutput(logits, cam, features, stride, (height, width))
 
 
 def multi_scale_probability(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput, multi_scale_probability
 
-LIGHT: dict[str, Any] = {"decoder_channels": 16, "decoder_atrous_rates": (2, 4, 6)}
+LIGHT: dict[str, Any] = {"channels": 16, "rates": (2, 4, 6), "low_channels": 8}
 
 
 class Fixed(nn.Module):
@@ -77,8 +77,10 @@ def test_the_small_backbone_needs_deeplab(decoder: str):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match=r"Unknown decoder 'nothing'. Known: deeplabv3plus, fpn"):
+    with pytest.raises(ConfigError, match=r"Unknown decoder 'nothing'\. Known: deeplabv3plus, deeplabv3, fpn"):
         Segmenter("small32", 4, decoder="nothing")
+    with pytest.raises(ConfigError, match=r"Unknown decoder 'Unet\+\+'\. Did you mean 'unet'\?"):
+        Segmenter("resnet18", 4, decoder="Unet++")
     with pytest.raises(ConfigError, match="Unknown backbone 'nothing'"):
         Segmenter("nothing", 4)
 

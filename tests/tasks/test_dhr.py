@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dhr_lightning.data.sample import Batch
-from tests.task_samples import NAMES, make_batch, make_task
+from tests.task_samples import NAMES, favour, make_batch, make_task
 
 TAGS = [[1, 3], [2], [1, 2, 4]]
 SIZES = [(48, 64), (64, 40), (32, 32)]
@@ -63,7 +63,7 @@ def test_masks_do_not_depend_on_the_other_images_of_the_batch():
 def test_predictions_ignore_the_tags():
     task, batch = make_task("DHRTask"), make_batch([[1], [2]], [(32, 48), (32, 32)])
     batch["tags"].zero_()
-    task.network.head.bias.data[4] = 100.0
+    favour(task, 4)
     ((first,), (second,)) = task.predict_step(batch, 0)["prediction"]
     assert first.shape == (32, 48)
     assert second.shape == (32, 32)

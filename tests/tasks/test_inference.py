@@ -7,7 +7,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf import CRFSettings, dense_crf
 from dhr_lightning.tasks.inference import Inference, strong_classes
-from tests.task_samples import make_batch, make_task
+from tests.task_samples import favour, make_batch, make_task
 
 CRF = {"backend": "lattice", "iterations": 2, "bilateral_srgb": 20.0}
 
@@ -74,7 +74,7 @@ def test_weak_classes_are_pruned_but_never_all():
 @pytest.mark.parametrize("test_crf", [None, CRF])
 def test_classes_that_are_not_allowed_never_appear(test_crf):
     task, batch = make_task("WSSTask", test_crf=test_crf), make_batch([[2], [1, 4]], [(32, 32), (32, 32)])
-    task.network.head.bias.data[3] = 100.0
+    favour(task, 3)
     masks = [set(mask.unique().tolist()) for (mask,) in task.predict_step(batch, 0, 0)["wss_mask"]]
     assert masks[0] <= {0, 2}
     assert masks[1] <= {0, 1, 4}

@@ -1,0 +1,85 @@
+"""Decoders by name: DeepLabv3+ as DHR has it, and those of segmentation-models-pytorch."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.deeplab import DeepLabDecoder
+
+DEEPLAB = "deeplabv3plus"
+# DPT reads the tokens of a ViT, not feature maps of several strides.
+_ARCHITECTURES = {name: a for name, a in smp.MODEL_ARCHITECTURES_MAPPING.items() if name not in (DEEPLAB, "dpt")}
+NAMES = (DEEPLAB, *sorted(_ARCHITECTURES))
+# Arguments of a decoder that the segmenter decides.
+_OURS = {"encoder_name", "encoder_depth", "encoder_weights", "encoder_output_stride", "in_channels", "classes"}
+_OURS |= {"self", "activation", "aux_params", "upsampling", "kwargs", "encoder_channels", "output_stride"}
+
+
+def encoder_stride(decoder: str, output_stride: int, *, backbone: str) -> int:
+    """Output stride that the encoder of a decoder needs: the one asked for where it can be chosen, else 32.
+
+    Args:
+        decoder: see `NAMES`.
+        output_stride: what is asked for.
+        backbone: name of the encoder.
+
+    Raises:
+        ConfigError: if the decoder is unknown or the encoder has no map of stride 32.
+    """
+    if decoder not in NAMES:
+        near = difflib.get_close_matches(decoder.lower().replace("_", ""), NAMES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"Unknown decoder {decoder!r}.{hint} Known: {', '.join(NAMES)}.")
+    # PSPNet reads the last feature map only, so that its stride is free.
+    free = decoder in (DEEPLAB, "pspnet") or "encoder_output_stride" in _arguments(_ARCHITECTURES[decoder])
+    if not free and backbone == "small32":
+        raise ConfigError(
+            f"Decoder {decoder!r} needs strides up to 32, but backbone 'small32' ends at 8. Use deeplabv3plus."
+        )
+    return output_stride if free else 32
+
+
+def build_decoder(
+    decoder: str, backbone: str, encoder: nn.Module, num_classes: int, *, stride: int, options: Mapping[str, Any]
+) -> tuple[nn.Module, nn.Module]:
+    """Decoder and classification layer for an encoder.
+
+    Args:
+        decoder: see `NAMES`.
+        backbone: name of the encoder.
+        encoder: what it was built to.
+        num_classes: segmentation classes C.
+        stride: output stride of the encoder, see `encoder_stride`.
+        options: further arguments of the decoder.
+
+    Returns:
+        The decoder, which takes the list of feature maps, and the convolution that makes logits of its result.
+
+    Raises:
+        ConfigError: if an option is unknown or out of range, or encoder and decoder do not go together.
+    """
+    known = sorted(_arguments(DeepLabDecoder if decoder == DEEPLAB else _ARCHITECTURES[decoder]) - _OURS)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"Unknown option {unknown[0]!r} of decoder {decoder!r}. Known: {', '.join(known)}.")
+    if decoder == DEEPLAB:
+        network = DeepLabDecoder(encoder.out_channels, output_stride=stride, **options)
+        head = nn.Conv2d(network.out_channels, num_classes, 1, bias=False)
+        nn.init.xavier_uniform_(head.weight)
+        return network, head
+    architecture = _ARCHITECTURES[decoder]
+    extra = {"encoder_output_stride": stride} if "encoder_output_stride" in _arguments(architecture) else {}
+    try:
+        model = architecture(backbone, encoder_depth=5, encoder_weights=None, classes=num_classes, **extra, **options)
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        raise ConfigError(f"Decoder {decoder!r} cannot be built on backbone {backbone!r} ({error}).") from error
+    return model.decoder, model.segmentation_head[0]
+
+
+def _arguments(architecture: type) -> set[str]:
+    return set(inspect.signature(architecture.__init__).parameters)
