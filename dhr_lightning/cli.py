@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from dhr_lightning.callbacks.average import WeightAverage
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from dhr_lightning.callbacks.loggers import ContinuedCSVLogger
 from dhr_lightning.callbacks.panels import Panels
@@ -92,6 +93,8 @@ class DHRCommandLine(LightningCLI):
             options["plugins"] = [AtomicCheckpointIO()]
         bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
         extra: list[L.Callback] = [LastCheckpoint(), ArtifactWriters(self.recipe, self.checkpoint), bar]
+        if self.model.hparams.get("ema") is not None:
+            extra.append(WeightAverage(self.model.hparams.ema, self.model.hparams.ema_warmup))
         if trainer.enable_model_summary is None:
             options["enable_model_summary"] = False
         if not sys.stderr.isatty() and trainer.enable_progress_bar is None:

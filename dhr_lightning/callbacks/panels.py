@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.callbacks.average import averaged_weights
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
@@ -38,7 +39,8 @@ class Panels(L.Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards or not trainer.is_global_zero or not (last or epoch % self.every == 0):
             return
-        picture = draw_panel(pl_module, trainer.datamodule, self.images)
+        with averaged_weights(trainer):
+            picture = draw_panel(pl_module, trainer.datamodule, self.images)
         for board in boards:
             board.experiment.add_image("panel/train", picture, trainer.global_step, dataformats="HWC")
             if last:  # not `trainer.log_dir`: that is a collective call, and only rank 0 is here

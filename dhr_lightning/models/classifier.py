@@ -70,3 +70,22 @@ def multi_scale_cam(
             maps = maps.flip(-1) if mirrored else maps
             total = total + F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return total
+
+
+def published_cam(classifier: nn.Module, feature: Tensor, *, stride: int) -> Tensor:
+    """Class activation maps of one view at stride 16, as DHR makes the CAM behind its seeds.
+
+    Args:
+        classifier: maps features to raw maps, cell by cell.
+        feature: `(B, F, h, w)`, the last feature map.
+        stride: pixels between two of its cells; a stride below 16 is brought to 16 before the classifier.
+
+    Returns:
+        `(B, T, h', w')` non-negative, not normalised.
+
+    Source: published code of DHR (arXiv:2404.00380): C5 of stride 8 is halved with aligned corners.
+    """
+    if stride < 16:
+        size = [max(1, side * stride // 16) for side in feature.shape[-2:]]
+        feature = F.interpolate(feature, size, mode="bilinear", align_corners=True)
+    return classifier(feature).float().relu()

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.models.classifier import masked_mean, multi_scale_cam
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.models.segmenter import Segmenter
 from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
 from dhr_lightning.ops.crf import CRFSettings
@@ -17,7 +18,9 @@ from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks
 from dhr_lightning.tasks.inference import Inference
-from dhr_lightning.tasks.wss import initialise, segmentation_loss
+from dhr_lightning.tasks.wss import check_loss_size, initialise, pixel_loss
+
+SEED_VIEWS = ("default", "paper")
 
 
 class DHRTask(SegmentationMixin, BaseTask):
@@ -33,7 +36,13 @@ class DHRTask(SegmentationMixin, BaseTask):
         decoder: decoder name, see `models.segmenter.Segmenter`.
         decoder_options: further arguments of the decoder.
         init_from: artifact kind whose checkpoint fills encoder and CAM head (`cam`), or `null`.
-        cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror.
+        loss_size: `decoder` or `full`, see `tasks.wss.pixel_loss`.
+        ema: decay of the average of the weights that validation and prediction use, see
+            `callbacks.average.WeightAverage`; `null` for none. DHR masks come from the weights themselves.
+        ema_warmup: let the first steps count more in that average.
+        seed_view: CAM behind the seeds. `default`: sum over `cam_scales` and their mirrors on a grid twice as fine as
+            the features; `paper`: the image as it is, at stride 16.
+        cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror; for `default` only.
         scales: relative image sizes at prediction, each with its mirror.
         test_crf: dense CRF on predicted masks, see `tasks.inference.Inference`; `null` for none.
         rebalance: `profile` (`default` or `reference`) and what differs from it, see `ops.profiles.RebalanceSettings`.
@@ -47,6 +56,7 @@ class DHRTask(SegmentationMixin, BaseTask):
 
     Source: DHR (arXiv:2404.00380), Sec. 3.
     Differs: masks are regenerated between epochs, in the geometry of the whole image, not at every step on the crop.
+        Seeds come from several views by default, see docs/method.md.
     """
 
     step: ClassVar[str] = "dhr"
@@ -63,6 +73,10 @@ class DHRTask(SegmentationMixin, BaseTask):
         decoder: str = "deeplabv3plus",
         decoder_options: dict[str, Any] | None = None,
         init_from: str | None = "cam",
+        loss_size: str = "decoder",
+        ema: float | None = 0.999,
+        ema_warmup: bool = True,
+        seed_view: str = "default",
         cam_scales: tuple[float, ...] = (1.0, 1.5),
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         test_crf: dict[str, Any] | None = None,
@@ -77,6 +91,11 @@ class DHRTask(SegmentationMixin, BaseTask):
     ) -> None:
         super().__init__(class_names, has_background, **options)
         self.save_hyperparameters()
+        check_loss_size(loss_size)
+        if seed_view not in SEED_VIEWS:
+            raise ConfigError(
+                f"Expected model.init_args.seed_view to be {' or '.join(SEED_VIEWS)}, but got {seed_view!r}."
+            )
         self.network = Segmenter(
             backbone,
             self.classes.num_classes,
@@ -111,7 +130,9 @@ class DHRTask(SegmentationMixin, BaseTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pixel cross entropy on the current masks plus multi-label soft margin on the tags."""
         output = self.network(batch["image"])
-        loss_seg = segmentation_loss(output.logits, batch["mask"], ignore_index=self.classes.ignore_index)
+        loss_seg = pixel_loss(
+            output, batch["mask"], size=self.hparams.loss_size, ignore_index=self.classes.ignore_index
+        )
         loss_cls = F.multilabel_soft_margin_loss(masked_mean(output.cam, batch["valid"]), batch["tags"])
         size = len(batch["image"])
         self.log_dict({"train/loss_seg": loss_seg, "train/loss_cls": loss_cls}, prog_bar=True, batch_size=size)
@@ -142,15 +163,8 @@ class DHRTask(SegmentationMixin, BaseTask):
         )
         image = batch["image"]
         features = self.network.encoder(image)
-        size = (features[-1].shape[-2], features[-1].shape[-1])
-        cell = (size[0] * 2, size[1] * 2)
-        cam = multi_scale_cam(  # the plain view has been encoded already
-            lambda view: self.network.classifier((features if view is image else self.network.encoder(view))[-1]),
-            image,
-            scales=tuple(self.hparams.cam_scales),
-            flip=True,
-            size=cell,
-        )
+        cam = self._seed_cam(image, features)
+        cell = cam.shape[-2:]
         valid = F.interpolate(batch["valid"][:, None].float(), cell, mode="nearest")[:, 0] > 0
         compact = normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
         return rebalance(
@@ -166,4 +180,17 @@ class DHRTask(SegmentationMixin, BaseTask):
             settings=self.rebalance_settings,
             refine_seed=self.refine_seed,
             refine_final=self.refine_final,
+        )
+
+    def _seed_cam(self, image: Tensor, features: list[Tensor]) -> Tensor:
+        """Class activation maps `(B, T, h, w)` behind the seeds, not negative, not normalised."""
+        last, classifier, encoder = features[-1], self.network.classifier, self.network.encoder
+        if self.hparams.seed_view == "paper":
+            return published_cam(classifier, last, stride=image.shape[-1] // last.shape[-1])
+        return multi_scale_cam(  # the plain view has been encoded already
+            lambda view: classifier((features if view is image else encoder(view))[-1]),
+            image,
+            scales=tuple(self.hparams.cam_scales),
+            flip=True,
+            size=(last.shape[-2] * 2, last.shape[-1] * 2),
         )

@@ -7,9 +7,12 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.models.segmenter import Segmenter
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput
 from dhr_lightning.tasks.base import BaseTask, SegmentationMixin, cut_masks, load_encoder
 from dhr_lightning.tasks.inference import Inference
+
+LOSS_SIZES = ("decoder", "full")
 
 
 class WSSTask(SegmentationMixin, BaseTask):
@@ -23,6 +26,10 @@ class WSSTask(SegmentationMixin, BaseTask):
         decoder: decoder name, see `models.segmenter.Segmenter`.
         decoder_options: further arguments of the decoder.
         init_from: artifact kind whose checkpoint fills the encoder (`cam`), or `null`.
+        loss_size: `decoder` or `full`, see `pixel_loss`.
+        ema: decay of the average of the weights that validation and prediction use, see
+            `callbacks.average.WeightAverage`; `null` for none.
+        ema_warmup: let the first steps count more in that average.
         scales: relative image sizes at prediction, each with its mirror.
         test_crf: dense CRF on predicted masks, see `tasks.inference.Inference`; `null` for none.
         **options: optimiser and schedule, see `BaseTask`.
@@ -44,12 +51,16 @@ class WSSTask(SegmentationMixin, BaseTask):
         decoder: str = "deeplabv3plus",
         decoder_options: dict[str, Any] | None = None,
         init_from: str | None = "cam",
+        loss_size: str = "decoder",
+        ema: float | None = 0.999,
+        ema_warmup: bool = True,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         test_crf: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
         self.save_hyperparameters()
+        check_loss_size(loss_size)
         self.network = Segmenter(
             backbone,
             self.classes.num_classes,
@@ -72,7 +83,8 @@ class WSSTask(SegmentationMixin, BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pixel cross entropy on the masks."""
-        loss = segmentation_loss(self(batch["image"]), batch["mask"], ignore_index=self.classes.ignore_index)
+        output = self.network(batch["image"])
+        loss = pixel_loss(output, batch["mask"], size=self.hparams.loss_size, ignore_index=self.classes.ignore_index)
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["image"]))
         return self.check_loss(loss, batch, batch_idx)
 
@@ -93,6 +105,34 @@ class WSSTask(SegmentationMixin, BaseTask):
 def allowed_classes(tags: Tensor, offset: int) -> Tensor:
     """Tags `(B, T)` plus background, if there is one -> `(B, C)` bool."""
     return F.pad(tags > 0, (offset, 0), value=True)
+
+
+def check_loss_size(size: str) -> None:
+    """Refuse a size that `pixel_loss` does not know.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if size not in LOSS_SIZES:
+        raise ConfigError(f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {size!r}.")
+
+
+def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int) -> Tensor:
+    """Cross entropy of a segmenter on masks of the image, see `segmentation_loss`.
+
+    Args:
+        output: of the network.
+        mask: `(B, H, W)` int64 class values.
+        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the top left pixel of
+            each of their cells; `full` interpolates the logits to every pixel.
+        ignore_index: pixels without a label.
+
+    Source: `decoder` is the published code of DHR (arXiv:2404.00380).
+    """
+    if size == "full":
+        return segmentation_loss(output.logits, mask, ignore_index=ignore_index)
+    cells = mask[:, :: output.stride, :: output.stride]
+    return segmentation_loss(output.decoder_logits, cells, ignore_index=ignore_index)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int) -> Tensor:
