@@ -28,6 +28,12 @@ def make_task(name: str, *, class_names: list[str] | None = None, **changes: Any
     return task_class(class_names=class_names or NAMES, **arguments).eval()
 
 
+def training_loss(task: BaseTask, batch: Batch) -> torch.Tensor:
+    """Loss of one training step outside a fit, in training mode."""
+    task.log = task.log_dict = lambda *_, **__: None
+    return task.train().training_step(batch, 0)
+
+
 def favour(task: BaseTask, value: int) -> None:
     """Make a class win wherever it is allowed to."""
     task.network.head.register_forward_hook(lambda _, __, logits: logits.index_fill(1, torch.tensor([value]), 100.0))

@@ -1,5 +1,6 @@
 import csv
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.tasks.dhr import DHRTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace
+from tests.task_samples import make_batch, make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
@@ -89,6 +91,56 @@ def test_rounds_record_weights_recipe_and_refinement(workspace: Workspace):
     assert {"cam/train", "mars_mask/train", "uss/train", "data/train"} == set(first.inputs)
     assert first.info["recipe"]["configs"] == ["stage3_dhr.yaml", "data/microworld.yaml", "debug.yaml"]
     assert first.info["refine"] in ("pydensecrf", "lattice")
+
+
+def test_masks_come_from_the_student_and_predictions_from_the_average(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    folder = workspace.folder / "runs" / "microworld" / "dhr" / "version_0" / "checkpoints"
+    last, before = (torch.load(folder / name, weights_only=True) for name in ("last.ckpt", "previous.ckpt"))
+    digests = {name: digest_of(before[name]) for name in ("state_dict", "student_state_dict")}
+    made_with = workspace.store.manifest(ROUNDS[1], "train").checkpoint["sha256"]
+    assert made_with == digests["student_state_dict"] != digests["state_dict"]
+
+    used, predict = set(), DHRTask.predict_step
+
+    def watched(task: DHRTask, *arguments: Any) -> Any:
+        used.add(weights_digest(task))
+        return predict(task, *arguments)
+
+    monkeypatch.setattr(DHRTask, "predict_step", watched)
+    shutil.rmtree(workspace.store.folder("prediction", "val"))
+    assert workspace.stage("stage3_dhr") == 0
+    assert used == {digest_of(last["state_dict"])} != {digest_of(last["student_state_dict"])}
+
+
+def digest_of(weights: dict[str, torch.Tensor]) -> str:
+    return weights_digest(SimpleNamespace(state_dict=lambda: weights))
+
+
+def test_a_round_is_made_in_evaluation_mode_and_training_goes_on_after_it(monkeypatch: pytest.MonkeyPatch):
+    task = make_task("DHRTask", refine="none")
+    task.network.encoder.stages[-1] = torch.nn.Sequential(task.network.encoder.stages[-1], torch.nn.Dropout(0.5))
+    task.eval()
+    batches = [make_batch([[1, 2], [3]], [(64, 48), (48, 64)]), make_batch([[1, 4], [2, 3]], [(48, 48), (64, 64)])]
+    expected = [mask for batch in batches for mask in task.pseudo_masks(batch).mask.to(torch.uint8).numpy()]
+    before, written = {name: tensor.clone() for name, tensor in task.state_dict().items()}, []
+    noisy = [mask for batch in batches for mask in task.train().pseudo_masks(batch).mask.to(torch.uint8).numpy()]
+    assert any((one != other).any() for one, other in zip(expected, noisy, strict=True))
+    task.load_state_dict(before)
+
+    monkeypatch.setattr(task, "whole_batches", lambda records, what: batches)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    writer = SimpleNamespace(write=lambda image_id, mask: written.append(mask))
+    for training in (True, False):
+        written.clear()
+        task.train(training)
+        PseudoMaskRefresh()._write(trainer, task, writer, batches, "round 0")
+        sizes = [geometry.size for batch in batches for geometry in batch["geometry"]]
+        for found, mask, (height, width) in zip(written, expected, sizes, strict=True):
+            assert np.array_equal(found, mask[:height, :width])
+        assert {module.training for module in task.network.modules()} == {training}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
 
 
 def test_the_digest_follows_every_weight():

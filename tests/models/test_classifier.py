@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
+from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam, published_cam
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,20 @@ def test_activation_of_a_place_stays_at_that_place():
         cam = multi_scale_cam(nn.AvgPool2d(4), image, scales=(1.0, 0.5, 2.0), flip=flip, size=(8, 12))
         assert divmod(int(cam[0, 0].argmax()), 12) == (1, 10)
         assert (cam >= 0).all()
+
+
+@torch.no_grad()
+def test_the_published_map_halves_features_of_stride_8_with_aligned_corners():
+    classifier = nn.Conv2d(5, 3, 1, bias=False)
+    feature = torch.randn(2, 5, 8, 12)
+    cam = published_cam(classifier, feature, stride=8)
+    assert cam.shape == (2, 3, 4, 6)
+    assert cam.min() == 0
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # corners stay where they are
+        expected = torch.einsum("bd,td->bt", feature[..., row, column], classifier.weight[:, :, 0, 0]).relu()
+        torch.testing.assert_close(cam[..., row, column], expected)
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    halved = published_cam(nn.Identity(), ramp, stride=8)
+    torch.testing.assert_close(halved[0, 0, 0], torch.tensor([0.0, 7 / 3, 14 / 3, 7.0]))
+    plain = published_cam(classifier, feature, stride=16)
+    torch.testing.assert_close(plain, classifier(feature).relu())

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput, multi_scale_probability
@@ -52,6 +53,26 @@ def test_both_heads_train_the_same_encoder(network: Segmenter, image: Tensor):
         choose(network(image)).square().sum().backward()
         assert all(p.grad is not None for p in network.encoder.parameters())
     network.zero_grad()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_are_those_of_the_decoder_at_image_size(network: Segmenter, image: Tensor, training: bool):
+    output = network.train(training)(image)
+    network.eval()
+    assert output.decoder_logits.shape == (2, 4, 8, 12)
+    assert output.stride == 4
+    expected = F.interpolate(output.decoder_logits, (32, 48), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(output.logits, expected)
+
+
+@torch.no_grad()
+def test_an_image_that_the_stride_does_not_divide_is_padded_with_zeros(network: Segmenter, image: Tensor):
+    output, padded = network(image[..., :29, :41]), network(F.pad(image[..., :29, :41], (0, 7, 0, 3)))
+    assert output.decoder_logits.shape == (2, 4, 8, 11)
+    assert output.logits.shape == (2, 4, 29, 41)
+    torch.testing.assert_close(output.decoder_logits, padded.decoder_logits[..., :11])
+    torch.testing.assert_close(output.logits, padded.logits[..., :29, :41])
 
 
 @torch.no_grad()
@@ -128,3 +149,19 @@ def test_views_are_averaged_in_place_and_sides_are_multiples_of_the_divisor():
     assert (labels[:, :, 40:] == 0).all()
     single = multi_scale_probability(Fixed(), image, scales=(1.0,), flip=True, divisor=16)
     torch.testing.assert_close(single, (image * 3).softmax(1))
+
+
+class Ramp(nn.Module):
+    """Stands for a segmenter whose logits depend on the column alone, not on the image."""
+
+    def forward(self, image: Tensor) -> SegmenterOutput:
+        column = torch.linspace(-2, 3, image.shape[-1]).expand(len(image), 1, *image.shape[-2:])
+        return SegmenterOutput(torch.cat([column, -column, 0.3 * column], 1), None, [])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_mirrored_views_are_mirrored_back(flip: bool):
+    image = torch.zeros(1, 3, 32, 64)
+    once = Ramp()(image).logits.softmax(1)
+    expected = (once + once.flip(-1)) / 2 if flip else once
+    torch.testing.assert_close(multi_scale_probability(Ramp(), image, scales=(1.0,), flip=flip), expected)

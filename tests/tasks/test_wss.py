@@ -3,8 +3,10 @@ import torch
 from torch.nn import functional as F
 
 from dhr_lightning.cli import quiet
-from dhr_lightning.tasks.wss import allowed_classes, segmentation_loss
-from tests.task_samples import favour, make_batch, make_task
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.segmenter import SegmenterOutput
+from dhr_lightning.tasks.wss import allowed_classes, pixel_loss, segmentation_loss
+from tests.task_samples import favour, make_batch, make_task, training_loss
 
 
 def test_loss_without_a_labelled_pixel_is_zero_with_a_finite_gradient():
@@ -26,6 +28,57 @@ def test_loss_is_the_mean_cross_entropy_of_labelled_pixels():
     assert segmentation_loss(one, torch.ones(1, 1, 1, dtype=torch.long), ignore_index=255).item() == pytest.approx(
         0.6931472
     )
+
+
+@pytest.mark.parametrize("size", ["decoder", "full"])
+def test_masks_without_a_label_teach_nothing(size: str):
+    task, batch = make_task("WSSTask", loss_size=size), make_batch([[1], [2]], [(32, 32), (32, 32)])
+    batch["mask"].fill_(255)
+    loss = training_loss(task, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool((p.grad == 0).all()) for p in task.parameters())
+
+
+def test_the_published_loss_looks_at_the_top_left_pixel_of_every_cell():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 8, 6, generator=generator)
+    mask = torch.randint(0, 5, (2, 32, 24), generator=generator)
+    mask[0, :9] = 255
+    nearest = F.interpolate(mask[:, None].float(), (8, 6), mode="nearest")[:, 0].long()
+    output = SegmenterOutput(logits, None, [], 4, (32, 24))
+    found = pixel_loss(output, mask, size="decoder", ignore_index=255)
+    torch.testing.assert_close(found, F.cross_entropy(logits, nearest, ignore_index=255))
+    full = F.interpolate(logits, (32, 24), mode="bilinear", align_corners=False)
+    found = pixel_loss(output, mask, size="full", ignore_index=255)
+    torch.testing.assert_close(found, F.cross_entropy(full, mask, ignore_index=255))
+    cut = SegmenterOutput(logits, None, [], 4, (29, 21))  # cells at the edge are cut, not moved
+    found = pixel_loss(cut, mask[:, :29, :21], size="decoder", ignore_index=255)
+    torch.testing.assert_close(found, F.cross_entropy(logits, nearest, ignore_index=255))
+    with pytest.raises(ConfigError, match="loss_size to be decoder or full, but got 'half'"):
+        make_task("WSSTask", loss_size="half")
+
+
+@pytest.mark.parametrize("size", ["decoder", "full"])
+def test_training_reaches_every_weight_and_there_is_no_cam_head(size: str):
+    task = make_task("WSSTask", loss_size=size)
+    training_loss(task, make_batch([[1], [2]], [(32, 32), (32, 32)])).backward()
+    assert task.network.classifier is None
+    assert {name.split(".")[1] for name, _ in task.named_parameters()} == {"encoder", "decoder", "head"}
+    assert not [name for name, p in task.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["WSSTask", "DHRTask"])
+def test_validation_counts_the_pixels_of_the_images_and_not_the_padding(name: str):
+    task, batch = make_task(name), make_batch([[1], [2], [3]], [(48, 32), (32, 64), (20, 30)])
+    batch["truth"] = task(batch["image"]).argmax(1)
+    batch["truth"][~batch["valid"]] = 255
+    batch["truth"][0, :5] = 255
+    task.validation_step(batch, 0)
+    counts = task.confusion.compute()
+    assert int(counts.sum()) == 43 * 32 + 32 * 64 + 20 * 30
+    assert int(counts.diag().sum()) == int(counts.sum())
 
 
 def test_tags_and_background_are_allowed():
