@@ -70,6 +70,7 @@ class Segmenter(nn.Module):
         output_stride: int = 16,
     ) -> None:
         super().__init__()
+        # Pixels between two cells of the last feature map; sides of the image are padded to a multiple of it.
         self.divisor = encoder_stride(decoder, output_stride, backbone=backbone)
         self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=self.divisor)
         if decoder == DEEPLAB:

@@ -186,7 +186,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         """Class activation maps `(B, T, h, w)` behind the seeds, not negative, not normalised."""
         last, classifier, encoder = features[-1], self.network.classifier, self.network.encoder
         if self.hparams.seed_view == "paper":
-            return published_cam(classifier, last, stride=image.shape[-1] // last.shape[-1])
+            return published_cam(classifier, last, stride=self.network.divisor)
         return multi_scale_cam(  # the plain view has been encoded already
             lambda view: classifier((features if view is image else encoder(view))[-1]),
             image,
