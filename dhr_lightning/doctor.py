@@ -109,7 +109,7 @@ def artifact_plan(*, builtin: bool) -> ArtifactPlan:
     return ArtifactPlan(
         cam_stride=int(cam.get("cam_stride", ArtifactPlan.cam_stride)),
         uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)),
-        uss_stride=feature_stride(str(uss.get("backbone", ""))),
+        uss_stride=feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0],
         rounds=len(refresh_epochs(resolve(paths))),
     )
 

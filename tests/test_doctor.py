@@ -97,7 +97,7 @@ def test_a_configuration_file_names_dataset_root_and_policy(voc_copy: Path, tmp_
 
 def test_the_plan_is_what_the_shipped_configurations_write():
     plan, builtin = artifact_plan(builtin=False), artifact_plan(builtin=True)
-    assert (plan.cam_stride, plan.uss_dimension, plan.uss_stride, plan.rounds) == (4, 70, 8, 6)
+    assert (plan.cam_stride, plan.uss_dimension, plan.uss_stride, plan.rounds) == (4, 70, 4, 6)
     assert (builtin.cam_stride, builtin.uss_dimension, builtin.uss_stride, builtin.rounds) == (4, 96, 4, 2)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.layout import round_kind
 from dhr_lightning.callbacks.average import averaged_weights
+from dhr_lightning.callbacks.progress import planned_epochs
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
@@ -35,7 +36,7 @@ class Panels(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
         """Draw and log."""
         epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs
+        last = epoch == planned_epochs(trainer)
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards or not trainer.is_global_zero or not (last or epoch % self.every == 0):
             return

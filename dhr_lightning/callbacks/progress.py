@@ -11,6 +11,15 @@ log = logging.getLogger("dhr_lightning")
 _SECONDS_BETWEEN_STEPS = 30.0
 
 
+def planned_epochs(trainer: L.Trainer) -> int:
+    """Epochs that a fit will run: `max_epochs`, or fewer if `max_steps` ends it sooner."""
+    epochs = trainer.max_epochs or 0
+    if trainer.max_steps < 0 or trainer.num_training_batches == float("inf"):
+        return epochs
+    by_steps = -(-trainer.max_steps // max(1, int(trainer.num_training_batches)))
+    return by_steps if epochs < 0 else min(epochs, by_steps)
+
+
 class PlainProgress(L.Callback):
     """One line after each epoch, and every half minute in long ones: metrics, time spent, time left."""
 
@@ -30,7 +39,7 @@ class PlainProgress(L.Callback):
         now = time.monotonic()
         if now - self._last <= _SECONDS_BETWEEN_STEPS or not trainer.is_global_zero:
             return
-        epochs = (trainer.max_epochs or 0) - self._first
+        epochs = planned_epochs(trainer) - self._first
         steps = int(trainer.num_training_batches) * epochs if trainer.num_training_batches != float("inf") else None
         progress = describe(self._done, steps, now - self._start)
         log.info("%s epoch %d: %s", getattr(pl_module, "step", "fit"), trainer.current_epoch + 1, progress)
@@ -44,7 +53,7 @@ class PlainProgress(L.Callback):
             f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
         )
         epochs, seconds = trainer.current_epoch + 1, time.monotonic() - self._start
-        progress = describe(epochs - self._first, (trainer.max_epochs or 0) - self._first, seconds)
+        progress = describe(epochs - self._first, planned_epochs(trainer) - self._first, seconds)
         log.info("%s epoch %d: %s [%s]", getattr(pl_module, "step", "fit"), epochs, metrics, progress)
         self._last = time.monotonic()
 

@@ -15,6 +15,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
 from dhr_lightning.data.registry import resolve_dataset
@@ -33,8 +34,8 @@ class Needs(NamedTuple):
     Args:
         train_masks: artifact kind to train on; `truth` for full supervision, `None` for tags only.
         train_features: USS features in training batches.
-        neighbours: with each training image a crop of one of its nearest neighbours.
         augment: random crops in training batches; whole images otherwise.
+        five_crop: these crops in training batches instead, each with a crop of one of its nearest neighbours.
         predict_splits: splits that prediction runs over.
         predict_masks: artifact kind that mask making starts from; on the training split only.
         predict_features: USS features for mask making; on the training split only.
@@ -42,8 +43,8 @@ class Needs(NamedTuple):
 
     train_masks: str | None = None
     train_features: bool = False
-    neighbours: bool = False
     augment: bool = True
+    five_crop: FiveCrop | None = None
     predict_splits: tuple[str, ...] = ("train",)
     predict_masks: str | None = None
     predict_features: bool = False
@@ -100,7 +101,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.skip: frozenset[tuple[str, str]] = frozenset()
         self.settings: Mapping[str, Any] = {}
         self.neighbours: Tensor | None = None
-        self._training: SegmentationDataset | None = None
+        self._training: SegmentationDataset | CropPairs | None = None
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -141,9 +142,9 @@ class WSSSDataModule(L.LightningDataModule):
         self.mask_round = number
 
     def set_neighbours(self, neighbours: Tensor) -> None:
-        """Nearest images `(N, n)` of each training image; also for a loader that is already made."""
+        """Nearest crops `(5 N, n)` of each crop of a training image; also for a loader that is already made."""
         self.neighbours = neighbours
-        if self._training is not None:
+        if isinstance(self._training, CropPairs):
             self._training.neighbours = neighbours
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,16 +197,7 @@ class WSSSDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
         needs = self.needs
-        dataset = self._training = SegmentationDataset(
-            self.records("train"),
-            self.classes,
-            augmentation=self.augmentation if needs.augment else None,
-            masks=self._masks(needs.train_masks, "train"),
-            features=self._features(needs.train_features, "train"),
-            truth=needs.train_masks == "truth",
-            neighbours=self.neighbours if needs.neighbours else None,
-            seed=self.seed,
-        )
+        dataset = self._training = self._training_dataset(needs)
         trainer = self.trainer
         sampler: Any = EpochSampler(
             dataset,
@@ -219,6 +211,24 @@ class WSSSDataModule(L.LightningDataModule):
             return self._loader(dataset, LateLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
         return self._loader(dataset, LateLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+
+    def _training_dataset(self, needs: Needs) -> SegmentationDataset | CropPairs:
+        if needs.five_crop is not None:
+            crops = FiveCrops(self.records("train"), self.classes, needs.five_crop)
+            return CropPairs(crops, neighbours=self.neighbours, seed=self.seed)
+        return SegmentationDataset(
+            self.records("train"),
+            self.classes,
+            augmentation=self.augmentation if needs.augment else None,
+            masks=self._masks(needs.train_masks, "train"),
+            features=self._features(needs.train_features, "train"),
+            truth=needs.train_masks == "truth",
+            seed=self.seed,
+        )
+
+    def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
+        """All crops of the training images in order, five for each image."""
+        return self._loader(FiveCrops(self.records("train"), self.classes, crop), DataLoader, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
@@ -270,7 +280,9 @@ class WSSSDataModule(L.LightningDataModule):
         """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
         return CanvasBatches(sampler, size, canvases=canvases_of(dataset.records, features=dataset.features))
 
-    def _loader(self, dataset: SegmentationDataset, loader: type[DataLoader[Any]], **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: SegmentationDataset | CropPairs | FiveCrops, loader: type[DataLoader[Any]], **options: Any
+    ) -> DataLoader[Any]:
         divisor = CANVAS_DIVISOR if dataset.augmentation is None else 1
         return loader(
             dataset,

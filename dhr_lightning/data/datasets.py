@@ -17,6 +17,11 @@ from dhr_lightning.data.transforms import Augmentation, whole_image
 PathOf = Callable[[str], Path]
 
 
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """Randomness of one training sample, which thus depends on these three alone."""
+    return torch.Generator().manual_seed(hash((seed, epoch, index)) & 0x7FFFFFFF)
+
+
 class SegmentationDataset(Dataset[Sample]):
     """Images with tags and, on request, masks and features made by earlier steps.
 
@@ -27,7 +32,6 @@ class SegmentationDataset(Dataset[Sample]):
         masks: where to find the masks to train on, by image id.
         features: where to find USS features, by image id.
         truth: also load the ground truth (evaluation only).
-        neighbours: `(N, n)` indices of similar images; with each crop comes one of a random neighbour.
         seed: with epoch and index, the only source of randomness.
     """
 
@@ -40,12 +44,10 @@ class SegmentationDataset(Dataset[Sample]):
         masks: PathOf | None = None,
         features: PathOf | None = None,
         truth: bool = False,
-        neighbours: torch.Tensor | None = None,
         seed: int = 0,
     ) -> None:
         self.records, self.classes, self.augmentation = list(records), classes, augmentation
         self.masks, self.features, self.truth, self.seed = masks, features, truth, seed
-        self.neighbours = neighbours
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,31 +58,20 @@ class SegmentationDataset(Dataset[Sample]):
         record = self.records[index]
         image = read_image(record.image)
         masks = self._read_masks(record, image.size)
-        neighbour = None
         if self.augmentation is None:
             pixels, valid, targets, geometry = whole_image(image, masks)
         else:
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch, index)) & 0x7FFFFFFF)
+            generator = sample_generator(self.seed, epoch, index)
             pixels, valid, targets, geometry = self.augmentation(image, masks, generator)
-            neighbour = self._neighbour(index, generator)
         tags = torch.from_numpy(tags_to_multi_hot(record.tags, self.classes))
         sample = Sample(id=record.id, pixels=pixels, valid=valid, tags=tags, geometry=geometry)
         if "mask" in targets:
             sample["mask"] = targets["mask"]
         if "truth" in targets:
             sample["truth"] = targets["truth"]
-        if neighbour is not None:
-            sample["neighbour"] = neighbour
         if self.features is not None:
             sample["uss"] = torch.from_numpy(read_features(self.features(record.id)).astype(np.float32))
         return sample
-
-    def _neighbour(self, index: int, generator: torch.Generator) -> torch.Tensor | None:
-        if self.neighbours is None or self.augmentation is None:
-            return None
-        row = self.neighbours[index]
-        other = int(row[torch.randint(len(row), (1,), generator=generator)])
-        return self.augmentation(read_image(self.records[other].image), {}, generator)[0]
 
     def _read_masks(self, record: Record, size: tuple[int, int]) -> dict[str, npt.NDArray[np.uint8]]:
         masks: dict[str, npt.NDArray[np.uint8]] = {}

@@ -27,13 +27,13 @@ class ArtifactPlan:
     Args:
         cam_stride: pixels per CAM cell.
         uss_dimension: channels D of the features.
-        uss_stride: pixels per feature cell.
+        uss_stride: pixels of the image per feature cell.
         rounds: how often DHR masks are made.
     """
 
     cam_stride: int = 4
     uss_dimension: int = 70
-    uss_stride: int = 8
+    uss_stride: float = 4
     rounds: int = 6
 
 
@@ -52,9 +52,9 @@ def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
     return {"cam": int(cam.sum()), "uss": int(uss.sum()), "masks": round(masks)}
 
 
-def _cells(scans: Sequence[Scan], stride: int) -> npt.NDArray[np.int64]:
+def _cells(scans: Sequence[Scan], stride: float) -> npt.NDArray[np.int64]:
     sizes = np.array([s.size for s in scans], np.int64).reshape(-1, 2)
-    cells: npt.NDArray[np.int64] = (-(-sizes // stride)).prod(1)
+    cells: npt.NDArray[np.int64] = np.ceil(sizes / stride).astype(np.int64).prod(1)
     return cells
 
 
@@ -69,7 +69,7 @@ def space_findings(scans: Sequence[Scan], plan: ArtifactPlan, folder: Path) -> l
     free = shutil.disk_usage(_existing(folder)).free
     text = (
         f"Artifacts of all stages will take about {human(total)}: CAMs {human(needed['cam'])} (stride "
-        f"{plan.cam_stride}), features {human(needed['uss'])} (D = {plan.uss_dimension}, stride {plan.uss_stride}), "
+        f"{plan.cam_stride}), features {human(needed['uss'])} (D = {plan.uss_dimension}, stride {plan.uss_stride:g}), "
         f"masks {human(needed['masks'])} ({plan.rounds} rounds); {human(present)} are there, {human(free)} free. "
         "Checkpoints come on top."
     )

@@ -37,7 +37,7 @@ class Sample(TypedDict, total=False):
     mask: Tensor  # (H, W) int64 class values to train on, 255 ignore
     truth: Tensor  # (H, W) int64 ground truth, for evaluation only
     uss: Tensor  # (D, h, w) float32 features of the whole, unmirrored image
-    neighbour: Tensor  # (3, H, W) uint8 crop of a similar image
+    neighbour: Tensor  # (3, H, W) uint8 crop of another, similar image
 
 
 class Batch(TypedDict, total=False):

@@ -151,6 +151,7 @@ class FrozenEncoder(nn.Module):
         if not 1 <= level < len(channels):
             raise ConfigError(f"Expected a level of {name!r} in [1, {len(channels) - 1}], but got {level}.")
         self.level, self.out_channels = level, int(channels[-level])
+        self.cell = 16  # pixels that sides must be a multiple of
         self.requires_grad_(False)
         self.eval()
 
@@ -160,6 +161,6 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` normalised, sides divisible by 16 -> `(B, F, h, w)`."""
+        """`(B, 3, H, W)` normalised, sides divisible by `cell` -> `(B, F, h, w)`."""
         features: Tensor = self.encoder(image)[-self.level]
         return features

@@ -8,7 +8,7 @@ from dhr_lightning.ops.kmeans import kmeans
 
 
 def opponent_image(pixels: Tensor) -> Tensor:
-    """Log luminance and two chromaticities: `(B, 3, H, W)` uint8 -> float32 of the same shape.
+    """Log luminance and two chromaticities: `(B, 3, H, W)` in 0..255 -> float32 of the same shape.
 
     Dividing the colour differences by luminance makes them insensitive to shading.
     """
@@ -34,6 +34,7 @@ class PatchEncoder(nn.Module):
     def __init__(self, centroids: int = 128, *, size: int = 6, stride: int = 2) -> None:
         super().__init__()
         self.size, self.stride, self.out_channels = size, stride, centroids
+        self.cell = 2 * stride  # pixels per feature cell
         dimension = 3 * size * size
         self.register_buffer("mean", torch.zeros(dimension))
         self.register_buffer("whitening", torch.eye(dimension))
@@ -60,7 +61,7 @@ class PatchEncoder(nn.Module):
         self.fitted.fill_(True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """`(B, 3, H, W)` uint8 -> `(B, D, H / 4, W / 4)` float32 at the default stride."""
+        """`(B, 3, H, W)` in 0..255, sides divisible by `cell` -> `(B, D, H / 4, W / 4)` float32 by default."""
         pad = (self.size - self.stride) // 2
         image = F.pad(opponent_image(pixels), (pad, pad, pad, pad), mode="reflect")
         height, width = (length // self.stride for length in pixels.shape[-2:])

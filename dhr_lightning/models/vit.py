@@ -5,9 +5,9 @@ import pickle
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+from dhr_lightning.ops.resize import resize_to_multiple
 
 
 class FrozenViT(nn.Module):
@@ -22,7 +22,10 @@ class FrozenViT(nn.Module):
         DependencyError: if the download fails.
         CheckpointError: if the file does not fit.
 
-    Source: DINO (arXiv:2104.14294) features as used by STEGO (arXiv:2203.08414).
+    Source: DINO (arXiv:2104.14294) features as used by STEGO (arXiv:2203.08414): the last block after the final norm,
+        without class and register tokens.
+    Differs: away from the native grid timm resamples position embeddings bicubically with anti-aliasing; the hub models
+        of DINO and of DINOv2 without registers do so without it.
     """
 
     def __init__(self, name: str, *, pretrained: bool | str = False) -> None:
@@ -46,7 +49,7 @@ class FrozenViT(nn.Module):
             self._load(pretrained, name)
         self.requires_grad_(False)
         self.eval()
-        self.patch = int(self.model.patch_embed.patch_size[0])
+        self.patch = self.cell = int(self.model.patch_embed.patch_size[0])
         self.out_channels = int(self.model.num_features)
 
     def _load(self, path: str, name: str) -> None:
@@ -61,10 +64,7 @@ class FrozenViT(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` normalised -> `(B, D, ceil(H / patch), ceil(W / patch))`."""
-        side = [-(-length // self.patch) * self.patch for length in image.shape[-2:]]
-        if side != list(image.shape[-2:]):
-            image = F.interpolate(image, side, mode="bilinear", align_corners=False)
+        """`(B, 3, H, W)` normalised -> `(B, D, ceil(H / patch), ceil(W / patch))`; stretched to whole patches."""
+        image = resize_to_multiple(image, self.patch)
         tokens = self.model.forward_features(image)[:, self.model.num_prefix_tokens :]  # (B, N, D)
-        height, width = (length // self.patch for length in side)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).unflatten(2, [length // self.patch for length in image.shape[-2:]])

@@ -1,4 +1,4 @@
-"""Moving maps and valid areas between a feature grid and pixels."""
+"""Moving images, maps and valid areas between a feature grid and pixels."""
 
 import torch
 from torch import Tensor
@@ -44,3 +44,28 @@ def resize_maps(maps: Tensor, size: tuple[int, int], *, valid: Tensor | None = N
     both = torch.cat([maps * weight, weight], dim=1)  # (B, K + 1, h, w)
     both = functional.interpolate(both, size, mode="bilinear", align_corners=False)  # (B, K + 1, H, W)
     return both[:, :-1] / both[:, -1:].clamp_min(1e-6)
+
+
+def multiple_size(size: tuple[int, int], multiple: int, *, scale: float = 1.0) -> tuple[int, int]:
+    """`(H, W)` times `scale`, cut to whole pixels, then rounded up to multiples of `multiple`."""
+    height, width = (-(-max(1, int(length * scale)) // multiple) * multiple for length in size)
+    return height, width
+
+
+def resize_to_multiple(image: Tensor, multiple: int, *, scale: float = 1.0) -> Tensor:
+    """Resize whole images bilinearly, so that the cells of a network lie evenly over them and nothing is padded.
+
+    Args:
+        image: `(B, 3, H, W)`, without padding.
+        multiple: pixels per cell, such as the patch of a vision transformer.
+        scale: relative size, > 0.
+
+    Returns:
+        `(B, 3, *multiple_size)`; the image itself if that is its size, else float.
+
+    Source: features of DHR (arXiv:2404.00380), published code.
+    """
+    size = multiple_size((image.shape[-2], image.shape[-1]), multiple, scale=scale)
+    if image.shape[-2:] == size:
+        return image
+    return functional.interpolate(as_float(image), size, mode="bilinear", align_corners=False)

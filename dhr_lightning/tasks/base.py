@@ -1,6 +1,6 @@
 """What all tasks have in common: optimiser, schedule, class list, weights of an earlier step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,8 +116,12 @@ class BaseTask(L.LightningModule):
 
     def whole_batches(self, records: Sequence[Record], what: str) -> Iterator[Batch]:
         """Batches of whole training images on the device of this task; `what` is shown with the progress."""
+        yield from self.batches(self.trainer.datamodule.refresh_dataloader(list(records)), what)
+
+    def batches(self, loader: Iterable[Batch], what: str) -> Iterator[Batch]:
+        """Batches on the device of this task, normalised; `what` is shown with the progress."""
         datamodule = self.trainer.datamodule
-        for batch in track(datamodule.refresh_dataloader(list(records)), what):
+        for batch in track(loader, what):
             moved = datamodule.transfer_batch_to_device(batch, self.device, 0)
             yield datamodule.on_after_batch_transfer(moved, 0)
 

@@ -1,42 +1,23 @@
 """Stage 2: unsupervised segmentation (USS) features from a frozen backbone and a fitted or trained head."""
 
+import logging
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from dhr_lightning.data.crops import CROPS, FiveCrop
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.losses.stego import correspondence_loss, sample_points
-from dhr_lightning.models.backbones import FrozenEncoder, is_encoder
-from dhr_lightning.models.classifier import masked_mean
+from dhr_lightning.losses.stego import PAIRS, Maps, draw_pairs, stego_loss, stego_settings
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
-from dhr_lightning.models.vit import FrozenViT
+from dhr_lightning.models.uss import HEADS, USSNetwork
+from dhr_lightning.ops.neighbours import nearest_neighbours
 from dhr_lightning.tasks.base import BaseTask
+from dhr_lightning.tasks.uss_images import equal_sizes, space_on_disk
 
-_HEADS = {"cluster_code": ClusterCode, "principal_axes": PrincipalAxes, "stego": StegoHead}
-
-
-class USSNetwork(torch.nn.Module):
-    """Frozen backbone and head."""
-
-    def __init__(self, backbone: str, head: str, *, pretrained: bool | str, dimension: int) -> None:
-        super().__init__()
-        self.backbone: PatchEncoder | FrozenEncoder | FrozenViT
-        if backbone == "patches":
-            self.backbone = PatchEncoder()
-        elif is_encoder(backbone):
-            self.backbone = FrozenEncoder(backbone, pretrained=pretrained)
-        else:
-            self.backbone = FrozenViT(backbone, pretrained=pretrained)
-        self.head: ClusterCode | StegoHead | PrincipalAxes = _HEADS[head](self.backbone.out_channels, dimension)
-
-    def features(self, batch: Batch) -> Tensor:
-        """Frozen features `(B, F, h, w)` of a batch."""
-        return self.backbone(batch["pixels"] if isinstance(self.backbone, PatchEncoder) else batch["image"])
+log = logging.getLogger("dhr_lightning")
 
 
 class USSTask(BaseTask):
@@ -50,14 +31,14 @@ class USSTask(BaseTask):
         dimension: channels D of the features.
         cells: feature cells drawn for fitting, over the whole training set.
         patches: patches drawn for fitting `patches`, over the whole training set.
-        shifts: STEGO's b for intra, inter and negative pairs.
-        weights: STEGO's weights of the same three.
-        points: points sampled in each image, per axis.
-        neighbours: nearest images that count as positives.
+        stego: `preset` (a row of STEGO's published configuration) and what differs from it, see
+            `losses.stego.StegoSettings`.
+        scales: relative image sizes of the written features; the first one fixes their grid.
+        flip: average each size with its mirror.
         **options: optimiser and schedule, see `BaseTask`.
 
-    Source: STEGO (arXiv:2203.08414), with the ViT-B constants of its COCO-Stuff configuration.
-    Differs: neighbours are drawn over whole images and the target features have no dropout.
+    Source: STEGO (arXiv:2203.08414); scales and mirror as DHR (arXiv:2404.00380) writes its features.
+    Differs: neighbours are never crops of the same image, and are found without dropout.
     """
 
     step: ClassVar[str] = "uss"
@@ -73,82 +54,100 @@ class USSTask(BaseTask):
         dimension: int = 70,
         cells: int = 60_000,
         patches: int = 30_000,
-        shifts: tuple[float, float, float] = (0.12, 0.2, 1.0),
-        weights: tuple[float, float, float] = (0.1, 1.0, 0.15385),
-        points: int = 11,
-        neighbours: int = 7,
+        stego: dict[str, Any] | None = None,
+        scales: tuple[float, ...] = (2.0, 1.0, 1.5, 0.5),
+        flip: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
-        if head not in _HEADS:
-            raise ConfigError(f"Expected model.init_args.head to be one of {', '.join(_HEADS)}, but got {head!r}.")
+        if head not in HEADS:
+            raise ConfigError(f"Expected model.init_args.head to be one of {', '.join(HEADS)}, but got {head!r}.")
+        if not scales or min(scales) <= 0:
+            raise ConfigError(f"Expected model.init_args.scales to be positive numbers, but got {scales}.")
         self.save_hyperparameters()
         self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=dimension)
         self.automatic_optimization = False
         self._collected: list[Tensor] = []
-        trained = head == "stego"
-        self.needs = Needs(augment=trained, neighbours=trained, predict_splits=("train",))
+        self.stego = stego_settings(**(stego or {}))
+        self.crop = FiveCrop(self.stego.crop_size, self.stego.crop_ratio) if head == "stego" else None
+        if self.crop and self.crop.crop_size % self.network.cell:
+            raise ConfigError(
+                f"Expected stego.crop_size to be a multiple of the {self.network.cell} pixels of a feature cell of "
+                f"{backbone!r}, but got {self.crop.crop_size}."
+            )
+        self.needs = Needs(augment=self.crop is not None, five_crop=self.crop, predict_splits=("train",))
 
     def configure_optimizers(self) -> dict[str, Any] | None:
         """Adam-style training of the STEGO head; nothing to optimise for a fitted one."""
-        return super().configure_optimizers() if self.hparams.head == "stego" else None
+        return super().configure_optimizers() if self.crop else None
 
     @property
     def _phase(self) -> str:
         """What the running epoch does: fit the backbone, fit the head, or train the head."""
         if isinstance(self.network.backbone, PatchEncoder) and not bool(self.network.backbone.fitted):
             return "fit_backbone"
-        return "train_head" if isinstance(self.network.head, StegoHead) else "fit_head"
+        return "train_head" if self.crop else "fit_head"
 
     def on_fit_start(self) -> None:
-        """Check the number of epochs, and find each image's nearest neighbours for STEGO."""
-        wanted = self._fitting_epochs + (self.hparams.head == "stego")
-        if (self.trainer.max_epochs or 0) < wanted:
+        """Check the number of epochs, and that STEGO has enough images."""
+        wanted = int(self.hparams.backbone == "patches") + 1
+        if 0 <= (self.trainer.max_epochs or 0) < wanted:
             raise ConfigError(
                 f"This backbone and head need trainer.max_epochs >= {wanted}, but got {self.trainer.max_epochs}."
             )
-        if self.hparams.head == "stego":
-            self.trainer.datamodule.set_neighbours(self._find_neighbours())
+        if self.crop:
+            self._check_images()
 
-    @property
-    def _fitting_epochs(self) -> int:
-        return int(self.hparams.backbone == "patches") + int(self.hparams.head != "stego")
+    def _check_images(self) -> None:
+        datamodule = self.trainer.datamodule
+        images, batch = len(datamodule.records("train")), datamodule.batch_size
+        if min(batch, images // self.trainer.world_size) < 2:
+            raise ConfigError(
+                f"STEGO compares the images of a batch, but a batch has {min(batch, images)} of {images} training "
+                "images. Set data.batch_size >= 2."
+            )
+        if CROPS * (images - 1) < self.stego.neighbours:
+            raise ConfigError(
+                f"{images} training images have {CROPS * (images - 1)} crops of other images to be neighbours, but "
+                f"model.init_args.stego.neighbours is {self.stego.neighbours}."
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Find the neighbours of each crop for STEGO, once the backbone is ready."""
+        datamodule = self.trainer.datamodule
+        if self._phase == "train_head" and datamodule.neighbours is None:
+            datamodule.set_neighbours(self._find_neighbours())
 
     @torch.no_grad()
     def _find_neighbours(self) -> Tensor:
-        """Indices `(N, neighbours)` of the images with the most similar mean feature."""
-        self.eval()
-        records = self.trainer.datamodule.records("train")
-        means = [
-            F.normalize(masked_mean(self.network.features(batch), batch["valid"]), dim=1)
-            for batch in self.whole_batches(records, "neighbours")
-        ]
-        self.train()
+        """Indices `(5 N, neighbours)` of the crops with the most similar mean feature."""
+        loader, source = self.trainer.datamodule.crops_dataloader(self.crop), self.network.source
+        means = [self.network.features(batch[source]).mean((2, 3)) for batch in self.batches(loader, "neighbours")]
         mean = torch.cat(means)
-        count = min(self.hparams.neighbours, len(mean) - 1)
-        rows = []
-        for index in torch.split(torch.arange(len(mean), device=mean.device), 1024):
-            alike = (mean[index] @ mean.T).scatter_(1, index[:, None], -torch.inf)  # no image is its own neighbour
-            rows.append(alike.topk(count).indices.cpu())
-        return torch.cat(rows)
+        image = torch.arange(len(mean), device=mean.device) // CROPS
+        return nearest_neighbours(mean, image, self.stego.neighbours).cpu()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect what the running phase needs, or take one STEGO step."""
-        phase = self._phase
-        if phase == "train_head":
+        if self._phase == "train_head":
             self._stego_step(batch, batch_idx)
             return
-        images = len(self.trainer.datamodule.records("train"))
-        total = self.hparams.patches if phase == "fit_backbone" else self.hparams.cells
-        share = -(-total // images)
         generator = torch.Generator().manual_seed(7919 * self.current_epoch + batch_idx)
-        with torch.no_grad():
-            if phase == "fit_backbone":
-                self._collected.append(self.network.backbone.sample_patches(batch["pixels"], share, generator))
-            else:
-                cells = self.network.features(batch).flatten(2)  # (B, F, N)
-                index = torch.randint(cells.shape[-1], (share,), generator=generator).to(cells.device)
-                self._collected.append(cells[:, :, index].transpose(1, 2).flatten(0, 1).float())
+        for _, images in equal_sizes(batch, self.network.source):
+            self._collect(images, generator)
+
+    @torch.no_grad()
+    def _collect(self, images: Tensor, generator: torch.Generator) -> None:
+        """Draw patches or feature cells of images without padding."""
+        fits_backbone = self._phase == "fit_backbone"
+        total = self.hparams.patches if fits_backbone else self.hparams.cells
+        share = -(-total // len(self.trainer.datamodule.records("train")))
+        if fits_backbone:
+            self._collected.append(self.network.backbone.sample_patches(images, share, generator))
+            return
+        cells = self.network.features(images).flatten(2)  # (B, F, N)
+        index = torch.randint(cells.shape[-1], (share,), generator=generator).to(cells.device)
+        self._collected.append(cells[:, :, index].transpose(1, 2).flatten(0, 1).float())
 
     def on_train_epoch_end(self) -> None:
         """Fit backbone or head to what was collected."""
@@ -160,46 +159,42 @@ class USSTask(BaseTask):
         target.fit(gathered, seed=self.trainer.datamodule.seed)
 
     def _stego_step(self, batch: Batch, batch_idx: int) -> None:
-        anchors = self.network.features(batch)
-        partners = self.network.features({"pixels": batch["neighbour"], "image": batch["neighbour_image"]})
-        codes, partner_codes = self.network.head(anchors), self.network.head(partners)
-        loss = self.check_loss(self._loss(anchors, partners, codes, partner_codes), batch, batch_idx)
+        source = self.network.source
+        both = torch.cat([batch[source], batch["neighbour" if source == "pixels" else "neighbour_image"]])
+        anchors, neighbours = self._maps(self.network.features(both).float())
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 is coarser than the shifts
+            draw = draw_pairs(len(anchors.codes), self.stego, device=self.device)
+            result = stego_loss(anchors, neighbours, draw, self.stego)
+        loss = self.check_loss(result.loss, batch, batch_idx)
         optimizer = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
         self.lr_schedulers().step()
-        self.log("train/loss_stego", loss, prog_bar=True, batch_size=len(codes))
+        self.log("train/loss_stego", loss, prog_bar=True, batch_size=len(anchors.codes))
+        cosines = zip(PAIRS, result.cosines, strict=True)
+        self.log_dict({f"train/cosine_{pair}": value for pair, value in cosines}, batch_size=len(anchors.codes))
 
-    def _loss(self, anchors: Tensor, partners: Tensor, codes: Tensor, partner_codes: Tensor) -> Tensor:
-        batch, count = len(anchors), self.hparams.points**2
-        first, second = (torch.rand(batch, count, 2, device=anchors.device) * 2 - 1 for _ in range(2))
-        shuffled = (torch.arange(batch, device=anchors.device) + int(torch.randint(1, max(2, batch), (1,)))) % batch
-        at = sample_points(anchors, first), sample_points(codes, first)
-        pairs = (
-            at,
-            (sample_points(partners, second), sample_points(partner_codes, second)),
-            (sample_points(anchors[shuffled], second), sample_points(codes[shuffled], second)),
-        )
-        losses = [
-            weight * correspondence_loss(at[0], features, at[1], code, shift=shift)
-            for (features, code), weight, shift in zip(pairs, self.hparams.weights, self.hparams.shifts, strict=True)
-        ]
-        return torch.stack(losses).sum()
+    def _maps(self, features: Tensor) -> tuple[Maps, Maps]:
+        """Anchors and neighbours; the features they are compared by lose channels of their own, as published."""
+        maps = (self.network.head.dropout(features).chunk(2), self.network.code(features).chunk(2))
+        anchors, neighbours = (Maps(*pair) for pair in zip(*maps, strict=True))
+        return anchors, neighbours
+
+    def on_predict_start(self) -> None:
+        """Say how much space the features will take."""
+        datamodule = self.trainer.datamodule
+        records = [record for record in datamodule.records("train") if ("train", record.id) not in datamodule.skip]
+        if records and self.trainer.is_global_zero:
+            folder = datamodule.store.folder("uss", "train")
+            space = space_on_disk(records, self.network, self.hparams.dimension, self.hparams.scales[0], folder)
+            log.info("uss: %s", space)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Features of whole images, padding cut off; for a network the mean of the image and its mirror."""
-        code = self._code(batch)
-        if not isinstance(self.network.backbone, PatchEncoder):
-            mirrored: Batch = {"pixels": batch["pixels"].flip(-1), "image": batch["image"].flip(-1)}
-            code = (code + self._code(mirrored).flip(-1)) / 2
-        height, width = batch["pixels"].shape[-2:]
-        result = []
-        for features, geometry in zip(code, batch["geometry"], strict=True):
-            rows = -(-geometry.size[0] * code.shape[-2] // height)
-            columns = -(-geometry.size[1] * code.shape[-1] // width)
-            result.append((features[:, :rows, :columns].cpu(),))
+        """Features of whole images without padding, evenly over each image."""
+        result: list[Any] = [None] * len(batch["geometry"])
+        for places, images in equal_sizes(batch, self.network.source):
+            features = self.network.multi_scale(images, self.hparams.scales, flip=self.hparams.flip).cpu()
+            for place, one in zip(places, features, strict=True):
+                result[place] = (one,)
         return {"uss": result}
-
-    def _code(self, batch: Batch) -> Tensor:
-        return self.network.head(self.network.features(batch))

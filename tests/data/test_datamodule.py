@@ -12,6 +12,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from dhr_lightning.artifacts.files import write_features
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.datamodule import IMAGENET_MEAN, IMAGENET_STD, EpochSampler, Needs, WSSSDataModule, normalize
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError, ConfigError, TagError
@@ -221,13 +222,39 @@ def test_normalisation_is_that_of_imagenet_and_padding_is_zero():
 
 
 def test_the_batch_is_normalised_on_arrival(make: Make):
-    datamodule = make(Needs(neighbours=True))
-    datamodule.neighbours = torch.zeros(4, 1, dtype=torch.int64)
+    datamodule = make(Needs(five_crop=FiveCrop(24)))
+    datamodule.set_neighbours(torch.arange(20).roll(5)[:, None])  # the same place of the image before
     (batch, *_) = run_epoch(datamodule, 0)
     arrived = datamodule.on_after_batch_transfer(batch, 0)
     assert torch.equal(arrived["image"], normalize(batch["pixels"], batch["valid"]))
-    assert arrived["neighbour_image"].shape == (2, 3, 32, 32)
+    everywhere = torch.ones(2, 24, 24, dtype=torch.bool)
+    assert torch.equal(arrived["neighbour_image"], normalize(batch["neighbour"], everywhere))
+    assert arrived["neighbour_image"].shape == arrived["image"].shape == (2, 3, 24, 24)
     assert datamodule.on_after_batch_transfer({"other": 1}, 0) == {"other": 1}
+
+
+def test_neighbours_found_after_the_loader_was_made_reach_its_batches(make: Make):
+    datamodule = make(Needs(five_crop=FiveCrop(24)))
+    loader = datamodule.train_dataloader()
+    assert "neighbour" not in next(iter(loader))
+    datamodule.set_neighbours(torch.arange(20).roll(5)[:, None])
+    assert "neighbour" in next(iter(loader))
+
+
+def test_all_crops_come_in_order_and_as_in_training(make: Make):
+    crop = FiveCrop(24)
+    datamodule = make(Needs(five_crop=crop), batch_size=3)
+    names = [name for batch in datamodule.crops_dataloader(crop) for name in batch["id"]]
+    assert names == [record.id for record in datamodule.records("train") for _ in range(5)]
+    arrived = [datamodule.on_after_batch_transfer(batch, 0) for batch in datamodule.crops_dataloader(crop)]
+    every = torch.cat([batch["image"] for batch in arrived])  # (20, 3, 24, 24)
+    seen = 0
+    for epoch in range(3):
+        for batch in run_epoch(datamodule, epoch):
+            for image in datamodule.on_after_batch_transfer(batch, 0)["image"]:
+                assert (every == image).all((1, 2, 3)).any()
+                seen += 1
+    assert seen == 9
 
 
 def test_the_mask_round_travels_with_the_checkpoint(make: Make):

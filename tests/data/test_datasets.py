@@ -135,35 +135,3 @@ def test_features_are_those_of_the_whole_image(train_records: list[Record], voc_
         )
         assert dataset[0]["uss"].dtype == torch.float32
         np.testing.assert_array_equal(dataset[0]["uss"].numpy(), features.astype(np.float32))
-
-
-def test_neighbours_are_crops_of_the_named_images(train_records: list[Record], voc_classes: ClassSet):
-    table = torch.tensor([[2, 2], [2, 3], [0, 0], [0, 0]])
-    plain = Augmentation(24, (1.0, 1.0), 0.0, (0.0, 0.0, 0.0, 0.0))
-    dataset = SegmentationDataset(train_records, voc_classes, augmentation=plain, neighbours=table)
-    photos = [np.array(read_image(record.image)) for record in train_records]
-
-    def owners(crop: torch.Tensor) -> list[int]:
-        pixels = crop.permute(1, 2, 0).numpy()
-        return [
-            index
-            for index, photo in enumerate(photos)
-            if any(
-                np.array_equal(photo[top : top + 24, left : left + 24], pixels)
-                for top in range(photo.shape[0] - 23)
-                for left in range(photo.shape[1] - 23)
-            )
-        ]
-
-    assert owners(dataset[0, 0]["neighbour"]) == [2]
-    assert owners(dataset[0, 2]["neighbour"]) == [0]
-    assert sorted({owners(dataset[epoch, 1]["neighbour"])[0] for epoch in range(12)}) == [2, 3]
-    assert torch.equal(dataset[5, 1]["neighbour"], dataset[5, 1]["neighbour"])
-
-
-def test_neighbours_do_not_change_the_crop_itself(train_records: list[Record], voc_classes: ClassSet):
-    without = SegmentationDataset(train_records, voc_classes, augmentation=AUGMENTATION)[2, 0]
-    table = torch.zeros(4, 1, dtype=torch.int64)
-    with_one = SegmentationDataset(train_records, voc_classes, augmentation=AUGMENTATION, neighbours=table)[2, 0]
-    assert torch.equal(without["pixels"], with_one["pixels"])
-    assert without["geometry"] == with_one["geometry"]

@@ -14,8 +14,9 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 STEGO = (
     "--model.init_args.backbone=vit_tiny_patch16_224",
     "--model.init_args.head=stego",
-    "--model.init_args.neighbours=3",
-    "--model.init_args.points=3",
+    "--model.init_args.stego.neighbours=3",
+    "--model.init_args.stego.points=3",
+    "--model.init_args.stego.crop_size=32",
 )
 
 
@@ -38,7 +39,7 @@ def test_an_unknown_head_is_refused():
 
 def test_stego_trains_its_head_and_nothing_else(empty_workspace: Workspace, lines: Lines):
     options = ["--config", "uss=stage2_stego.yaml"]
-    overrides = (*STEGO, "--model.init_args.lr=0.01", "--data.crop_size=32", "--data.batch_size=6")
+    overrides = (*STEGO, "--model.init_args.lr=0.01", "--data.batch_size=6")
     assert empty_workspace.stage("stage2_uss", *overrides, options=options) == 0, lines.text
     state = empty_workspace.weights("uss")
     fresh = make_task(
@@ -48,7 +49,7 @@ def test_stego_trains_its_head_and_nothing_else(empty_workspace: Workspace, line
     assert {name.split(".")[1] for name in state} == {"backbone", "head"}
     assert fresh.keys() == state.keys()
     features = read_features(empty_workspace.store.path("uss", "train", "train_0001"))
-    assert features.shape == (16, 8, 8)
+    assert features.shape == (16, 16, 16)
     assert np.isfinite(features).all()
     assert any("train/loss_stego" in line for line in lines.messages)
 
@@ -62,13 +63,3 @@ def test_padding_is_cut_off_the_features():
     assert shapes == [(16, 12, 16), (16, 16, 10)]
 
 
-def test_neighbours_are_found_by_content_not_by_padding(monkeypatch):
-    task = make_task("USSTask", head="stego", backbone="vit_tiny_patch16_224", neighbours=1)
-    batch = make_batch([[1], [1], [2]], [(32, 64), (64, 64), (64, 64)])  # the first is padded below
-    features = torch.zeros(3, 2, 4, 4)
-    features[0, 0, :2] = features[1, 0] = 1  # content of the first two
-    features[0, 1, 2:] = features[2, 1] = 5  # padding of the first, content of the last
-    monkeypatch.setattr(task, "whole_batches", lambda records, what: [batch])
-    monkeypatch.setattr(task, "_trainer", SimpleNamespace(datamodule=SimpleNamespace(records=lambda split: [])))
-    monkeypatch.setattr(task.network, "features", lambda batch: features)
-    assert task._find_neighbours()[:2, 0].tolist() == [1, 0]
