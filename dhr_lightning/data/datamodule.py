@@ -196,7 +196,7 @@ class WSSSDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
-        needs = self.needs
+        needs, trainer = self.needs, self.trainer
         dataset = self._training = self._training_dataset(needs)
         trainer = self.trainer
         sampler: Any = EpochSampler(

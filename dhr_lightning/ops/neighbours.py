@@ -31,7 +31,7 @@ def nearest_neighbours(vectors: Tensor, groups: Tensor, count: int) -> Tensor:
     unit = functional.normalize(vectors, dim=1)
     rows = max(1, _CELLS // len(unit))
     nearest = []
-    for part, group in zip(unit.split(rows), groups.split(rows), strict=True):
+    for part, group in zip(torch.split(unit, rows), torch.split(groups, rows), strict=True):
         similarity = (part @ unit.T).masked_fill_(group[:, None] == groups, -torch.inf)  # (rows, N)
         nearest.append(similarity.topk(count).indices)
     return torch.cat(nearest)

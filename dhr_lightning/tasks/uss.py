@@ -15,7 +15,7 @@ from dhr_lightning.models.patches import PatchEncoder
 from dhr_lightning.models.uss import HEADS, USSNetwork
 from dhr_lightning.ops.neighbours import nearest_neighbours
 from dhr_lightning.tasks.base import BaseTask
-from dhr_lightning.tasks.uss_images import equal_sizes, space_on_disk
+from dhr_lightning.tasks.uss_images import equal_sizes, images_of, space_on_disk
 
 log = logging.getLogger("dhr_lightning")
 
@@ -122,8 +122,8 @@ class USSTask(BaseTask):
     def _find_neighbours(self) -> Tensor:
         """Indices `(5 N, neighbours)` of the crops with the most similar mean feature."""
         loader, source = self.trainer.datamodule.crops_dataloader(self.crop), self.network.source
-        means = [self.network.features(batch[source]).mean((2, 3)) for batch in self.batches(loader, "neighbours")]
-        mean = torch.cat(means)
+        batches = (images_of(batch, source) for batch in self.batches(loader, "neighbours"))
+        mean = torch.cat([self.network.features(images).mean((2, 3)) for images in batches])
         image = torch.arange(len(mean), device=mean.device) // CROPS
         return nearest_neighbours(mean, image, self.stego.neighbours).cpu()
 
@@ -159,8 +159,8 @@ class USSTask(BaseTask):
         target.fit(gathered, seed=self.trainer.datamodule.seed)
 
     def _stego_step(self, batch: Batch, batch_idx: int) -> None:
-        source = self.network.source
-        both = torch.cat([batch[source], batch["neighbour" if source == "pixels" else "neighbour_image"]])
+        sources = ("pixels", "neighbour") if self.network.source == "pixels" else ("image", "neighbour_image")
+        both = torch.cat([images_of(batch, source) for source in sources])
         anchors, neighbours = self._maps(self.network.features(both).float())
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 is coarser than the shifts
             draw = draw_pairs(len(anchors.codes), self.stego, device=self.device)

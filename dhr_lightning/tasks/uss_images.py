@@ -17,6 +17,12 @@ from dhr_lightning.ops.resize import multiple_size
 _LOOKED_AT = 256  # images whose size is read to estimate the space
 
 
+def images_of(batch: Batch, source: str) -> Tensor:
+    """What a backbone reads of a batch: `pixels`, `image`, or the same of the neighbours."""
+    images: Tensor = batch[source]  # type: ignore[literal-required]
+    return images
+
+
 def equal_sizes(batch: Batch, source: str) -> Iterator[tuple[list[int], Tensor]]:
     """Images of a batch in groups of one size, cut to it: no padding is left.
 
@@ -30,7 +36,7 @@ def equal_sizes(batch: Batch, source: str) -> Iterator[tuple[list[int], Tensor]]
     groups: dict[tuple[int, int], list[int]] = {}
     for place, geometry in enumerate(batch["geometry"]):
         groups.setdefault(geometry.size, []).append(place)
-    images: Tensor = batch[source]  # type: ignore[literal-required]
+    images = images_of(batch, source)
     for (height, width), places in groups.items():
         yield places, images[places, :, :height, :width]
 

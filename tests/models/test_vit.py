@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -42,6 +43,39 @@ def test_features_stand_where_their_patch_is():
     image[..., 16:32, 48:64] = torch.randn(3, 16, 16)
     changed = (vit(image) - before).abs().amax(1)[0] > 1e-6
     assert changed.nonzero().tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("name", [NAME, "vit_small_patch14_reg4_dinov2"])
+def test_features_are_the_patch_tokens_of_the_last_block_after_its_norm(name: str):
+    """Compared with timm's own way to give maps; the second model has four registers beside its class token."""
+    vit = FrozenViT(name)
+    image = torch.randn(2, 3, 2 * vit.patch, 3 * vit.patch)
+    (expected,) = vit.model.forward_intermediates(
+        image, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+    )
+    torch.testing.assert_close(vit(image), expected)
+
+
+def test_position_embeddings_stay_untouched_on_the_native_grid_and_follow_the_image_elsewhere(vit: FrozenViT):
+    plain = timm.create_model(NAME, num_classes=0).eval()  # one size only
+    plain.load_state_dict(vit.model.state_dict())
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = plain.forward_features(image)[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+    torch.testing.assert_close(vit(image), expected)
+
+    ramped = FrozenViT(NAME)
+    ramped.model.blocks = ramped.model.norm = nn.Identity()
+    nn.init.zeros_(ramped.model.patch_embed.proj.weight)
+    nn.init.zeros_(ramped.model.patch_embed.proj.bias)
+    table = torch.zeros(1, 197, vit.out_channels)
+    table[0, 1:, 0] = torch.arange(14.0).repeat(14)  # columns
+    table[0, 1:, 1] = torch.arange(14.0).repeat_interleave(14)  # rows
+    ramped.model.pos_embed.data = table
+    found = ramped(torch.zeros(1, 3, 7 * 16, 28 * 16))[0]
+    columns, rows = found[0, 0], found[1, :, 0]
+    torch.testing.assert_close(columns[4:-4], ((torch.arange(28) + 0.5) / 2 - 0.5)[4:-4], atol=0.02, rtol=0)
+    torch.testing.assert_close(rows[2:-2], ((torch.arange(7) + 0.5) * 2 - 0.5)[2:-2], atol=0.05, rtol=0)
 
 
 def test_weights_from_a_file_are_taken_over(vit: FrozenViT, tmp_path: Path):
