@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,14 +70,14 @@ def fit(photos: WSSSDataModule, tmp_path: Path) -> Fit:
     return run
 
 
-class Keep(L.Callback):
-    """Keeps the checkpoint after each epoch."""
+class Keep(Checkpoint):
+    """Keeps the checkpoint after each epoch; runs after the task's own hook, as the command line's does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt", weights_only=False)
 
 
 def state_of(task: USSTask) -> dict[str, Tensor]:
