@@ -1,7 +1,7 @@
 """What stage 2 does to weights and files."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,13 @@ def fit(photos: WSSSDataModule, tmp_path: Path) -> Fit:
     """Fit a task on these images."""
     quiet()
 
-    def run(task: USSTask, *, epochs: int = 1, checkpoint: Path | None = None, **options: Any) -> L.Trainer:
+    def run(
+        task: USSTask, *, epochs: int = 1, checkpoint: Path | None = None, callbacks: Sequence[Any] = (), **options: Any
+    ) -> L.Trainer:
         task.train()  # as constructed
+        keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
         trainer = L.Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=keeps, callbacks=list(callbacks),
             enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
             **options,
         )  # fmt: skip
