@@ -198,7 +198,6 @@ class WSSSDataModule(L.LightningDataModule):
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
         needs, trainer = self.needs, self.trainer
         dataset = self._training = self._training_dataset(needs)
-        trainer = self.trainer
         sampler: Any = EpochSampler(
             dataset,
             num_replicas=trainer.world_size if trainer else 1,
