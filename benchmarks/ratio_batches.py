@@ -9,11 +9,11 @@ from PIL import Image
 from ratio_base import Options, Ratio, paired_medians
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from dhr_lightning.data.canvas import canvases_of
+from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record, spread
-from dhr_lightning.data.datamodule import CANVAS_DIVISOR, normalize
 from dhr_lightning.data.datasets import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches
+from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.models.backbones import build_encoder
 

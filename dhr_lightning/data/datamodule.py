@@ -18,14 +18,12 @@ from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
+from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import apply_untagged_policy
 from dhr_lightning.errors import ArtifactError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Needs(NamedTuple):
@@ -198,15 +196,9 @@ class WSSSDataModule(L.LightningDataModule):
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
         needs, trainer = self.needs, self.trainer
         dataset = self._training = self._training_dataset(needs)
-        sampler: Any = EpochSampler(
-            dataset,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            shuffle=True,
-            seed=self.seed,
-            drop_last=False,
-        )
-        if not needs.augment:
+        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
+        if isinstance(dataset, SegmentationDataset) and not needs.augment:
             return self._loader(dataset, LateLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
         return self._loader(dataset, LateLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
@@ -227,7 +219,9 @@ class WSSSDataModule(L.LightningDataModule):
 
     def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
         """All crops of the training images in order, five for each image."""
-        return self._loader(FiveCrops(self.records("train"), self.classes, crop), DataLoader, batch_size=self.batch_size)
+        return self._loader(
+            FiveCrops(self.records("train"), self.classes, crop), DataLoader, batch_size=self.batch_size
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
@@ -300,11 +294,3 @@ class WSSSDataModule(L.LightningDataModule):
             if "truth" in batch and self.needs.train_masks == "truth" and self.trainer and self.trainer.training:
                 batch["mask"] = batch["truth"]
         return batch
-
-
-def normalize(pixels: Tensor, valid: Tensor) -> Tensor:
-    """ImageNet normalisation of uint8 `(B, 3, H, W)` -> float32, zero where `valid` `(B, H, W)` is False."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
-    image = pixels.to(torch.float32, memory_format=torch.channels_last)  # in place from here
-    return image.div_(255).sub_(mean).div_(std).mul_(valid[:, None])

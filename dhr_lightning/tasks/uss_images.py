@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.doctor_space import human
+from dhr_lightning.data.files import image_size
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.models.uss import USSNetwork
 from dhr_lightning.ops.resize import multiple_size
@@ -52,10 +52,7 @@ def space_on_disk(records: Sequence[Record], network: USSNetwork, dimension: int
         folder: where they will be written; need not exist.
     """
     step = -(-len(records) // _LOOKED_AT)
-    grids = []
-    for record in records[::step]:
-        with Image.open(record.image) as image:
-            grids.append(multiple_size((image.height, image.width), network.cell, scale=scale))
+    grids = [multiple_size(image_size(record.image), network.cell, scale=scale) for record in records[::step]]
     cells = np.array(grids) // network.cell  # (n, 2)
     size = len(records) * dimension * cells.prod(1).mean() * 2
     height, width = cells.mean(0).round().astype(int)

@@ -13,7 +13,8 @@ from dhr_lightning.artifacts.files import write_features
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.crops import FiveCrop
-from dhr_lightning.data.datamodule import IMAGENET_MEAN, IMAGENET_STD, EpochSampler, Needs, WSSSDataModule, normalize
+from dhr_lightning.data.datamodule import EpochSampler, Needs, WSSSDataModule
+from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError, ConfigError, TagError
 

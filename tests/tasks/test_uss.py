@@ -17,8 +17,9 @@ from dhr_lightning.artifacts.files import read_features
 from dhr_lightning.cli import quiet
 from dhr_lightning.config import resolve
 from dhr_lightning.data.crops import CROPS, FiveCrop
-from dhr_lightning.data.datamodule import IMAGENET_MEAN, IMAGENET_STD, WSSSDataModule
+from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_image
+from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.tasks import uss
 from dhr_lightning.tasks.uss import USSTask
