@@ -64,6 +64,7 @@ class WSSSDataModule(L.LightningDataModule):
         scale: range of the random resize; above 10 it is the long side in pixels.
         flip: probability of a mirror.
         jitter: strengths of brightness, contrast, saturation, hue.
+        interpolation: of the random resize, `bilinear` or `bicubic`.
         untagged: what happens to images without tags: `drop`, `background` or `error`.
         seed: seed of order and augmentation.
 
@@ -83,6 +84,7 @@ class WSSSDataModule(L.LightningDataModule):
         scale: tuple[float, float] = (320, 640),
         flip: float = 0.5,
         jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1),
+        interpolation: str = "bilinear",
         untagged: str = "drop",
         seed: int = 0,
     ) -> None:
@@ -93,7 +95,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)
         self.options = dict(options or {})
         self.batch_size, self.predict_batch_size, self.num_workers = batch_size, predict_batch_size, num_workers
-        self.augmentation = Augmentation(crop_size, scale, flip, jitter)
+        self.augmentation = Augmentation(crop_size, scale, flip, jitter, interpolation)
         self.untagged, self.seed = untagged, seed
         self.mask_round: int | None = None
         self.skip: frozenset[tuple[str, str]] = frozenset()

@@ -13,6 +13,9 @@ from dhr_lightning.data.sample import Geometry
 from dhr_lightning.errors import ConfigError
 
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random scale, mirror, colour jitter and crop for training.
@@ -21,20 +24,26 @@ class Augmentation:
         crop_size: side of the square canvas in pixels.
         scale: range of the resize factor, or of the long side in pixels when both numbers exceed 10.
         flip: probability of a left-right mirror.
-        jitter: strengths of brightness, contrast, saturation and hue.
+        jitter: strengths of brightness, contrast, saturation and hue; zeros for none.
+        interpolation: `bilinear` or `bicubic`, of the image; masks take the nearest pixel.
 
     Raises:
-        ConfigError: if a range is not usable.
+        ConfigError: if a range or name is not usable.
 
-    Source: defaults of DHR's training (arXiv:2404.00380).
+    Source: defaults of DHR's training (arXiv:2404.00380); bicubic and without jitter in IRNet (arXiv:1904.05044).
     """
 
     crop_size: int = 512
     scale: tuple[float, float] = (320, 640)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        if self.interpolation not in _FILTERS:
+            raise ConfigError(
+                f"Expected data.interpolation to be {' or '.join(_FILTERS)}, but got {self.interpolation!r}."
+            )
         if self.crop_size < 1 or not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(
                 f"Expected crop_size > 0 and 0 < scale[0] <= scale[1], but got {self.crop_size}, {self.scale}."
@@ -60,7 +69,7 @@ class Augmentation:
         geometry = self._geometry(image.size, (width, height), box, destination, flip)
         cut = geometry.source
         side = (destination[2] - destination[0], destination[3] - destination[1])
-        patch = image.resize(side, Image.Resampling.BILINEAR, box=cut)
+        patch = image.resize(side, _FILTERS[self.interpolation], box=cut)
         pixels = self._jitter(torch.from_numpy(np.array(patch)).permute(2, 0, 1), draw[4:])
         canvas = torch.zeros(3, self.crop_size, self.crop_size, dtype=torch.uint8)
         valid = torch.zeros(self.crop_size, self.crop_size, dtype=torch.bool)

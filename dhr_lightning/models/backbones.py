@@ -76,16 +76,20 @@ def is_encoder(name: str) -> bool:
     return timm.is_model(name[3:].split(".")[0]) if name.startswith("tu-") else name in encoders
 
 
-def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: int = 16) -> nn.Module:
+def build_encoder(
+    name: str, *, pretrained: bool | str = False, output_stride: int = 16, dilation: bool = True
+) -> nn.Module:
     """Build an encoder that returns a list of six feature maps, finest first.
 
     Args:
         name: `small32`, a name of segmentation-models-pytorch (`resnet50`), or `tu-` and a timm name.
         pretrained: `False` for random weights, `True` for ImageNet weights by name (downloads on first use), or a path.
-        output_stride: 8 or 16; strides beyond it become dilation.
+        output_stride: 8 or 16; stages beyond it keep the resolution.
+        dilation: the stages beyond it are dilated, as libraries do; `false` leaves their convolutions as they are, only
+            without stride (the ResNet of IRNet and SFC).
 
     Raises:
-        ConfigError: if the name is unknown, has no ImageNet weights, or cannot have this output stride.
+        ConfigError: if the name is unknown, has no ImageNet weights, or cannot have this output stride or dilation.
         DependencyError: if a download was asked for and failed.
         CheckpointError: if the file of weights does not fit.
     """
@@ -105,9 +109,45 @@ def build_encoder(name: str, *, pretrained: bool | str = False, output_stride: i
         raise ConfigError(
             f"Backbone {name!r} cannot have pretrained: {pretrained} with output_stride: {output_stride} ({error})."
         ) from error
+    if not dilation:
+        _remove_dilation(encoder, name)
     if isinstance(pretrained, str):
         load_weights(encoder, Path(pretrained), what=f"backbone {name!r}")
     return encoder
+
+
+def _remove_dilation(encoder: nn.Module, name: str) -> None:
+    """Give every dilated convolution dilation 1 and the padding that keeps its output size; weights stay.
+
+    Raises:
+        ConfigError: if no convolution is dilated, because the backbone reaches its output stride in another way, or
+            one has an even kernel, whose output would shrink.
+
+    Source: layer4 of the ResNet-50 of IRNet (arXiv:1904.05044), stride 1 and dilation 1.
+    """
+    dilated = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and max(m.dilation) > 1]
+    if not dilated or any(side % 2 == 0 for layer in dilated for side in layer.kernel_size):
+        has = "a dilated convolution with an even kernel" if dilated else "no dilated convolution"
+        raise ConfigError(f"Backbone {name!r} has {has}, so dilation: false cannot be done. Set dilation: true.")
+    for layer in dilated:
+        if not isinstance(layer.padding, str):  # "same" follows by itself
+            layer.padding = (layer.padding[0] // layer.dilation[0], layer.padding[1] // layer.dilation[1])
+        layer.dilation = (1, 1)
+
+
+def encoder_stages(encoder: nn.Module) -> list[list[nn.Module]]:
+    """Modules of the stem and of each stage, in the order in which an image passes them.
+
+    Empty for an encoder that does not list them: ResNets and their relatives do, and `small32`.
+    """
+    if isinstance(encoder, Small32Encoder):
+        return [[stage] for stage in encoder.stages]
+    children = dict(getattr(encoder, "model", encoder).named_children())
+    names = [f"layer{index}" for index in range(1, 5)]
+    if not set(names) <= set(children):
+        return []
+    stem = [module for name, module in children.items() if name not in names]
+    return [stem, *([children[name]] for name in names)]
 
 
 def load_weights(module: nn.Module, path: Path, *, what: str) -> None:

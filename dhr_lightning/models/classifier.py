@@ -15,15 +15,22 @@ class CAMClassifier(nn.Module):
         num_tags: number of foreground classes T.
         pretrained: see `build_encoder`.
         output_stride: 8 or 16.
+        dilation: see `build_encoder`.
 
     Source: Zhou et al. 2016 (arXiv:1512.04150), Eq. 1-2, in the convolutional form used by IRNet (arXiv:1904.05044).
     """
 
     def __init__(
-        self, backbone: str, num_tags: int, *, pretrained: bool | str = False, output_stride: int = 16
+        self,
+        backbone: str,
+        num_tags: int,
+        *,
+        pretrained: bool | str = False,
+        output_stride: int = 16,
+        dilation: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=output_stride)
+        self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=output_stride, dilation=dilation)
         channels = self.encoder.out_channels[-1]
         self.classifier = nn.Conv2d(channels, num_tags, 1, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.metrics import ConfusionMatrix, scores
+from dhr_lightning.models.freezing import frozen_parts
 from dhr_lightning.progress import track
 
 
@@ -23,15 +24,22 @@ class BaseTask(L.LightningModule):
     Args:
         class_names: all classes, background first if there is one; taken from the data.
         has_background: whether class value 0 is background; taken from the data.
-        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        optimizer: `sgd` or `adamw`.
         lr: learning rate of the encoder.
         head_lr_factor: the rest of the network learns this many times faster.
+        momentum: of SGD, in [0, 1). The published optimiser of PSA, SEAM, IRNet and SFC hands its weight decay on as
+            momentum, so that its real momentum is 1e-4; with 0.9 take a tenth of its rates.
         weight_decay: on all weights.
         power: of the polynomial decay, per iteration: `lr * (1 - k / K) ** power`.
         warmup: share of the iterations in which the rate rises linearly, in [0, 1).
-        frozen_norm: keep the encoder's batch norms as they were loaded: neither statistics nor scales change. For small
-            batches, and for weights whose norms are fused into the convolutions.
+        frozen_norm: what of the encoder's batch norms stays as it was loaded. `statistics`: mean and variance, while
+            scale and shift learn (IRNet, SFC). `true`: all of it, for small batches, and for weights whose norms are
+            fused into the convolutions.
+        frozen_stages: the encoder's stem and its first stages, this many, do not learn; 0 for none. No gradient goes
+            through them and their norms stay as loaded. ResNets and `small32` have 4 stages.
         frozen_encoder: train the rest of the network only.
+
+    Source: rates, decay and frozen parts of IRNet (arXiv:1904.05044): `frozen_norm: statistics`, `frozen_stages: 2`.
     """
 
     step: ClassVar[str]
@@ -46,10 +54,12 @@ class BaseTask(L.LightningModule):
         optimizer: str = "sgd",
         lr: float = 1e-3,
         head_lr_factor: float = 10.0,
+        momentum: float = 0.9,
         weight_decay: float = 4e-5,
         power: float = 0.9,
         warmup: float = 0.0,
-        frozen_norm: bool = False,
+        frozen_norm: bool | Literal["statistics"] = False,
+        frozen_stages: int = 0,
         frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
@@ -57,6 +67,12 @@ class BaseTask(L.LightningModule):
             raise ConfigError(f"Expected model.init_args.optimizer to be sgd or adamw, but got {optimizer!r}.")
         if not (lr > 0 and 0 <= warmup < 1):
             raise ConfigError(f"Expected lr > 0 and 0 <= warmup < 1, but got lr {lr} and warmup {warmup}.")
+        if not 0 <= momentum < 1:
+            raise ConfigError(f"Expected model.init_args.momentum in [0, 1), but got {momentum}.")
+        if not isinstance(frozen_norm, bool) and frozen_norm != "statistics":
+            raise ConfigError(
+                f"Expected model.init_args.frozen_norm to be false, statistics or true, but got {frozen_norm!r}."
+            )
         self.save_hyperparameters()  # also what the caller left at its default
         self.classes = ClassSet(tuple(class_names), has_background)
 
@@ -73,7 +89,7 @@ class BaseTask(L.LightningModule):
         groups = [{"params": encoder, "lr": h.lr}, {"params": head, "lr": h.lr * h.head_lr_factor}]
         groups = [group for group in groups if group["params"]]
         optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(groups, lr=h.lr, momentum=0.9, weight_decay=h.weight_decay)
+            torch.optim.SGD(groups, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay)
             if h.optimizer == "sgd"
             else torch.optim.AdamW(groups, lr=h.lr, weight_decay=h.weight_decay)
         )
@@ -88,27 +104,29 @@ class BaseTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Channels-last weights, because convolutions are faster so; the encoder or its norms frozen, if asked."""
+        """Channels-last weights, because convolutions are faster so; parts of the encoder frozen, if asked."""
         if hasattr(self, "network"):
             self.network.to(memory_format=torch.channels_last)
-        for module in self._frozen():
+        without_gradient, in_evaluation = self._frozen()
+        for module in without_gradient:
             module.requires_grad_(False)
+        for module in in_evaluation:
             module.eval()  # Lightning starts to train without a call of `train`
 
     def train(self, mode: bool = True) -> "BaseTask":
         """Set the mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        for module in self._frozen():
+        for module in self._frozen()[1]:
             module.eval()
         return self
 
-    def _frozen(self) -> list[nn.Module]:
+    def _frozen(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Parts of the encoder without gradient, and parts in evaluation mode; see `frozen_parts`."""
         encoder = getattr(getattr(self, "network", None), "encoder", None)
-        if encoder is None or not (self.hparams.frozen_norm or self.hparams.frozen_encoder):
-            return []
-        if self.hparams.frozen_encoder:
-            return [encoder]
-        return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if encoder is None:
+            return [], []
+        h = self.hparams
+        return frozen_parts(encoder, norm=h.frozen_norm, stages=h.frozen_stages, whole=h.frozen_encoder)
 
     def making(self) -> dict[str, Any]:
         """What the manifests of this task's artifacts should know beside the settings."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
 from dhr_lightning.ops.cam import background_score, compact_keys, gather_classes, labels_from_scores, normalize_cam
+from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
 from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
@@ -31,17 +33,21 @@ class CAMTask(BaseTask):
         backbone: encoder name, see `models.backbones.build_encoder`.
         pretrained: `false`, `true` (ImageNet, by name) or a path.
         output_stride: 8 or 16.
+        dilation: whether stages beyond the output stride are dilated, see `models.backbones.build_encoder`.
         scales: relative image sizes summed in the CAM.
         cam_stride: pixels per CAM cell on disk.
         background: constant background score of the base mask, in (0, 1), or `auto`: Otsu's threshold of the CAMs of
             some training images, chosen once before prediction. No pixel label is read.
+        confident: base masks that leave unsure pixels out: `foreground` and `background` thresholds, see
+            `ops.confident.ConfidentThresholds`, in place of `background`; `null` to label every pixel.
         refine: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
-        crf: dense CRF settings of the base mask.
+        crf: dense CRF settings of the base mask; those of IRNet's `cam_to_ir_label` are the default of `confident`.
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].
         **options: optimiser and schedule, see `BaseTask`.
 
     Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
+    Differs: IRNet averages its maps over the whole padded crop, here padding has no vote.
     """
 
     step: ClassVar[str] = "cam"
@@ -55,9 +61,11 @@ class CAMTask(BaseTask):
         backbone: str = "resnet50",
         pretrained: bool | str = False,
         output_stride: int = 16,
+        dilation: bool = True,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         cam_stride: int = 4,
         background: float | Literal["auto"] = "auto",
+        confident: dict[str, float] | None = None,
         refine: str = "auto",
         crf: dict[str, float] | None = None,
         workers: int = 2,
@@ -71,10 +79,20 @@ class CAMTask(BaseTask):
         self.background = None if background == "auto" else background
         self.background_rule = "given"
         self.network = CAMClassifier(
-            backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride
+            backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
-        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
+        self.confident = None if confident is None else self._thresholds(confident)
+        settings = CRFSettings(**(crf or {})) if confident is None else replace(LABEL_CRF, **(crf or {}))
+        self.refiner = Refiner(refine, settings, workers=workers, scale=refine_scale)
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="macro")
+
+    def _thresholds(self, confident: dict[str, float]) -> ConfidentThresholds:
+        if not self.classes.has_background:
+            raise ConfigError("model.init_args.confident needs a background class, but this class list has none.")
+        try:
+            return ConfidentThresholds(**confident)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.init_args.confident is {confident}: {error}") from error
 
     def forward(self, image: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
@@ -151,8 +169,11 @@ class CAMTask(BaseTask):
         return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=_cells(batch, cam))
 
     def base_masks(self, batch: Batch, cam: Tensor, keys: Tensor, present: Tensor) -> Tensor:
-        """Argmax of the refined `[background, CAM]` -> `(B, H, W)` class values."""
+        """Argmax of the refined `[background, CAM]`, or confident labels -> `(B, H, W)` class values."""
         score = F.interpolate(cam, batch["pixels"].shape[-2:], mode="bilinear", align_corners=False)
+        image, valid = batch["pixels"].permute(0, 2, 3, 1), batch["valid"]
+        if self.confident is not None:
+            return confident_labels(image, score, keys, valid=valid, thresholds=self.confident, refine=self.refiner)
         if self.classes.has_background:
             threshold = self.background
             if threshold is None:  # no run has chosen yet: judge by these images alone
@@ -162,7 +183,7 @@ class CAMTask(BaseTask):
             present = F.pad(present, (1, 0), value=True)
         score = score * present[:, :, None, None]
         score = score / score.sum(1, keepdim=True).clamp(min=1e-5)
-        refined = self.refiner(batch["pixels"].permute(0, 2, 3, 1), score, present, valid=batch["valid"])
+        refined = self.refiner(image, score, present, valid=valid)
         return labels_from_scores(refined, keys, present=present)
 
     def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
