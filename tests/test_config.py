@@ -172,6 +172,32 @@ def test_every_shipped_combination_resolves(name: str, overlays: tuple[str, ...]
     assert not {key for key in keys_of(config) if key.endswith("+") or key in ("per_task", "<<")}
 
 
+def test_stage_1_is_the_recipe_of_irnet():
+    config = resolve(["stage1_cam.yaml", "data/voc.yaml"])
+    options, data = config["model"]["init_args"], config["data"]
+    assert {name: options[name] for name in ("backbone", "output_stride", "dilation")} == {
+        "backbone": "resnet50", "output_stride": 16, "dilation": False
+    }  # fmt: skip
+    assert (options["frozen_norm"], options["frozen_stages"]) == ("statistics", 2)
+    published_rate = 0.1  # without momentum; 0.9 makes a step ten times as long
+    assert options["lr"] / (1 - options["momentum"]) == pytest.approx(published_rate)
+    assert (options["optimizer"], options["head_lr_factor"], options["weight_decay"]) == ("sgd", 10, 1e-4)
+    assert (options["power"], options.get("warmup", 0)) == (0.9, 0)
+    assert options["scales"] == [1.0, 0.5, 1.5, 2.0]
+    assert (data["batch_size"], data["crop_size"], data["scale"], data["flip"]) == (16, 512, [320, 640], 0.5)
+    assert (data["interpolation"], data["jitter"]) == ("bicubic", [0, 0, 0, 0])
+    assert config["trainer"]["max_epochs"] == 5
+
+
+@pytest.mark.parametrize("overlay", ["quickstart.yaml", "debug.yaml", "real.yaml"])
+def test_no_overlay_inherits_the_frozen_parts_of_stage_1(overlay: str):
+    config = resolve(["stage1_cam.yaml", "data/microworld.yaml", overlay])
+    options, data = config["model"]["init_args"], config["data"]
+    assert options["frozen_norm"] is (overlay == "real.yaml")
+    assert (options["frozen_stages"], options["dilation"], data["interpolation"]) == (0, True, "bilinear")
+    assert any(data["jitter"])
+
+
 def test_settings_of_an_output_leave_out_what_cannot_change_it():
     config = {
         "model": {"class_path": "CAMTask"},

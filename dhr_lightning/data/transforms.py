@@ -12,7 +12,6 @@ from dhr_lightning.data.catalog import IGNORE_INDEX
 from dhr_lightning.data.sample import Geometry
 from dhr_lightning.errors import ConfigError
 
-
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

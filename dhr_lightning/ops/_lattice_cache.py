@@ -50,8 +50,8 @@ class LatticeCache:
         """
         for entry in self._entries:
             if entry.key == key and _same(entry, sources):
-                self._entries.remove(entry)
-                self._entries.append(entry)
+                # by identity: entries of equal keys would compare their tensors
+                self._entries[:] = [*(other for other in self._entries if other is not entry), entry]
                 return entry.value  # type: ignore[return-value]  # an equal key means the same type
         value = build()
         references = tuple(None if source is None else self._watch(source) for source in sources)

@@ -16,6 +16,7 @@ from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.datamodule import EpochSampler, Needs, WSSSDataModule
 from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.errors import ArtifactError, ConfigError, TagError
 
 Make = Callable[..., WSSSDataModule]
@@ -314,6 +315,17 @@ def test_the_built_in_dataset_is_made_with_its_options(tmp_path: Path):
 
 def test_a_dataset_without_generator_is_left_alone(make: Make):
     make().prepare_data()
+
+
+def test_settings_of_the_augmentation_are_handed_on(make: Make):
+    settings = {
+        "crop_size": 24,
+        "scale": (0.5, 1.5),
+        "flip": 0.25,
+        "jitter": (0.1, 0, 0, 0),
+        "interpolation": "bicubic",
+    }
+    assert make(**settings).augmentation == Augmentation(**settings)
 
 
 def test_bad_augmentation_is_refused_at_once(make: Make):

@@ -179,6 +179,24 @@ def test_jitter_changes_colours_only():
         assert not second[0][:, ~second[1]].any()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_photos_are_resized_as_asked_and_masks_by_the_nearest_pixel(interpolation: str):
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    photo, mask = Image.fromarray(noise), noise[..., 0]
+    size = (96, 72)  # half as large again
+    augmentation = Augmentation(96, (96, 96), 0.0, STILL, interpolation)
+    pixels, valid, targets, _ = augmentation(photo, {"mask": mask}, generator(0))
+    cut = pixels[:, valid.any(1)].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(cut, np.array(photo.resize(size, Image.Resampling[interpolation.upper()])))
+    nearest = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(targets["mask"][valid.any(1)].numpy(), nearest)
+
+
+def test_an_unknown_interpolation_is_refused():
+    with pytest.raises(ConfigError, match="interpolation to be bilinear or bicubic, but got 'lanczos'"):
+        Augmentation(32, interpolation="lanczos")
+
+
 def test_the_generator_is_the_only_source_of_randomness():
     augmentation = Augmentation(40, (0.5, 2.0), 0.5)
     torch.manual_seed(1)

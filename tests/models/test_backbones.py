@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
+from torchvision.models import resnet50
 
 from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
-from dhr_lightning.models.backbones import FrozenEncoder, build_encoder, load_weights
+from dhr_lightning.models.backbones import FrozenEncoder, build_encoder, encoder_stages, load_weights
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,78 @@ def test_an_unknown_backbone_is_refused(name: str):
 def test_a_backbone_that_cannot_do_what_is_asked_is_refused(name: str, output_stride: int, message: str):
     with pytest.raises(ConfigError, match=message):
         build_encoder(name, output_stride=output_stride)
+
+
+def dilations(encoder: nn.Module) -> set[int]:
+    return {side for m in encoder.modules() if isinstance(m, nn.Conv2d) for side in m.dilation}
+
+
+@torch.no_grad()
+def test_without_dilation_the_last_stage_is_that_of_torchvision_with_stride_one():
+    torch.manual_seed(0)
+    reference = resnet50(weights=None).eval()
+    reference.layer4[0].conv2.stride = reference.layer4[0].downsample[0].stride = (1, 1)
+    encoder = build_encoder("resnet50", output_stride=16, dilation=False).eval()
+    load = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
+    nn.Module.load_state_dict(encoder, load)
+    image = torch.randn(1, 3, 64, 96)
+    x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(image))))
+    for stage in (reference.layer1, reference.layer2, reference.layer3, reference.layer4):
+        x = stage(x)
+    assert x.shape == (1, 2048, 4, 6)
+    assert dilations(encoder) == {1}
+    torch.testing.assert_close(encoder(image)[-1], x, rtol=1e-4, atol=1e-5)
+    plain = build_encoder("resnet50", output_stride=16).eval()
+    nn.Module.load_state_dict(plain, load)
+    assert (plain(image)[-1] - x).abs().max() > 1e-2, "dilation makes a difference here"
+
+
+@torch.no_grad()
+def test_without_dilation_timm_gives_its_network_of_stride_32_with_the_last_stride_removed():
+    encoder = build_encoder("tu-resnet50", output_stride=16, dilation=False).eval()
+    reference = timm.create_model("resnet50", features_only=True).eval()
+    reference.layer4[0].conv2.stride = reference.layer4[0].downsample[0].stride = (1, 1)
+    reference.load_state_dict(encoder.model.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(encoder(image)[1:], reference(image), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tu-resnet26d", "mobilenet_v2", "tu-tf_efficientnet_lite0"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_without_dilation_feature_maps_keep_their_size(name: str, output_stride: int):
+    image = torch.zeros(1, 3, 32, 64)
+    plain, undone = (build_encoder(name, output_stride=output_stride, dilation=d).eval() for d in (True, False))
+    assert [f.shape for f in undone(image)] == [f.shape for f in plain(image)]
+    assert dilations(undone) == {1} < dilations(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "message"),
+    [("resnet18", 32, "no dilated convolution"), ("tu-convnext_atto", 8, "a dilated convolution with an even kernel")],
+)
+def test_dilation_that_cannot_be_undone_is_refused(name: str, output_stride: int, message: str):
+    with pytest.raises(ConfigError, match=rf"'{name}' has {message}, .*Set dilation: true"):
+        build_encoder(name, output_stride=output_stride, dilation=False)
+
+
+@pytest.mark.parametrize("name", ["small32", "resnet18", "tu-resnet18", "se_resnet50"])
+def test_stages_hold_every_parameter_once_and_end_at_the_feature_maps(name: str):
+    encoder = build_encoder(name, output_stride=8).eval()
+    stages = encoder_stages(encoder)
+    listed = [id(p) for stage in stages for module in stage for p in module.parameters()]
+    assert len(stages) == 5
+    assert sorted(listed) == sorted(id(p) for p in encoder.parameters())
+    features = encoder(torch.randn(1, 3, 32, 32))
+    parameters = list(encoder.parameters())
+    for index, feature in enumerate(features[1:]):
+        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True, retain_graph=True)
+        reached = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        assert reached == {id(p) for stage in stages[: index + 1] for m in stage for p in m.parameters()}
+
+
+def test_other_encoders_list_no_stages():
+    assert encoder_stages(build_encoder("mobilenet_v2")) == []
 
 
 def test_weights_that_do_not_exist_by_name_are_refused():

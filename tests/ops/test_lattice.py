@@ -171,6 +171,13 @@ def test_cache_sees_changes_of_inference_tensors():
         assert cache.get((image,), "a", object) is not first
 
 
+def test_cache_keeps_apart_two_living_images_of_equal_size():
+    cache, images = LatticeCache(), [torch.zeros(4), torch.ones(4)]
+    first, second = (cache.get((image,), "a", object) for image in images)
+    assert cache.get((images[1],), "a", object) is second
+    assert cache.get((images[0],), "a", object) is first
+
+
 def test_cache_lets_go():
     cache = LatticeCache()
     image = torch.zeros(4)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.registry import read_records
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
+from dhr_lightning.ops.crf import CRFSettings
 from dhr_lightning.reporting.kinds import find_kinds
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import NAMES, make_batch, make_task
@@ -53,17 +56,76 @@ def test_a_strong_map_beats_the_background_and_a_weak_one_does_not():
     assert mask[:, 10:].unique().tolist() == [3]
 
 
-def test_padding_has_no_vote_in_the_loss():
-    task, batch = make_task("CAMTask"), make_batch([[1], [2]], [(32, 32), (32, 32)])
-    batch["valid"][:, :, 16:] = False
-    task.log = lambda *arguments, **options: None
+class Brightness(torch.nn.Module):
+    """A network whose map of every class is the mean brightness of its cell."""
 
-    class Flat(torch.nn.Module):
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return torch.cat([torch.zeros(2, 4, 4, 2), torch.full((2, 4, 4, 2), 1e3)], dim=-1)
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(image.mean(1, keepdim=True), 4).expand(-1, 4, -1, -1)
 
-    task.network = Flat()
-    assert float(task.training_step(batch, 0)) == pytest.approx(np.log(2))
+
+@torch.no_grad()
+def test_a_cam_reaches_one_inside_the_image_whatever_the_padding_shows():
+    task, batch = make_task("CAMTask", refine="none"), make_batch([[1], [2]], [(32, 32), (32, 16)])
+    task.network = Brightness()
+    batch["image"] = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = task.predict_step(batch, 0)
+    batch["image"][~batch["valid"][:, None].expand(-1, 3, -1, -1)] = 100.0
+    result = task.predict_step(batch, 0)
+    for index in (0, 1):
+        assert float(result["cam"][index][1].max()) == pytest.approx(1)
+    assert result["cam"][1][1].shape == (1, 8, 4)
+    torch.testing.assert_close(result["cam"][0][1], expected["cam"][0][1])
+
+
+@pytest.mark.parametrize(("dilation", "expected"), [(False, {(1, 1)}), (True, {(1, 1), (2, 2)})])
+def test_dilation_is_that_of_the_encoder(dilation: bool, expected: set[tuple[int, int]]):
+    task = make_task("CAMTask", backbone="resnet18", output_stride=16, dilation=dilation)
+    assert {m.dilation for m in task.network.encoder.modules() if isinstance(m, torch.nn.Conv2d)} == expected
+
+
+def test_confident_labels_leave_unsure_pixels_out():
+    task = make_task("CAMTask", confident={"foreground": 0.5, "background": 0.2}, refine="none")
+    batch = make_batch([[3]], [(16, 24)])
+    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    cam = torch.full((1, 1, 8, 8), 0.1)
+    cam[..., 2:4], cam[..., 4:] = 0.35, 0.9
+    mask = task.base_masks(batch, cam, keys, present)[0]
+    assert [mask[:16, column].unique().tolist() for column in (2, 11, 20)] == [[0], [255], [3]]
+    assert mask[:, 24:].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("confident", [None, {}, {"foreground": 0.2}])
+def test_the_default_kernels_are_those_of_the_kind_of_labels(confident: dict[str, float] | None):
+    task = make_task("CAMTask", confident=confident, crf=None)
+    assert task.refiner.settings == (CRFSettings() if confident is None else CRFSettings(3, 3, 50, 5, 10, 10))
+    own = make_task("CAMTask", confident=confident, crf={"bilateral_sxy": 20.0}).refiner.settings
+    assert own == replace(task.refiner.settings, bilateral_sxy=20.0)
+
+
+@torch.no_grad()
+def test_predicted_confident_masks_hold_tags_background_and_ignore():
+    task = make_task("CAMTask", confident={}, refine="lattice")
+    masks = task.predict_step(make_batch(TAGS, SIZES), 0)["base_mask"]
+    for tags, size, (mask,) in zip(TAGS, SIZES, masks, strict=True):
+        assert mask.shape == size
+        assert set(mask.unique().tolist()) <= {0, 255, *tags}
+
+
+@pytest.mark.parametrize(
+    ("confident", "message"),
+    [
+        ({"foreground": 0.1, "background": 0.4}, "background <= foreground"),
+        ({"forground": 0.3}, r"confident is \{'forground': 0\.3\}: .*forground"),
+    ],
+)
+def test_unusable_confident_thresholds_are_refused(confident: dict[str, float], message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_task("CAMTask", confident=confident)
+
+
+def test_confident_labels_need_a_background():
+    with pytest.raises(ConfigError, match="confident needs a background class"):
+        make_task("CAMTask", class_names=NAMES[1:], has_background=False, confident={})
 
 
 def test_artifacts_on_disk_hold_tagged_classes_only(workspace: Workspace):
