@@ -36,10 +36,14 @@ def frozen_parts(
 
 def _stem_and_stages(encoder: nn.Module, count: int) -> list[nn.Module]:
     stages = encoder_stages(encoder)
-    last = max(len(stages) - 1, 0)
-    if not 0 < count <= last:
-        has = f"has {last} stages after its stem" if stages else "does not list its stages"
+    if not stages:
         raise ConfigError(
-            f"Expected model.init_args.frozen_stages in [0, {last}], because this backbone {has}, but got {count}."
+            f"Expected model.init_args.frozen_stages to be 0, but got {count}: this backbone does not list its stages. "
+            "Set frozen_stages: 0, or take a ResNet."
+        )
+    if not 0 < count < len(stages):
+        raise ConfigError(
+            f"Expected model.init_args.frozen_stages in [0, {len(stages) - 1}], the stages of this backbone after its "
+            f"stem, but got {count}."
         )
     return [module for stage in stages[: count + 1] for module in stage]

@@ -52,10 +52,10 @@ def test_norms_of_groups_are_left_alone():
 
 @pytest.mark.parametrize("count", [-1, 5])
 def test_more_stages_than_there_are_are_refused(encoder: nn.Module, count: int):
-    with pytest.raises(ConfigError, match=rf"frozen_stages in \[0, 4\], .* has 4 stages .* but got {count}\."):
+    with pytest.raises(ConfigError, match=rf"frozen_stages in \[0, 4\], .* but got {count}\."):
         frozen_parts(encoder, norm=False, stages=count, whole=False)
 
 
 def test_an_encoder_that_lists_no_stages_is_refused():
-    with pytest.raises(ConfigError, match=r"frozen_stages in \[0, 0\], .* does not list its stages, but got 2"):
+    with pytest.raises(ConfigError, match=r"frozen_stages to be 0, but got 2: this backbone does not list"):
         frozen_parts(torch.nn.Conv2d(3, 3, 1), norm=False, stages=2, whole=False)

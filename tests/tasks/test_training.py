@@ -1,6 +1,7 @@
 """What a step of a real fit does to the weights, and what of a batch it reads."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -83,16 +84,21 @@ def batch() -> Batch:
 
 def test_the_second_step_adds_momentum_to_its_gradient(batch: Batch, tmp_path: Path):
     weights = {}
-    for momentum in (0.0, 0.9, None):
-        options = {} if momentum is None else {"momentum": momentum}
-        task = make_task("CAMTask", lr=1e-3, frozen_norm="statistics", **SGD, **options)
+    for momentum in (0.0, 0.9):
+        task = make_task("CAMTask", lr=1e-3, frozen_norm="statistics", momentum=momentum, **SGD)
         weights[momentum] = fit(task, batch, tmp_path).weights
     assert not changed(weights[0.0][1], weights[0.9][1]), "the first step has no past"
     name = "network.classifier.weight"
     first, second = (weights[0.0][k + 1][name] - weights[0.0][k][name] for k in (0, 1))
     with_momentum = weights[0.9][2][name] - weights[0.9][1][name]
     torch.testing.assert_close(with_momentum, second + 0.9 * first, rtol=1e-3, atol=1e-7)
-    assert not changed(weights[0.9][2], weights[None][2]), "0.9 is the default"
+
+
+@pytest.mark.parametrize("name", ["WSSTask", "DHRTask"])
+def test_momentum_is_nine_tenths_where_a_configuration_is_silent(name: str):
+    task = make_task(name, optimizer="sgd")
+    task._trainer = SimpleNamespace(estimated_stepping_batches=2)
+    assert [group["momentum"] for group in task.configure_optimizers()["optimizer"].param_groups] == [0.9, 0.9]
 
 
 @pytest.mark.parametrize("power", [0.9, 2.0])
