@@ -105,6 +105,22 @@ def test_without_refinement_the_thresholds_cut_where_they_say():
     assert labels.flatten().tolist() == [0, 0, 255, 255, 4, 4]
 
 
+def test_the_refinement_starts_from_the_trust_that_was_asked_for():
+    image, cam, valid = scene()
+    seen = []
+
+    def refine(image: torch.Tensor, score: torch.Tensor, present: torch.Tensor, **_: object) -> torch.Tensor:
+        seen.append(score)
+        return score
+
+    thresholds = ConfidentThresholds(trust=0.9)
+    confident_labels(image, cam, KEYS, valid=valid, thresholds=thresholds, refine=refine)
+    for score in seen:
+        assert score[0].amax(0).unique().tolist() == pytest.approx([0.9])
+        assert score[0].amin(0).unique().tolist() == pytest.approx([0.1 / 3])
+    assert len(seen) == 2
+
+
 def test_equal_thresholds_leave_nothing_out():
     image, cam, valid = scene()
     labels = confident_labels(
