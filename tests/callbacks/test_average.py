@@ -214,6 +214,8 @@ def test_pictures_show_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         callbacks=[average],
         current_epoch=0,
         max_epochs=1,
+        max_steps=-1,
+        num_training_batches=1,
         global_step=1,
         is_global_zero=True,
         loggers=[TensorBoardLogger(tmp_path)],
