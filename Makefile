@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format bench ladder ablation real clean clean_env
+.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format mutate bench ladder ablation real clean clean_env
 
 help: ## show this list
 	@echo "make TARGET [DATASET=microworld] [ARGS='options -- overrides'] [PYTHON=python]"
@@ -62,6 +62,9 @@ format: $(READY) ## format and sort imports
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+mutate: $(READY) ## small faults put into a copy of the code: which of them does no test notice? (docs/tests.md); half an hour
+	$(RUN) tools/mutate.py $(ARGS)
+
 bench: $(READY) ## ratios: our operations beside pydensecrf, POT and plain loops, in one table
 	$(RUN) benchmarks/ratios.py --output bench/ratios.md $(ARGS)
 
@@ -78,7 +81,7 @@ real: $(READY) ## all stages on PASCAL VOC photos with a small pretrained networ
 	$(RUN) benchmarks/real_table.py --data $(VOC) --output reports/voc/table.md
 
 clean: ## remove artifacts, runs, reports and caches (data stays)
-	rm -rf artifacts runs reports bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf artifacts runs reports bench mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 clean_env: ## remove .venv
 	rm -rf $(VENV)
