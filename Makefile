@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format mutate bench ladder ablation real clean clean_env
+.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format mutate golden bench ladder ablation real clean clean_env
 
 help: ## show this list
 	@echo "make TARGET [DATASET=microworld] [ARGS='options -- overrides'] [PYTHON=python]"
@@ -62,8 +62,11 @@ format: $(READY) ## format and sort imports
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-mutate: $(READY) ## small faults put into a copy of the code: which of them does no test notice? (docs/tests.md); half an hour
+mutate: $(READY) ## small faults put into a copy of the code: which does no test notice? half an hour (docs/tests.md)
 	$(RUN) tools/mutate.py $(ARGS)
+
+golden: $(READY) ## results of the quick start beside the kept ones (ARGS=--write keeps the new ones); ten minutes
+	$(RUN) tools/golden.py $(ARGS)
 
 bench: $(READY) ## ratios: our operations beside pydensecrf, POT and plain loops, in one table
 	$(RUN) benchmarks/ratios.py --output bench/ratios.md $(ARGS)
