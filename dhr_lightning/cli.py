@@ -24,6 +24,7 @@ from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
 from dhr_lightning.callbacks.writers import ArtifactWriters
 from dhr_lightning.config import SECTIONS, apply_overrides, resolve
 from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.start_checks import check_background, check_weights
 from dhr_lightning.errors import ConfigError, DHRError
 from dhr_lightning.tasks.base import BaseTask
 from dhr_lightning.tasks.cam import CAMTask
@@ -106,6 +107,18 @@ class DHRCommandLine(LightningCLI):
             if isinstance(callback, PseudoMaskRefresh):
                 callback.recipe = self.recipe
         return super().instantiate_trainer(**options)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a fit that makes no sense, before anything is built.
+
+        Raises:
+            DHRError: for masks that cannot exist, and for random weights on photos that nobody asked for.
+        """
+        config = self.config[self.subcommand].as_dict()
+        name = str(config["model"]["class_path"]).rpartition(".")[2]
+        if self.subcommand == "fit" and name in [task.__name__ for task in TASKS]:
+            check_background(config, step=name)
+            check_weights({name: config}, in_stage=False)
 
     def instantiate_classes(self) -> None:
         """Show what a constructor refuses as it says it, not as it looks to the parser.

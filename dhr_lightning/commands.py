@@ -22,7 +22,7 @@ from dhr_lightning.data.importers import import_files
 from dhr_lightning.data.importers_state import imported_from
 from dhr_lightning.data.init import init_folder
 from dhr_lightning.data.prepare import prepare_benchmark
-from dhr_lightning.data.recorded import MAKERS, recorded_status
+from dhr_lightning.data.recorded import MAKERS, STEPS, expected_artifacts, recorded_status
 from dhr_lightning.doctor import run_doctor
 from dhr_lightning.evaluate import evaluate_folder, show_scores
 from dhr_lightning.progress import track
@@ -75,7 +75,7 @@ def prepare(arguments: Sequence[str]) -> int:
         if info.prepare is not None:
             info.prepare(folder, options)
         prepare_benchmark(info.name, folder, info.classes, options, download=download)
-        records = {split: provenance.usable_records(config, split) for split in ("train", "val")}
+        records = {split: provenance.usable_records(config, split) for split in info.splits(folder)}
         check_dataset(store.root / info.name, records, info.classes)
         for split, rows in records.items():
             tags = sum(len(record.tags) for record in rows) / max(len(rows), 1)
@@ -110,9 +110,9 @@ def status(arguments: Sequence[str]) -> int:
             root: folder of the dataset; default: the one in its configuration.
             workspace: folder that holds artifacts/.
         """
-        _, _, store = provenance.dataset_of(_data_config(dataset, root, workspace))
+        info, folder, store = provenance.dataset_of(_data_config(dataset, root, workspace))
         rows = {(kind, split): recorded_status(store, kind, split) for kind, split in store.kinds()}
-        for kind, split in MAKERS:
+        for kind, split in expected_artifacts(info, folder):
             rows.setdefault((kind, split), Status("absent", f"run `make {MAKERS[kind, split].target}`"))
         width = max(len(f"{kind}/{split}") for kind, split in rows)
         for (kind, split), state in rows.items():
@@ -158,7 +158,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             pred: folder of masks.
             dataset: name of a file in configs/data.
             root: folder of the dataset; default: the one in its configuration.
-            split: train or val.
+            split: train or val; a test split has no ground truth.
             missing: error, or background to count a missing file as all background.
             compat: none, or dhr to leave out the images that the evaluator published with DHR leaves out.
             json: also write the figures to this file.
@@ -222,7 +222,7 @@ def step_seconds(runs: Path, store: ArtifactStore) -> dict[str, float]:
     One prediction writes all artifacts of its step, so it counts once; mask rounds are part of their fit.
     """
     seconds = {}
-    for step in ("cam", "uss", "wss", "mars", "dhr"):
+    for step in STEPS:
         path = runs / step / "state.json"
         if path.is_file():
             seconds[f"fit {step}"] = float(json.loads(path.read_text()).get("seconds", 0.0))

@@ -66,6 +66,11 @@ def evaluate_folder(
     Differs: that one counts in float32, which loses pixels beyond 2^24 per class; here counts are integers.
     """
     records = [record for record in info.read(root, split, info.classes) if record.mask is not None]
+    if not records and split == "test":
+        raise DataError(
+            f"The test split of {info.name} has no ground truth here, so nothing can be scored: it is predicted only. "
+            "Score --split val, or send the masks to the server of the benchmark (`python -m dhr_lightning export`)."
+        )
     if not records:
         raise DataError(f"Split {split!r} of {info.name} in {root} has no ground-truth mask, so nothing can be scored.")
     absent = [record.id for record in records if not (pred / f"{record.id}.png").is_file()]

@@ -19,8 +19,16 @@ from dhr_lightning.config import check_stage_config, data_file, dataset_argument
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.check import check_dataset
-from dhr_lightning.data.importers_state import imported_status, reason_to_leave_out
-from dhr_lightning.data.recorded import check_inputs
+from dhr_lightning.data.importers_state import imported_status, reason_to_leave_out, refuse_stale_imports
+from dhr_lightning.data.recorded import STEPS, check_inputs
+from dhr_lightning.data.start_checks import (
+    NO_BACKGROUND,
+    can_download,
+    check_background,
+    check_weights,
+    filled_from,
+    reason_impossible,
+)
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.progress import configure_logging, duration, exit_status
 
@@ -78,16 +86,15 @@ class Plan:
         return Path(self.config["data"].get("workspace", ".")) / "runs" / self.info.name / self.step.name
 
     def records(self, split: str) -> list[Record]:
-        """Usable images of a split."""
+        """Images of a split that are used."""
         if split not in self._records:
             self._records[split] = provenance.usable_records(self.config, split)
         return self._records[split]
 
     def outputs(self) -> list[tuple[str, str]]:
         """Every `(kind, split)` that this step makes."""
-        written = provenance.TASKS[self.task].writes
         rounds = [(round_kind(k), "train") for k in range(len(provenance.refresh_epochs(self.config)))]
-        return rounds + [(kind, split) for split, kinds in written.items() for kind in kinds]
+        return rounds + provenance.written_artifacts(self.config)
 
     def describe(self, kind: str, split: str) -> Manifest:
         """The manifest that an output would have today; the weights are not known yet."""
@@ -103,9 +110,13 @@ class Plan:
         ids = [record.id for record in self.records(split)]
         return self.store.status(kind, split, expected=self.describe(kind, split), ids=ids)
 
+    def reason_to_leave_out(self, later: Sequence["Plan"]) -> str | None:
+        """Why this step need not run because of an import, or `None`; `later` are the steps after it."""
+        return reason_to_leave_out(self.config, self.store, self.outputs(), [plan.config for plan in later])
+
     def digest(self) -> str:
-        """Identity of the run: what its weights depend on."""
-        identity = self.describe(*self.outputs()[-1])
+        """Identity of the run: what its weights depend on, so no validation or test image."""
+        identity = self.describe(self.outputs()[0][0], "train")
         return digest_config({"config": identity.config, "inputs": dict(identity.inputs)})
 
 
@@ -119,6 +130,7 @@ class Request:
         chosen: another configuration file for a step, by step name.
         overrides: `--a.b value ...` for all steps; `--STEP.a.b value` for one step only.
         force: make everything again.
+        download: take pretrained weights by name for every step whose backbone has none.
     """
 
     dataset: str = "microworld"
@@ -126,6 +138,7 @@ class Request:
     chosen: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     force: bool = False
+    download: bool = False
 
 
 def plan_steps(stage: Stage, request: Request) -> list[Plan]:
@@ -137,7 +150,8 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
     """
     builtin = request.dataset == "microworld"
     overlays = request.overlays if request.overlays is not None else ("quickstart.yaml",) if builtin else ()
-    unknown = set(request.chosen) - {step.name for step in stage.steps}
+    known = {*STEPS, *(step.name for step in stage.steps)}
+    unknown = set(request.chosen) - known  # a step of another stage is passed over: one command line serves all stages
     if unknown:
         raise ConfigError(
             f"Unknown step {sorted(unknown)[0]!r} in --config. Steps: {', '.join(s.name for s in stage.steps)}."
@@ -146,9 +160,17 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
     for step in stage.steps:
         default = step.builtin if builtin and step.builtin else step.config
         paths = [request.chosen.get(step.name, default), data_file(request.dataset), *overlays]
-        own = own_overrides(request.overrides, step.name, [s.name for s in stage.steps])
+        own = own_overrides(request.overrides, step.name, sorted(known))
         config = resolve(paths, own)
         check_stage_config(config)
+        if not provenance.dataset_of(config)[0].classes.has_background:
+            paths.insert(2, NO_BACKGROUND)
+            config = resolve(paths, own)
+        if request.download and can_download(config):
+            own = [*own, "--model.init_args.pretrained", "true"]
+            config = resolve(paths, own)
+        elif request.download and filled_from(config):
+            log.info("%s: encoder from %s, no weights to download", step.name, filled_from(config))
         plans.append(Plan(step, {"configs": paths, "overrides": own}, config))
     return plans
 
@@ -163,16 +185,16 @@ def run_stage(stage: Stage, request: Request) -> None:
     Raises:
         DHRError: if an input is absent or stale, or anything else a user can repair.
     """
-    plans, force = plan_steps(stage, request), request.force
+    plans, force = startable(plan_steps(stage, request), force=request.force), request.force
     prepare(plans[0])
     start, ran = time.monotonic(), False
     for place, plan in enumerate(plans):
         statuses = {output: plan.status(*output) for output in plan.outputs()}
         if not force and all(status.fresh for status in statuses.values()):
             continue
-        later = [other.config for other in plans[place + 1 :]]
-        left_out = None if force else reason_to_leave_out(plan.config, plan.store, statuses, later)
+        left_out = None if force else plan.reason_to_leave_out(plans[place + 1 :])
         if left_out:
+            refuse_stale_imports(plan.store, statuses)
             log.info("%s: left out, %s", plan.step.name, left_out)
             continue
         ran = True
@@ -188,19 +210,39 @@ def run_stage(stage: Stage, request: Request) -> None:
     log.info("%s: %s", stage.name, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
 
 
+def startable(plans: Sequence[Plan], *, force: bool) -> list[Plan]:
+    """The steps that can run on this dataset.
+
+    Args:
+        plans: steps of a stage.
+        force: also run steps that an import would leave out.
+
+    Raises:
+        DHRError: if a step that would run starts from masks that cannot exist, or from random weights on photos.
+    """
+    kept = []
+    for plan in plans:
+        reason = reason_impossible(plan.config)
+        if reason:
+            log.info("%s: left out, %s", plan.step.name, reason)
+        else:
+            kept.append(plan)
+    running = [plan for k, plan in enumerate(kept) if force or not plan.reason_to_leave_out(kept[k + 1 :])]
+    for plan in running:
+        check_background(plan.config, step=plan.step.name)
+    check_weights({plan.step.name: plan.config for plan in running}, in_stage=True)
+    return kept
+
+
 def prepare(plan: Plan) -> None:
     """Make the built-in dataset if needed, then check every file once."""
     if plan.info.prepare is not None:
         plan.info.prepare(plan.root, plan.config["data"].get("options") or {})
-    for split in ("train", "val"):
-        dropped = len(plan.info.read(plan.root, split, plan.info.classes)) - len(plan.records(split))
-        if dropped:
-            log.info("%s/%s: %d images without tags are dropped (data.untagged: drop)", plan.info.name, split, dropped)
-    check_dataset(
-        plan.store.root / plan.store.dataset,
-        {split: plan.records(split) for split in ("train", "val")},
-        plan.info.classes,
-    )
+    dropped = len(plan.info.read(plan.root, "train", plan.info.classes)) - len(plan.records("train"))
+    if dropped:
+        log.info("%s/train: %d images without tags are dropped (data.untagged: drop)", plan.info.name, dropped)
+    records = {split: plan.records(split) for split in plan.info.splits(plan.root)}
+    check_dataset(plan.store.root / plan.store.dataset, records, plan.info.classes)
 
 
 def write_report(plan: Plan, *, again: bool) -> None:
@@ -266,7 +308,7 @@ def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
 def _request(options: argparse.Namespace, overrides: Sequence[str]) -> Request:
     overlays = tuple(options.overlay) if options.overlay is not None else None
     chosen = dict(_pair(text) for text in options.config)
-    return Request(options.dataset, overlays, chosen, tuple(overrides), options.force)
+    return Request(options.dataset, overlays, chosen, tuple(overrides), options.force, options.download)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -289,5 +331,8 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
     )
     parser.add_argument("--overlay", nargs="*", help="files merged last (default: quickstart.yaml for microworld)")
     parser.add_argument("--config", nargs="*", default=[], metavar="STEP=FILE", help="another configuration for a step")
+    parser.add_argument(
+        "--download", action="store_true", help="pretrained: true for every step whose backbone has no weights"
+    )
     parser.add_argument("--force", action="store_true", help="make everything again, even if it is up to date")
     return parser

@@ -7,6 +7,7 @@ from typing import Any
 
 from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.reporting.evaluate import Progress, SplitResult, evaluate_split
 from dhr_lightning.reporting.figures import all_figures
 from dhr_lightning.reporting.html import PageContent, render_page
@@ -35,7 +36,7 @@ def build_report(
     """Judge every mask in the store and write `report.html` and `report.json`.
 
     Args:
-        store: the artifacts; every complete kind of mask on `split`, `train` or `val` is judged.
+        store: the artifacts; every complete kind of mask on `split` or a split of `SPLITS` is judged.
         truth: ground truth; where it has no masks only label-free figures are reported, and the page says so.
         split: split of the ladder on top, where each step is compared with the one before.
         output: folder for the two files; made if absent.
@@ -93,7 +94,7 @@ def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
 
 def _kinds(store: ArtifactStore, truth: GroundTruth, split: str) -> tuple[list[MaskKind], list[str]]:
     on_disk = {name for _, name in store.kinds()}
-    splits = [name for name in dict.fromkeys((split, "train", "val")) if name in on_disk]
+    splits = [name for name in dict.fromkeys((split, *SPLITS)) if name in on_disk]
     kinds, remarks = find_kinds(store, {name: truth.ids(name) for name in splits}, splits=splits)
     if not kinds:
         remarks.append(f"There is no complete mask in {store.root}, so there is nothing to judge. Run stage 1 first.")

@@ -57,12 +57,13 @@ class ArtifactWriters(L.Callback):
         if self.checkpoint is None:
             raise ArtifactError("predict writes artifacts, so it must know the weights. Add --ckpt_path PATH.")
         self._start = time.monotonic()
-        for split, kinds in pl_module.writes.items():
+        writes = {split: pl_module.writes[split] for split in datamodule.predict_splits}
+        for split, kinds in writes.items():
             for kind in kinds:
                 self._writers[kind, split] = self._writer(datamodule, kind, split, self.checkpoint, trainer)
         datamodule.skip = frozenset(
             (split, record.id)
-            for split, kinds in pl_module.writes.items()
+            for split, kinds in writes.items()
             for record in datamodule.records(split)
             if all(self._writers[kind, split].done(record.id) for kind in kinds)
         )
@@ -95,7 +96,7 @@ class ArtifactWriters(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the files of one batch."""
-        split = pl_module.needs.predict_splits[dataloader_idx]
+        split = trainer.datamodule.predict_splits[dataloader_idx]
         for kind, payloads in outputs.items():
             for image_id, tensors in zip(batch["id"], payloads, strict=True):
                 self._writers[kind, split].write(image_id, *to_arrays(kind, tensors))

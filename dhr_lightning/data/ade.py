@@ -6,16 +6,20 @@ from typing import Any
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.official_masks import id_table, prepare_mask_folders
+from dhr_lightning.data.prepared import prepare_test
 from dhr_lightning.errors import ConfigError
 
 _FOLDERS = {
     "train": ("images/training", "annotations/training"),
     "val": ("images/validation", "annotations/validation"),
 }
+_TEST = "images/testing"
 
 
 def prepare_ade(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> None:
     """Write tags and masks from `annotations/{training,validation}`: value v becomes v - 1, and 0 ("other") 255.
+
+    Photos in `images/testing` (of the archive `release_test.zip`) are the test split.
 
     Raises:
         ConfigError: if there is any option.
@@ -26,3 +30,4 @@ def prepare_ade(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> No
         raise ConfigError(f"ade has no data.options, but got {sorted(options)[0]!r}. Remove it.")
     table = id_table(range(1, 151), ignored=(0,))
     prepare_mask_folders(root, classes, _FOLDERS, table)
+    prepare_test(root, _TEST, classes)

@@ -1,7 +1,7 @@
 """Classes, splits and readers of the known datasets: the one place for class bookkeeping."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,8 @@ from dhr_lightning.errors import ConfigError
 Item = TypeVar("Item")
 
 IGNORE_INDEX = 255
+SPLITS = ("train", "val", "test")  # in this order everywhere; not every dataset has `test`
+TAGGED_SPLITS = SPLITS[:2]  # `test` has images only
 
 
 def voc_palette() -> npt.NDArray[np.uint8]:
@@ -49,7 +51,7 @@ class ClassSet:
             raise ConfigError(f"Class names repeat: {', '.join(self.names)}. Give each class its own name.")
         if self.num_tags < 1 or self.num_classes > self.ignore_index:
             raise ConfigError(
-                f"Expected 1 to {self.ignore_index - 1} classes, but got {self.num_tags} besides background."
+                f"Expected 1 to {self.ignore_index - self.offset} classes besides background, but got {self.num_tags}."
             )
 
     @property
@@ -94,6 +96,15 @@ class Record:
     stuff: Path | None = None
 
 
+def without_truth(records: Sequence[Record]) -> list[Record]:
+    """Records of a test split: images alone, whatever else lies beside them."""
+    return [replace(record, tags=(), mask=None, stuff=None) for record in records]
+
+
+def _no_test(root: Path) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What is known of a dataset before looking at its files.
@@ -101,9 +112,10 @@ class DatasetInfo:
     Args:
         name: the key in the catalog; also the folder name of its artifacts.
         classes: class list.
-        read: `(root, split, classes) -> records`.
+        read: `(root, split, classes) -> records`; those of `test` have neither tags nor mask.
         root: default folder.
-        prepare: makes or checks the files; `None` where the user must bring them.
+        has_test: whether the files at a root hold a test split.
+        prepare: makes the files of the built-in dataset; `None` for photos, which the user must bring.
         adjacent: pairs (minor, large neighbour) whose minor class propagation tends to lose.
         background_pairs: pairs (stuff, class) that co-occur so often that a class activation map confuses them.
         head: frequent classes of the long tail.
@@ -116,6 +128,7 @@ class DatasetInfo:
     classes: ClassSet
     read: Callable[[Path, str, ClassSet], list[Record]]
     root: Path
+    has_test: Callable[[Path], bool] = _no_test
     prepare: Callable[[Path, Mapping[str, int]], None] | None = None
     adjacent: tuple[tuple[str, str], ...] = ()
     background_pairs: tuple[tuple[str, str], ...] = ()
@@ -123,6 +136,15 @@ class DatasetInfo:
     tail: tuple[str, ...] = ()
     stuff_names: tuple[str, ...] = field(default=())
     own_classes: bool = False
+
+    def splits(self, root: Path) -> tuple[str, ...]:
+        """Splits that the dataset has at a root: `train`, `val`, and `test` where there is one."""
+        return SPLITS if self.has_test(root) else TAGGED_SPLITS
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the images are drawn here, and no photos."""
+        return self.prepare is not None
 
 
 def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.float32]:

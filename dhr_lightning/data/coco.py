@@ -12,18 +12,19 @@ import numpy.typing as npt
 
 from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet
 from dhr_lightning.data.labels import COCO_CLASSES, COCO_IDS
-from dhr_lightning.data.prepared import Source, keeps_table, prepare_split
+from dhr_lightning.data.prepared import Source, keeps_table, prepare_split, prepare_test
 from dhr_lightning.data.regions import region_mask
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.progress import log
 
 CROWD = ("ignore", "class")
 _FOLDERS = {"train": "train2014", "val": "val2014"}
+_TEST = "test2014"
 _VALUES = {category: value for value, category in enumerate(COCO_IDS, start=1)}
 
 
 def prepare_coco(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> None:
-    """Write tags and masks from `annotations/instances_{train,val}2014.json`.
+    """Write tags and masks from `annotations/instances_{train,val}2014.json`; photos in `test2014` are the test split.
 
     Args:
         root: folder that holds `train2014`, `val2014` and `annotations`.
@@ -45,6 +46,7 @@ def prepare_coco(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> N
         sources = instance_sources(root, folder, path, crowd=crowd)
         settings = {"crowd": crowd, "overlap": "small on top"}
         prepare_split(root, split, sources, classes, tag_source=path.name, settings=settings)
+    prepare_test(root, _TEST, classes)
 
 
 def instance_sources(root: Path, folder: str, path: Path, *, crowd: str) -> list[Source]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet
+from dhr_lightning.data.catalog import IGNORE_INDEX, TAGGED_SPLITS, ClassSet
 from dhr_lightning.data.files import read_truth
 from dhr_lightning.data.labels import CONTEXT_CLASSES, CONTEXT_IDS
 from dhr_lightning.data.official_masks import id_table
@@ -42,7 +42,7 @@ def prepare_context(root: Path, classes: ClassSet, options: Mapping[str, Any]) -
     if options:
         raise ConfigError(f"context has no data.options, but got {sorted(options)[0]!r}. Remove it.")
     content = _read(root / ANNOTATIONS) if (root / ANNOTATIONS).is_file() else None
-    for split in ("train", "val"):
+    for split in TAGGED_SPLITS:
         if keeps_table(root, split, source=root / (ANNOTATIONS if content else CONVERTED)):
             continue
         sources = _from_regions(root, split, content) if content else _from_masks(root, split)

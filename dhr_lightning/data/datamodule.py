@@ -22,7 +22,7 @@ from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
-from dhr_lightning.data.untagged import apply_untagged_policy
+from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.errors import ArtifactError
 
 
@@ -34,7 +34,8 @@ class Needs(NamedTuple):
         train_features: USS features in training batches.
         augment: random crops in training batches; whole images otherwise.
         five_crop: these crops in training batches instead, each with a crop of one of its nearest neighbours.
-        predict_splits: splits that prediction runs over.
+        predict_splits: splits that prediction runs over, in the order of `SPLITS`; those that the dataset lacks are
+            passed over.
         predict_masks: artifact kind that mask making starts from; on the training split only.
         predict_features: USS features for mask making; on the training split only.
     """
@@ -65,7 +66,7 @@ class WSSSDataModule(L.LightningDataModule):
         flip: probability of a mirror.
         jitter: strengths of brightness, contrast, saturation, hue.
         interpolation: of the random resize, `bilinear` or `bicubic`.
-        untagged: what happens to images without tags: `drop`, `background` or `error`.
+        untagged: what happens to training images without tags: `drop`, `background` or `error`.
         seed: seed of order and augmentation.
 
     The number of the current DHR mask round is part of this module's checkpoint state.
@@ -125,16 +126,22 @@ class WSSSDataModule(L.LightningDataModule):
         task = getattr(self.trainer, "lightning_module", None)
         return getattr(task, "needs", Needs())
 
+    @property
+    def predict_splits(self) -> tuple[str, ...]:
+        """Splits that the attached task predicts and the dataset has; one prediction loader for each."""
+        splits = self.info.splits(self.root)
+        return tuple(split for split in self.needs.predict_splits if split in splits)
+
     def prepare_data(self) -> None:
         """Make the built-in dataset if it is not there."""
         if self.info.prepare is not None:
             self.info.prepare(self.root, self.options)
 
     def records(self, split: str) -> list[Record]:
-        """Usable images of a split, after the policy for untagged images."""
+        """Images of a split; of the training split those that the policy for untagged images keeps."""
         if split not in self._records:
             found = self.info.read(self.root, split, self.classes)
-            self._records[split], _ = apply_untagged_policy(found, self.classes, policy=self.untagged)
+            self._records[split] = usable_images(found, split, self.classes, policy=self.untagged)
         return self._records[split]
 
     def set_mask_round(self, number: int | None) -> None:
@@ -241,7 +248,7 @@ class WSSSDataModule(L.LightningDataModule):
                 masks=self._masks(needs.predict_masks if split == "train" else None, split),
                 features=self._features(needs.predict_features and split == "train", split),
             )
-            for split in needs.predict_splits
+            for split in self.predict_splits
         ]
 
     def refresh_dataloader(self, records: list[Record]) -> DataLoader[Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhr_lightning.data.catalog import DatasetInfo, Record
+from dhr_lightning.data.catalog import TAGGED_SPLITS, DatasetInfo, Record
 from dhr_lightning.data.doctor_duplicates import duplicate_findings, id_findings
 from dhr_lightning.data.doctor_files import image_findings, mask_findings
 from dhr_lightning.data.doctor_finding import LEVELS, Finding, Level, finding
@@ -21,7 +21,6 @@ from dhr_lightning.data.doctor_tags import (
 )
 from dhr_lightning.errors import DataError
 
-SPLITS = ("train", "val")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -71,7 +70,7 @@ def examine(
     scans = scan_records(records, workers=workers)
     findings += image_findings(scans) + mask_findings(scans, info.classes) + duplicate_findings(scans)
     findings += coverage_findings(records, info.classes, untagged=untagged)
-    counts = class_counts(records, info.classes)
+    counts = class_counts({split: rows for split, rows in records.items() if split in TAGGED_SPLITS}, info.classes)
     if "train" in records:
         tags = tag_matrix(records["train"], info.classes)
         tagged = tags[tags.any(1)]
@@ -83,13 +82,13 @@ def examine(
 
 def _read_splits(info: DatasetInfo, root: Path) -> tuple[dict[str, list[Record]], list[Finding]]:
     records, errors = {}, {}
-    for split in SPLITS:
+    for split in info.splits(root):
         try:
             records[split] = info.read(root, split, info.classes)
         except DataError as error:
             errors[split] = error
     if not records:
-        raise errors[SPLITS[0]]
+        raise errors["train"]
     items = [f"{split}: {error}" for split, error in errors.items()]
     return records, finding(
         "problem",

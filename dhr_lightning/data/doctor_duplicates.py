@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dhr_lightning.artifacts.layout import check_id
-from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.catalog import SPLITS, Record
 from dhr_lightning.data.doctor_finding import Finding, finding
 from dhr_lightning.data.doctor_scan import THUMBNAIL, Scan
 from dhr_lightning.errors import ArtifactError
@@ -18,6 +18,7 @@ from dhr_lightning.errors import ArtifactError
 # of VOC stay far below, and the drawn scenes of the built-in dataset reach 0.987.
 LOOK_ALIKE_CORRELATION = 0.99
 LOOK_ALIKE_DIFFERENCE = 16.0
+HELD_OUT = tuple(split for split in SPLITS if split != "train")
 _EXTENSION = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif)$")
 _ROWS_AT_ONCE = 2048
 
@@ -26,7 +27,7 @@ def id_findings(records: Mapping[str, Sequence[Record]]) -> list[Finding]:
     """Ids that cannot name an artifact, lie in two splits, or differ only in spelling."""
     ids = {split: [record.id for record in rows] for split, rows in records.items()}
     everything = sorted({image_id for rows in ids.values() for image_id in rows})
-    shared = sorted(set(ids.get("train", ())) & set(ids.get("val", ())))
+    shared = sorted(set(ids.get("train", ())) & {one for split in HELD_OUT for one in ids.get(split, ())})
     bad = [reason for image_id in everything if (reason := _refusal(image_id))]
     groups = defaultdict(list)
     for image_id in everything:
@@ -37,7 +38,7 @@ def id_findings(records: Mapping[str, Sequence[Record]]) -> list[Finding]:
         "problem",
         "shared-id",
         shared,
-        "Ids that are in train and in val, so that the score counts what was trained on: {n}.",
+        "Ids that are in train and in val or test, so that the score counts what was trained on: {n}.",
         "Remove them from one list.",
     )
     return found + finding(
@@ -76,7 +77,7 @@ def duplicate_findings(scans: Sequence[Scan]) -> list[Finding]:
         "problem",
         "leaked-file",
         leaks,
-        "Photos that are the same file in train and val, so that the score counts what was trained on: {n}.",
+        "Photos that are the same file in two splits, so that the score counts what was trained on: {n}.",
         "Remove them from one split.",
     )
     found += finding(
@@ -90,8 +91,8 @@ def duplicate_findings(scans: Sequence[Scan]) -> list[Finding]:
         "warning",
         "look-alike",
         _look_alikes(scans),
-        "Photos of val that look like one of train, scaled or saved again: {n} (in brackets the correlation of small "
-        "grey copies). Possibly a leak.",
+        "Photos of val or test that look like one of train, scaled or saved again: {n} (in brackets the correlation of "
+        "small grey copies). Possibly a leak.",
         "Look at them; remove true copies from one split.",
     )
 
@@ -102,11 +103,12 @@ def _describe(group: Sequence[Scan]) -> str:
 
 
 def _look_alikes(scans: Sequence[Scan]) -> list[str]:
-    train, val = ([s for s in scans if s.split == split and s.readable] for split in ("train", "val"))
+    train = [scan for scan in scans if scan.split == "train" and scan.readable]
+    other = [scan for scan in scans if scan.split in HELD_OUT and scan.readable]
     items = []
-    for a, b, correlation in look_alikes(_thumbnails(train), _thumbnails(val)):
-        if train[a].digest != val[b].digest and train[a].record.id != val[b].record.id:
-            items.append(f"train/{train[a].record.id} ~ val/{val[b].record.id} ({correlation:.3f})")
+    for a, b, correlation in look_alikes(_thumbnails(train), _thumbnails(other)):
+        if train[a].digest != other[b].digest and train[a].record.id != other[b].record.id:
+            items.append(f"train/{train[a].record.id} ~ {other[b].split}/{other[b].record.id} ({correlation:.3f})")
     return items
 
 

@@ -17,7 +17,7 @@ _MASK_HEADER = 900  # bytes: the palette and PNG chunks
 _CAM_HEADER = 520  # bytes: zip and npy headers of both arrays
 _FEATURE_HEADER = 128  # bytes: npy header
 _TRAIN_MASKS = ("base_mask", "wss_mask", "mars_mask")
-_VAL_MASKS = ("prediction_base", "prediction")
+_PREDICTED = ("prediction_base", "prediction")
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class ArtifactPlan:
 
 
 def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
-    """Bytes of each kind of artifact: `cam`, `uss`, and the masks of train and val.
+    """Bytes of each kind of artifact: `cam`, `uss`, and the masks of all splits.
 
     Per image of width W and height H with K tags: CAMs `2 K ceil(H / s) ceil(W / s)`, features
     `2 D ceil(H / s) ceil(W / s)` (float16, s the stride), masks about 0.02 bytes per pixel and kind.
     """
-    sizes = {split: [s for s in scans if s.split == split and s.readable] for split in ("train", "val")}
-    train = sizes["train"]
+    train = [s for s in scans if s.split == "train" and s.readable]
+    others = [s for s in scans if s.split != "train" and s.readable]
     tags = np.array([len(s.record.tags) for s in train])
     cam = 2 * tags * _cells(train, plan.cam_stride) + _CAM_HEADER
     uss = 2 * plan.uss_dimension * _cells(train, plan.uss_stride) + _FEATURE_HEADER
-    masks = (len(_TRAIN_MASKS) + plan.rounds) * _mask_bytes(train) + len(_VAL_MASKS) * _mask_bytes(sizes["val"])
+    masks = (len(_TRAIN_MASKS) + plan.rounds) * _mask_bytes(train) + len(_PREDICTED) * _mask_bytes(others)
     return {"cam": int(cam.sum()), "uss": int(uss.sum()), "masks": round(masks)}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
+from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.doctor_finding import Finding, finding
 from dhr_lightning.data.doctor_scan import Scan
 
@@ -33,27 +33,35 @@ def coverage_findings(records: Mapping[str, Sequence[Record]], classes: ClassSet
         masks = sum(record.mask is not None for record in rows)
         per_image = sum(len(record.tags) for record in rows) / max(len(rows), 1)
         text = f"{split}: {len(rows)} images, {per_image:.2f} tags per image, {masks} masks."
+        text = text if split in TAGGED_SPLITS else f"{split}: {len(rows)} images, which are predicted only."
         found.append(Finding("fact", f"coverage-{split}", text, len(rows)))
         if not rows:
             found.append(Finding("warning", "empty-split", f"{split} is empty.", 0, (), "Move some images into it."))
-        found += _untagged(split, bare, len(rows), untagged)
+        found += _untagged(bare, len(rows), untagged) if split == "train" else _untagged_val(bare, split)
         if split == "val" and masks < len(rows):
             found.append(_unscored(len(rows) - masks, len(rows)))
     return found
 
 
-def _untagged(split: str, bare: Sequence[str], total: int, policy: str) -> list[Finding]:
+def _untagged(bare: Sequence[str], total: int, policy: str) -> list[Finding]:
     if len(bare) == total:
-        text = f"{split}: none of its {{n}} images has a tag, and tags are the only supervision."
+        text = "train: none of its {n} images has a tag, and tags are the only supervision."
         return finding("problem", "no-tags", bare, text, "Add tags; check that their ids are spelt like the files.")
     does = {"drop": "are left out", "background": "count as background only", "error": "stop every stage"}
     return finding(
         "problem" if policy == "error" else "warning",
         "untagged-image",
         bare,
-        f"{split}: images without a tag, which {does.get(policy, policy)} (data.untagged: {policy}): {{n}}.",
+        f"train: images without a tag, which {does.get(policy, policy)} (data.untagged: {policy}): {{n}}.",
         "Add their tags, or choose another data.untagged.",
     )
+
+
+def _untagged_val(bare: Sequence[str], split: str) -> list[Finding]:
+    if split not in TAGGED_SPLITS:
+        return []
+    text = f"{split}: images without a tag, which are predicted and scored like all others: {{n}}."
+    return finding("fact", "untagged-val", bare, text)
 
 
 def _unscored(missing: int, total: int) -> Finding:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dhr_lightning.artifacts.layout import check_id
-from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
-from dhr_lightning.data.folder_match import Matcher, Unmatched, choose_splits, match_rows
+from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record, without_truth
+from dhr_lightning.data.folder_match import Matcher, Unmatched, choose_splits, has_test_split, match_rows
 from dhr_lightning.data.folder_options import FolderOptions, folder_classes, folder_name, read_options
 from dhr_lightning.data.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, read_tag_table
 from dhr_lightning.errors import ConfigError, DataError, TagError
@@ -74,12 +74,13 @@ def resolve_folder(data: Mapping[str, Any], *, taken: Sequence[str] = ()) -> Dat
         classes=folder_classes(root, options, table),
         read=lambda folder, split, classes: read_folder(folder, split, classes, options=options),
         root=root,
+        has_test=lambda folder: has_test_split(folder, read_tag_table(folder / options.table)),
         own_classes=True,
     )
 
 
 def read_folder(root: Path, split: str, classes: ClassSet, *, options: FolderOptions) -> list[Record]:
-    """Records of one split of a folder, sorted by id; images without tags have `tags == ()`.
+    """Records of one split of a folder, sorted by id; images without tags, and those of `test`, have `tags == ()`.
 
     Raises:
         DataError: if the training split is empty, or a name matches no image and the policy is `error`.
@@ -102,7 +103,7 @@ def read_folder(root: Path, split: str, classes: ClassSet, *, options: FolderOpt
     ]
     if not records and split == "train":
         raise DataError(f"No image of {root} is in the training split ({contents.split_source}). Give it some images.")
-    return records
+    return without_truth(records) if split == "test" else records
 
 
 def look_into(root: Path, options: FolderOptions) -> FolderContents:

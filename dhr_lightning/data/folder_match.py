@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS
 from dhr_lightning.data.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, merge_rows
 from dhr_lightning.errors import DataError
-
-LISTS = ("train", "val")
 
 
 class Unmatched(NamedTuple):
@@ -75,12 +74,20 @@ def match_rows(table: TagTable, matcher: Matcher) -> tuple[dict[str, TagRow], in
     return rows, merged, unmatched
 
 
+def has_test_split(root: Path, table: TagTable) -> bool:
+    """Whether the column `split` of the table, or else a list `test.txt`, names test images."""
+    if table.has_splits:
+        return any(row.split == "test" for row in table.rows)
+    return (root / "test.txt").is_file()
+
+
 def choose_splits(
     root: Path, rows: Mapping[str, TagRow], table: TagTable, matcher: Matcher, *, holdout: float
 ) -> tuple[dict[str, str], str, list[Unmatched]]:
-    """Split of every image: from the table's column, else `train.txt` and `val.txt`, else by a hash of the id.
+    """Split of every image: from the table's column, else `train.txt`, `val.txt`, `test.txt`, else by a hash of the id.
 
-    With one list alone, the other split is the rest. Images that neither list names are in no split.
+    With one of `train.txt` and `val.txt` alone, the other split is the rest; with neither, a hash divides what
+    `test.txt` does not name. Images that no list names are in no split.
 
     Args:
         root: the user's folder.
@@ -93,20 +100,23 @@ def choose_splits(
         Split by id, where it comes from in words, and the lines of lists without an image.
 
     Raises:
-        DataError: if two sources say the splits, or an image is in both lists.
+        DataError: if two sources say the splits, or an image is in two lists.
     """
     images = matcher.images
-    lists = {name: root / f"{name}.txt" for name in LISTS if (root / f"{name}.txt").is_file()}
+    lists = {name: root / f"{name}.txt" for name in SPLITS if (root / f"{name}.txt").is_file()}
     if lists and table.has_splits:
         raise DataError(f"Both {next(iter(lists.values()))} and the column `split` of {table.path} say the splits.")
     if table.has_splits:
         return {one: (rows[one].split or "train") if one in rows else "train" for one in images}, "column `split`", []
-    if not lists:
-        chosen = {one: "val" if held_out(one, holdout) else "train" for one in images}
-        return chosen, f"{100 * holdout:g} % held out by a hash of the id", []
     listed, lost = _read_lists(lists, matcher)
-    rest = "none" if len(lists) == len(LISTS) else next(name for name in LISTS if name not in lists)
-    return {one: listed.get(one, rest) for one in images}, " and ".join(f"{name}.txt" for name in lists), lost
+    source = " and ".join(f"{name}.txt" for name in lists)
+    unlisted = [name for name in TAGGED_SPLITS if name not in lists]
+    if len(unlisted) == len(TAGGED_SPLITS):
+        rest = {one: "val" if held_out(one, holdout) else "train" for one in images}
+        hashed = f"{100 * holdout:g} % held out by a hash of the id"
+        return {**rest, **listed}, f"{source}, else {hashed}" if source else hashed, lost
+    rest = dict.fromkeys(images, unlisted[0] if unlisted else "none")
+    return {**rest, **listed}, source, lost
 
 
 def _read_lists(lists: Mapping[str, Path], matcher: Matcher) -> tuple[dict[str, str], list[Unmatched]]:

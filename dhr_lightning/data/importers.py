@@ -13,7 +13,7 @@ from dhr_lightning.artifacts.manifest import digest_config, digest_file
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import data_file, resolve
 from dhr_lightning.data import provenance
-from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
+from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, DatasetInfo, Record
 from dhr_lightning.data.folder import find_images
 from dhr_lightning.data.importers_read import SUFFIXES, read_foreign
 from dhr_lightning.data.importers_state import describe_import, imported_from
@@ -140,7 +140,7 @@ def import_tags(source: Path, config: Mapping[str, Any], *, output: str | None, 
 def _tags_of_dataset(info: DatasetInfo, root: Path) -> dict[str, list[str]]:
     """Tag names by image, as far as the dataset has tags of its own: there may be photos only."""
     tags: dict[str, list[str]] = {}
-    for split in ("train", "val"):
+    for split in TAGGED_SPLITS:
         try:
             records = info.read(root, split, info.classes)
         except DataError as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet, DatasetInfo, Record
+from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet, DatasetInfo, Record, without_truth
 from dhr_lightning.data.folder_options import BACKGROUND, FolderOptions, folder_name
 from dhr_lightning.data.tag_table import IMAGE_SUFFIXES
 from dhr_lightning.data.voc import tags_from_xml
@@ -41,6 +41,7 @@ def resolve_official(data: Mapping[str, Any], *, taken: Sequence[str] = ()) -> D
         classes=read_official_classes(root),
         read=read_official,
         root=root,
+        has_test=lambda folder: (folder / "test" / "image").is_dir(),
         own_classes=True,
     )
 
@@ -71,7 +72,7 @@ def read_official(root: Path, split: str, classes: ClassSet) -> list[Record]:
 
     Args:
         root: the folder `<DATA>`.
-        split: `train` reads `train_aug` where it exists; `val` reads `validation`.
+        split: `train` reads `train_aug` where it exists; `val` reads `validation`; of `test` the images alone.
         classes: known classes.
 
     Raises:
@@ -90,4 +91,4 @@ def read_official(root: Path, split: str, classes: ClassSet) -> list[Record]:
         mask = domain / "mask" / f"{path.stem}.png"
         tags = tags_from_xml(domain / "xml" / f"{path.stem}.xml", classes)
         records.append(Record(path.stem, path, tuple(sorted(set(tags))), mask if mask.is_file() else None))
-    return records
+    return without_truth(records) if split == "test" else records

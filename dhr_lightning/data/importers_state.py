@@ -58,10 +58,10 @@ def imported_status(config: Mapping[str, Any], store: ArtifactStore, kind: str, 
 def reason_to_leave_out(
     config: Mapping[str, Any],
     store: ArtifactStore,
-    outputs: Mapping[tuple[str, str], Status],
+    outputs: Sequence[tuple[str, str]],
     later: Sequence[Mapping[str, Any]],
 ) -> str | None:
-    """Why a step need not run because of an import, in words, or `None` if it must run.
+    """Why a step need not run because of an import, in words, or `None` if it must run; reads manifests only.
 
     A step is left out if an output was imported (making the others would replace it), or if the masks it reads are
     absent, nothing reads its own, and a later step starts from imported ones.
@@ -69,16 +69,11 @@ def reason_to_leave_out(
     Args:
         config: configuration of the step.
         store: the artifacts.
-        outputs: states of what it writes.
+        outputs: what it writes.
         later: configurations of the steps after it.
-
-    Raises:
-        ArtifactError: if an imported output cannot be used any more.
     """
-    for (kind, split), status in outputs.items():
+    for kind, split in outputs:
         folder = imported_from(store, kind, split)
-        if folder is not None and not status.fresh:
-            raise ArtifactError(f"{kind}/{split} is {status}, or make it here instead, with --force.")
         if folder is not None:
             return f"{kind}/{split} was imported from {folder} (--force makes it here instead)"
     read_later = {kind for one in later for kind in provenance.read_kinds(one)}
@@ -88,3 +83,18 @@ def reason_to_leave_out(
     masks = [kind for kind in provenance.read_kinds(config) if kind.endswith("_mask")]
     absent = next((kind for kind in masks if store.manifest(kind, "train") is None), None)
     return f"{absent}/train is absent, and {started}/train was imported" if started and absent else None
+
+
+def refuse_stale_imports(store: ArtifactStore, outputs: Mapping[tuple[str, str], Status]) -> None:
+    """Raise where an imported output cannot be used any more.
+
+    Args:
+        store: the artifacts.
+        outputs: states of what a step writes.
+
+    Raises:
+        ArtifactError: names it, and what to do.
+    """
+    for (kind, split), status in outputs.items():
+        if imported_from(store, kind, split) is not None and not status.fresh:
+            raise ArtifactError(f"{kind}/{split} is {status}, or make it here instead, with --force.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from dhr_lightning.artifacts.files import write_bytes
-from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, ClassSet
 from dhr_lightning.data.folder import FolderContents, check_tags, look_into
 from dhr_lightning.data.folder_options import FolderOptions, folder_classes, folder_name
 from dhr_lightning.data.registry import DATASETS, OWN_DATASETS
@@ -75,7 +75,8 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
         f"{contents.table.path.name}: {contents.table.form} form, {len(contents.rows)} images with a row, "
         f"{contents.merged} repeated rows merged",
         f"{classes.num_tags} classes{' and background' if classes.has_background else ''}; most images: {common}",
-        f"splits: {splits['train']} train, {splits['val']} val ({contents.split_source})",
+        f"splits: {', '.join(f'{splits[name]} {name}' for name in SPLITS if splits[name] or name in TAGGED_SPLITS)} "
+        f"({contents.split_source})",
     ]
     if contents.masks:
         lines.append(f"{len(contents.masks)} true masks, for evaluation only")
@@ -104,7 +105,7 @@ def config_text(
         "data:\n"
         "  dataset: folder\n"
         f"  root: {_scalar(str(root))}\n"
-        "  untagged: drop  # images without tags: drop, background (they show no class), or error\n"
+        "  untagged: drop  # training images without tags: drop, background (they show no class), or error\n"
         "  options:\n"
         f"    name: {_scalar(folder_name(root, options, taken=()))}  # folder of the artifacts\n"
         "    # The order of the classes fixes their values in masks: append new ones at the end.\n"

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet
 from dhr_lightning.data.files import read_truth
-from dhr_lightning.data.prepared import Source, keeps_table, prepare_split, remap
+from dhr_lightning.data.prepared import IMAGE_SUFFIXES, Source, keeps_table, prepare_split, remap
 from dhr_lightning.errors import DataError
 from dhr_lightning.progress import log
 
@@ -49,7 +49,7 @@ def prepare_mask_folders(
         if keeps_table(root, split, source=root / masks):
             continue
         truths = {p.stem: p for p in (root / masks).glob("*.png") if not (skip_suffix and p.stem.endswith(skip_suffix))}
-        photos = {p.stem: p for p in (root / images).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
+        photos = {p.stem: p for p in (root / images).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
         sources = [
             Source(
                 name, f"{images}/{photos[name].name}", partial(_convert, truth, table), changed=truth.stat().st_mtime

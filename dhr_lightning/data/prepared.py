@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from dhr_lightning.artifacts.files import TEMPORARY_PREFIX, read_json, read_mask, write_bytes, write_json, write_mask
 from dhr_lightning.artifacts.manifest import digest_config
-from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.catalog import ClassSet, Record, without_truth
 from dhr_lightning.data.tags import is_path, mask_tags, tag_value
 from dhr_lightning.errors import DataError, MaskError, TagError
 from dhr_lightning.progress import log, track
 
 FOLDER = "prepared"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _HEADER = ["id", "image", "tags", "source"]
 _WORKERS = 4  # threads: PNG coding releases the interpreter
 
@@ -64,7 +65,7 @@ def prepare_split(
 
     Args:
         root: folder of the dataset.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         sources: images in order.
         classes: class list.
         tag_source: what the tags were taken from, for the table.
@@ -106,7 +107,7 @@ def keeps_table(root: Path, split: str, *, source: Path) -> bool:
 
     Args:
         root: folder of the dataset.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         source: official labels of the split.
     """
     table = root / FOLDER / f"{split}.csv"
@@ -121,12 +122,13 @@ def read_prepared(root: Path, split: str, classes: ClassSet, *, dataset: str) ->
 
     Args:
         root: folder of the dataset.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         classes: known classes; a tag outside them is an error.
         dataset: name for the command in errors.
 
     Returns:
-        Records in the order of the table; an image without objects has `tags == ()`, one without a mask `mask is None`.
+        Records in the order of the table; an image without objects has `tags == ()`, one without a mask `mask is None`,
+        and those of `test` have neither.
 
     Raises:
         DataError: if the split is not prepared, an image is missing, or a row points outside the root.
@@ -145,7 +147,30 @@ def read_prepared(root: Path, split: str, classes: ClassSet, *, dataset: str) ->
         records.append(Record(id=image_id, image=files.find(image, where), tags=tags, mask=mask))
     if not records:
         raise DataError(f"Split {split!r} is empty: {table} lists no image. Delete it and run {command}.")
-    return records
+    return without_truth(records) if split == "test" else records
+
+
+def has_prepared_test(root: Path) -> bool:
+    """Whether there is a prepared table of test images."""
+    return (root / FOLDER / "test.csv").is_file()
+
+
+def prepare_test(root: Path, images: str, classes: ClassSet) -> None:
+    """Write the table of the test split, images without labels, where their folder is there.
+
+    Args:
+        root: folder of the dataset.
+        images: photos below the root.
+        classes: class list.
+    """
+    folder = root / images
+    if not folder.is_dir() or keeps_table(root, "test", source=folder):
+        return
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not names:
+        return
+    sources = [Source(Path(name).stem, f"{images}/{name}", None, ()) for name in names]
+    prepare_split(root, "test", sources, classes, tag_source="none", settings={"images from": images})
 
 
 def _rows(table: Path, command: str) -> Iterator[tuple[str, str, str, str]]:

@@ -9,7 +9,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import output_settings
 from dhr_lightning.data.catalog import DatasetInfo, Record
 from dhr_lightning.data.registry import resolve_dataset
-from dhr_lightning.data.untagged import apply_untagged_policy
+from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.errors import ConfigError
 
 REFRESH_CALLBACK = "PseudoMaskRefresh"
@@ -27,10 +27,13 @@ TASKS: dict[str, TaskFiles] = {
     "CAMTask": TaskFiles({"train": ("cam", "base_mask")}, {}),
     "USSTask": TaskFiles({"train": ("uss",)}, {}),
     "WSSTask": TaskFiles(
-        {"train": ("wss_mask",), "val": ("prediction_base",)}, {"masks": "base_mask", "init_from": "cam"}
+        {"train": ("wss_mask",), "val": ("prediction_base",), "test": ("prediction_base",)},
+        {"masks": "base_mask", "init_from": "cam"},
     ),
     "MARSTask": TaskFiles({"train": ("mars_mask",)}, {"source": "base_mask"}, features=True),
-    "DHRTask": TaskFiles({"val": ("prediction",)}, {"masks": "mars_mask", "init_from": "cam"}, features=True),
+    "DHRTask": TaskFiles(
+        {"val": ("prediction",), "test": ("prediction",)}, {"masks": "mars_mask", "init_from": "cam"}, features=True
+    ),
 }
 
 
@@ -65,10 +68,17 @@ def dataset_of(config: Mapping[str, Any]) -> tuple[DatasetInfo, Path, ArtifactSt
 
 
 def usable_records(config: Mapping[str, Any], split: str) -> list[Record]:
-    """Images of a split after the policy for untagged images."""
+    """Images of a split; of the training split those that the policy for untagged images keeps."""
     info, root, _ = dataset_of(config)
     policy = (config.get("data") or {}).get("untagged", "drop")
-    return apply_untagged_policy(info.read(root, split, info.classes), info.classes, policy=policy)[0]
+    return usable_images(info.read(root, split, info.classes), split, info.classes, policy=policy)
+
+
+def written_artifacts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every `(kind, split)` that the configured task predicts, of the splits that the dataset has."""
+    info, root, _ = dataset_of(config)
+    writes, splits = TASKS[task_name(config)].writes, info.splits(root)
+    return [(kind, split) for split, kinds in writes.items() if split in splits for kind in kinds]
 
 
 def digest_records(records: Sequence[Record]) -> str:

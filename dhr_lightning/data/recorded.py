@@ -1,11 +1,13 @@
 """Today's state of artifacts, judged by the recipe recorded in their manifests (no torch)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.config import resolve
 from dhr_lightning.data import provenance
+from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.importers_state import imported_from, imported_status
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
 
@@ -23,10 +25,22 @@ MAKERS: Mapping[tuple[str, str], Maker] = {
     ("uss", "train"): Maker("stage2", "uss"),
     ("wss_mask", "train"): Maker("stage3", "wss"),
     ("prediction_base", "val"): Maker("stage3", "wss"),
+    ("prediction_base", "test"): Maker("stage3", "wss"),
     ("mars_mask", "train"): Maker("stage3", "mars"),
     ("dhr_mask/round_00", "train"): Maker("stage3", "dhr"),
     ("prediction", "val"): Maker("stage3", "dhr"),
+    ("prediction", "test"): Maker("stage3", "dhr"),
 }
+
+
+STEPS = tuple(dict.fromkeys(maker.step for maker in MAKERS.values()))
+
+
+def expected_artifacts(info: DatasetInfo, root: Path) -> list[tuple[str, str]]:
+    """Every `(kind, split)` that the stages make of a dataset: of its splits, and no MARS masks without background."""
+    splits = info.splits(root)
+    left_out = () if info.classes.has_background else ("mars_mask",)
+    return [(kind, split) for kind, split in MAKERS if split in splits and kind not in left_out]
 
 
 def recorded_config(store: ArtifactStore, kind: str, split: str) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ from dhr_lightning.data.folder import resolve_folder
 from dhr_lightning.data.importers_official import resolve_official
 from dhr_lightning.data.labels import ADE_CLASSES, COCO_CLASSES, CONTEXT_CLASSES, STUFF_CLASSES
 from dhr_lightning.data.microworld import MICROWORLD_CLASSES, STUFF_NAMES, ensure
-from dhr_lightning.data.prepared import read_prepared
-from dhr_lightning.data.voc import VOC_CLASSES, read_voc
+from dhr_lightning.data.prepared import has_prepared_test, read_prepared
+from dhr_lightning.data.voc import VOC_CLASSES, has_test_list, read_voc
 from dhr_lightning.errors import ConfigError
 
 
@@ -24,7 +24,8 @@ def _prepare_microworld(root: Path, options: Mapping[str, int]) -> None:
 
 
 def _prepared(name: str, classes: ClassSet, root: str) -> DatasetInfo:
-    return DatasetInfo(name=name, classes=classes, read=partial(read_prepared, dataset=name), root=Path(root))
+    read = partial(read_prepared, dataset=name)
+    return DatasetInfo(name=name, classes=classes, read=read, root=Path(root), has_test=has_prepared_test)
 
 
 # Colours that stay apart on small pictures, in the order of the classes.
@@ -51,6 +52,7 @@ DATASETS = {
         classes=ClassSet(VOC_CLASSES),
         read=read_voc,
         root=Path("data/VOCdevkit/VOC2012"),
+        has_test=has_test_list,
     ),
     "coco": _prepared("coco", ClassSet(COCO_CLASSES), "data/coco2014"),
     "context": _prepared("context", ClassSet(CONTEXT_CLASSES, has_background=False), "data/VOCdevkit/VOC2010"),

@@ -7,19 +7,21 @@ from typing import Any
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.labels import STUFF_IDS
 from dhr_lightning.data.official_masks import id_table, prepare_mask_folders
+from dhr_lightning.data.prepared import prepare_test
 from dhr_lightning.errors import ConfigError
 
 _FOLDERS = {
     "train": ("images/train2017", "annotations/train2017"),
     "val": ("images/val2017", "annotations/val2017"),
 }
+_TEST = "images/test2017"
 
 
 def prepare_stuff(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> None:
     """Write tags and masks from the maps of `stuffthingmaps_trainval2017.zip`.
 
     Values 0-181 with eleven holes become 0-170, and 255 (unlabelled) stays. `*_labelTrainIds.png`, which other tools
-    leave beside the official maps, are passed over.
+    leave beside the official maps, are passed over. Photos in `images/test2017` are the test split.
 
     Raises:
         ConfigError: if there is any option.
@@ -30,3 +32,4 @@ def prepare_stuff(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> 
         raise ConfigError(f"stuff has no data.options, but got {sorted(options)[0]!r}. Remove it.")
     table = id_table(STUFF_IDS, ignored=(255,))
     prepare_mask_folders(root, classes, _FOLDERS, table, skip_suffix="_labelTrainIds")
+    prepare_test(root, _TEST, classes)

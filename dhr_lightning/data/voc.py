@@ -12,6 +12,7 @@ VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+_LISTS = "ImageSets/Segmentation"
 _MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -21,7 +22,7 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
 
     Args:
         root: the folder that holds `JPEGImages` (usually `VOCdevkit/VOC2012`).
-        split: `train` reads `train_aug.txt` where it exists, as is the custom of the field.
+        split: `train` reads `train_aug.txt` where it exists, as is the custom of the field; `test` has images alone.
         classes: known classes; a tag outside them is an error.
 
     Returns:
@@ -33,6 +34,8 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
     """
     ids = read_ids(list_path(root, split))
     names = {image_id: _find_image(root, image_id, split) for image_id in ids}
+    if split == "test":
+        return [Record(image_id, path, tags=()) for image_id, path in names.items()]
     table = root / "tags.csv"
     annotations = root / "Annotations"
     if not annotations.is_dir() and not table.is_file():
@@ -57,13 +60,18 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
     return records
 
 
+def has_test_list(root: Path) -> bool:
+    """Whether there is a list of test images."""
+    return (root / _LISTS / "test.txt").is_file()
+
+
 def list_path(root: Path, split: str) -> Path:
     """The list of a split; for `train` the augmented one where it exists.
 
     Raises:
         DataError: if there is none.
     """
-    folder = root / "ImageSets" / "Segmentation"
+    folder = root / _LISTS
     candidates = [folder / "train_aug.txt", folder / "train.txt"] if split == "train" else [folder / f"{split}.txt"]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:

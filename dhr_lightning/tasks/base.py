@@ -38,6 +38,8 @@ class BaseTask(L.LightningModule):
         frozen_stages: the encoder's stem and its first stages, this many, do not learn; 0 for none. No gradient goes
             through them and their norms stay as loaded. ResNets and `small32` have 4 stages.
         frozen_encoder: train the rest of the network only.
+        from_scratch: random weights are meant. On photos a step refuses to start from them otherwise, see
+            `data.start_checks.check_weights`; nothing else reads this.
 
     Source: rates, decay and frozen parts of IRNet (arXiv:1904.05044): `frozen_norm: statistics`, `frozen_stages: 2`.
     """
@@ -61,6 +63,7 @@ class BaseTask(L.LightningModule):
         frozen_norm: bool | Literal["statistics"] = False,
         frozen_stages: int = 0,
         frozen_encoder: bool = False,
+        from_scratch: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):

@@ -84,7 +84,7 @@ class CAMTask(BaseTask):
         self.confident = None if confident is None else self._thresholds(confident)
         settings = CRFSettings(**(crf or {})) if confident is None else replace(LABEL_CRF, **(crf or {}))
         self.refiner = Refiner(refine, settings, workers=workers, scale=refine_scale)
-        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="macro")
+        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
 
     def _thresholds(self, confident: dict[str, float]) -> ConfidentThresholds:
         if not self.classes.has_background:
@@ -106,15 +106,17 @@ class CAMTask(BaseTask):
         return self.check_loss(loss, batch, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Tag loss and mean average precision; the ground truth is not used."""
+        """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
         logits = masked_mean(self.network(batch["image"]), batch["valid"]).float()
         self.average_precision.update(logits, batch["tags"].long())
         loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
         self.log("val/loss_cls", loss, batch_size=len(logits), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/tag_map`."""
-        self.log("val/tag_map", self.average_precision.compute(), prog_bar=True, sync_dist=True)
+        """Log `val/tag_map`, the mean over the classes that some image shows; nothing where no image has a tag."""
+        found = self.average_precision.compute()  # (T,); a class has 0 only if no image shows it
+        if bool((found > 0).any()):
+            self.log("val/tag_map", found[found > 0].mean(), prog_bar=True, sync_dist=True)
         self.average_precision.reset()
 
     test_step = validation_step

@@ -60,7 +60,7 @@ class DHRTask(SegmentationMixin, BaseTask):
     """
 
     step: ClassVar[str] = "dhr"
-    writes: ClassVar[dict[str, tuple[str, ...]]] = {"val": ("prediction",)}
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {"val": ("prediction",), "test": ("prediction",)}
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.needs = Needs(
             train_masks="dhr_mask",
-            predict_splits=("val",),
+            predict_splits=("val", "test"),
             predict_masks=masks,
             predict_features=self.rebalance_settings.uss,
         )

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
+from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
@@ -16,7 +17,7 @@ LOSS_SIZES = ("decoder", "full")
 
 
 class WSSTask(SegmentationMixin, BaseTask):
-    """Train a segmenter on one kind of mask; predict training images (tags known) and validation images (tags unknown).
+    """Train a segmenter on one kind of mask; predict training images (tags known) and all others (tags unknown).
 
     Args:
         masks: artifact kind to train on, or `truth` for the fully supervised bound.
@@ -38,7 +39,11 @@ class WSSTask(SegmentationMixin, BaseTask):
     """
 
     step: ClassVar[str] = "wss"
-    writes: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("wss_mask",), "val": ("prediction_base",)}
+    writes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": ("wss_mask",),
+        "val": ("prediction_base",),
+        "test": ("prediction_base",),
+    }
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class WSSTask(SegmentationMixin, BaseTask):
             output_stride=output_stride,
         )
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
-        self.needs = Needs(train_masks=masks, predict_splits=("train", "val"))
+        self.needs = Needs(train_masks=masks, predict_splits=SPLITS)
         self.setup_metric()
 
     def on_fit_start(self) -> None:

@@ -26,7 +26,7 @@ def test_background_keeps_everything_and_counts():
 
 
 def test_error_counts_and_names_the_first():
-    with pytest.raises(TagError, match="2 of 3 images have no tag, first 'image_1'"):
+    with pytest.raises(TagError, match="2 of 3 training images have no tag, first 'image_1'"):
         apply_untagged_policy(records((1,), (), ()), CLASSES, policy="error")
 
 
@@ -51,7 +51,7 @@ def test_value_zero_is_a_tag_where_there_is_no_background():
 
 
 def test_nothing_left_is_an_error():
-    with pytest.raises(TagError, match="None of the 2 images has a tag"):
+    with pytest.raises(TagError, match="None of the 2 training images has a tag"):
         apply_untagged_policy(records((), ()), CLASSES, policy="drop")
 
 
