@@ -20,7 +20,7 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 
 STEPS = sorted(path.name for path in (REPOSITORY / "configs").glob("stage*.yaml"))
 DATA = sorted(f"data/{path.name}" for path in (REPOSITORY / "configs" / "data").glob("*.yaml"))
-OVERLAYS = ("", "quickstart.yaml", "debug.yaml", "real.yaml", "imported.yaml")
+OVERLAYS = ("", "quickstart.yaml", "debug.yaml", "real.yaml", "imported.yaml", "no_background.yaml")
 # Overlays say nothing of the data, so each meets every step but one dataset.
 COMBINATIONS = [
     *itertools.product(STEPS, DATA, OVERLAYS[:1]),

@@ -17,6 +17,18 @@ from dhr_lightning.data.tag_table import IMAGE_SUFFIXES
 from dhr_lightning.errors import ConfigError, DataError
 
 CLASS_FILE = "classes.txt"
+# What else people start with; --download fetches pretrained weights by name.
+NEXT = (
+    (
+        "with files of weights",
+        "-- --cam.model.init_args.pretrained RESNET50.pth --uss.model.init_args.pretrained DINO_VITB8.pth",
+    ),
+    ("a small network on a CPU", "--overlay real.yaml --config uss=stage2_encoder.yaml --download"),
+    (
+        "without any weights, only to see the steps run",
+        "--overlay quickstart.yaml --config uss=stage2_filterbank.yaml -- --model.init_args.from_scratch true",
+    ),
+)
 _SHOWN = 3
 _WIDTH = 110
 _GLUE = "\0"  # a space inside a name, where no line may end
@@ -51,8 +63,9 @@ def init_folder(folder: str, output: str | None = None, name: str | None = None,
     for line in findings:
         log.info(line)
     log.info("written: %s", target)
-    log.info("next: make stage1 stage2 stage3 DATASET=%s", target)
-    log.info("  or, to try it on a CPU without pretrained weights: ... ARGS='--overlay quickstart.yaml'")
+    log.info("next: make stage1 stage2 stage3 DATASET=%s ARGS=--download", target)
+    for what, arguments in NEXT:
+        log.info("  %s: ... ARGS='%s'", what, arguments)
     return 0
 
 
