@@ -1,4 +1,4 @@
-"""Commands of our own: init, prepare, doctor, import, status, evaluate, report."""
+"""Commands of our own: init, prepare, doctor, import, status, evaluate, export, report."""
 
 import inspect
 import json
@@ -25,6 +25,7 @@ from dhr_lightning.data.prepare import prepare_benchmark
 from dhr_lightning.data.recorded import MAKERS, STEPS, expected_artifacts, recorded_status
 from dhr_lightning.doctor import run_doctor
 from dhr_lightning.evaluate import evaluate_folder, show_scores
+from dhr_lightning.export.targets import write_export
 from dhr_lightning.progress import track
 from dhr_lightning.report import DatasetTruth, build_report
 
@@ -171,6 +172,38 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
 
     return _run(evaluate, arguments)
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Hand predictions over."""
+
+    def export(
+        to: str,
+        dataset: str = "voc",
+        root: str | None = None,
+        workspace: str = ".",
+        split: str = "test",
+        output: str | None = None,
+        force: bool = False,
+    ) -> int:
+        """Export the finished predictions of a split.
+
+        Args:
+            to: voc-server: palette PNGs in results/VOC2012/Segmentation/comp6_test_cls (comp6_val_cls) and a tar.
+            dataset: name of a file in configs/data, or path of a YAML file.
+            root: folder of the dataset; default: the one in its configuration.
+            workspace: folder that holds artifacts/.
+            split: test or val.
+            output: folder to write; default: exports/DATASET/TARGET_SPLIT in the workspace.
+            force: replace another export there.
+        """
+        config = _data_config(dataset, root, workspace)
+        name = provenance.dataset_of(config)[0].name
+        target = Path(output) if output else Path(workspace) / "exports" / name / f"{to}_{split}"
+        write_export(to, config, split, target, force=force)
+        return 0
+
+    return _run(export, arguments)
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -69,9 +69,13 @@ def test_impossible_class_lists_are_refused(names: tuple[str, ...], has_backgrou
         ClassSet(names, has_background)
 
 
-def test_the_largest_class_list_leaves_room_for_ignore():
-    classes = ClassSet(tuple(map(str, range(255))), has_background=False)
-    assert classes.num_classes - 1 < classes.ignore_index
+@pytest.mark.parametrize("has_background", [True, False])
+def test_the_largest_class_list_leaves_room_for_ignore(has_background: bool):
+    names = tuple(map(str, range(256)))
+    classes = ClassSet(names[:255], has_background)  # values 0 to 254
+    assert names.index(classes.tag_names[-1]) == 254 == classes.ignore_index - 1
+    with pytest.raises(ConfigError, match=f"1 to {254 if has_background else 255} classes besides background, but got"):
+        ClassSet(names, has_background)  # the last one would be 255
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))

@@ -279,13 +279,16 @@ def test_the_class_list_is_that_of_the_dataset(make: Make, voc_classes: ClassSet
 def test_untagged_images_follow_the_policy(make: Make, voc_copy: Path):
     (voc_copy / "Annotations" / "2007_000001.xml").unlink()
 
-    def count(policy: str) -> int:
+    (voc_copy / "Annotations" / "2007_000005.xml").unlink()
+
+    def count(policy: str, split: str = "train") -> int:
         datamodule = make(untagged=policy)
         datamodule.root = voc_copy
-        return len(datamodule.records("train"))
+        return len(datamodule.records(split))
 
     assert count("drop") == 3
     assert count("background") == 4
+    assert [count(policy, "val") for policy in ("drop", "background", "error")] == [2, 2, 2]
     with pytest.raises(TagError, match="2007_000001"):
         count("error")
     with pytest.raises(ConfigError, match="skip"):

@@ -46,6 +46,12 @@ def test_the_policy_decides_whether_an_untagged_image_is_a_problem():
     assert "background only" in coverage_findings(records, CLASSES, untagged="background")[1].text
 
 
+def test_untagged_images_of_val_are_a_fact_whatever_the_policy():
+    found = by_code(coverage_findings({"val": [record("a", 1), record("b")]}, CLASSES, untagged="error"))
+    assert (found["untagged-val"].level, found["untagged-val"].items) == ("fact", ("b.jpg",))
+    assert not {"untagged-image", "no-tags"} & found.keys()
+
+
 def test_a_split_without_any_tag_is_a_problem_and_an_empty_one_a_warning():
     found = by_code(coverage_findings({"train": [record("a"), record("b")], "val": []}, CLASSES, untagged="drop"))
     assert (found["no-tags"].level, found["no-tags"].count) == ("problem", 2)

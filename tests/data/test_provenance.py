@@ -94,7 +94,7 @@ def test_read_kinds_are_what_the_task_asks_its_data_for(name: str, arguments: di
     assert set(provenance.read_kinds(config)) == wanted
     assert list(provenance.read_kinds(config)) == sorted(wanted)
     written = provenance.TASKS[name].writes
-    assert {split for split in written} == set(task.needs.predict_splits)
+    assert tuple(written) == task.needs.predict_splits
 
 
 @pytest.mark.parametrize("class_path", ["", "Other", "CAMTask.x", None])
@@ -112,12 +112,16 @@ def test_dataset_root_and_store_follow_the_configuration(config: dict[str, Any],
 
 def test_usable_records_follow_the_policy(config: dict[str, Any], voc_copy: Path):
     (voc_copy / "Annotations" / "2007_000003.xml").unlink()
+    (voc_copy / "Annotations" / "2007_000005.xml").unlink()
     assert len(provenance.usable_records(config, "train")) == 3
     config["data"]["untagged"] = "background"
     assert len(provenance.usable_records(config, "train")) == 4
     config["data"]["untagged"] = "error"
     with pytest.raises(TagError, match="1 of 4"):
         provenance.usable_records(config, "train")
+    for policy in ("drop", "background", "error"):
+        config["data"]["untagged"] = policy
+        assert len(provenance.usable_records(config, "val")) == 2
 
 
 def test_nothing_changed_means_the_same_digest(config: dict[str, Any]):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.untagged import UNTAGGED_POLICIES, apply_untagged_policy
+from dhr_lightning.data.untagged import UNTAGGED_POLICIES, apply_untagged_policy, usable_images
 from dhr_lightning.data.voc import read_voc
 from dhr_lightning.errors import ConfigError, TagError
 
@@ -67,3 +67,14 @@ def test_policies_on_files(voc_copy: Path, voc_classes: ClassSet):
     assert len(apply_untagged_policy(found, voc_classes, policy="background")[0]) == 4
     with pytest.raises(TagError, match="2007_000003"):
         apply_untagged_policy(found, voc_classes, policy="error")
+
+
+@pytest.mark.parametrize("policy", UNTAGGED_POLICIES)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_policy_concerns_training_only(split: str, policy: str):
+    rows = records((), (1,), ())
+    assert usable_images(rows, split, CLASSES, policy=policy) == rows
+    assert usable_images(records((), ()), split, CLASSES, policy=policy) == records((), ())
+    without = ClassSet(("cat", "dog"), has_background=False)
+    assert usable_images(rows, split, without, policy=policy) == rows
+    assert usable_images(rows, "train", CLASSES, policy="drop") == rows[1:2]

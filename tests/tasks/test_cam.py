@@ -168,6 +168,28 @@ def test_the_chosen_background_is_recorded_and_used_by_the_report(workspace: Wor
     assert kinds[0].threshold == workspace.store.manifest("cam", "train").info["background"]
 
 
+@pytest.mark.filterwarnings("ignore:No positive samples found in target:UserWarning")  # as the command line does
+def test_an_image_without_tags_counts_against_every_class_in_the_validation():
+    task, logged = make_task("CAMTask"), {}
+    task.log = lambda name, value, **options: logged.update({name: float(value)})
+    batch = make_batch([[1], [], [2]], [(32, 32)] * 3)
+    score = torch.tensor([[3.0, 0, 3, 3], [4.0, -1, 3, 3], [0.0, 1, 3, 3]])  # the second image is taken for class 1
+
+    class Fixed(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return score[: len(image), :, None, None].expand(-1, -1, 4, 4)
+
+    task.network = Fixed()
+    task.validation_step(batch, 0)
+    task.on_validation_epoch_end()
+    assert logged["val/tag_map"] == pytest.approx((1 / 2 + 1) / 2)  # classes that no image shows are left out
+
+    logged.clear()
+    task.validation_step(make_batch([[], []], [(32, 32)] * 2), 0)
+    task.on_validation_epoch_end()
+    assert "val/tag_map" not in logged
+
+
 def test_images_of_the_choice_are_spread_over_the_list():
     assert spread(list(range(10)), 4) == [0, 2, 5, 7]
     assert spread([1, 2], 4) == [1, 2]

@@ -1,0 +1,1 @@
+"""Hand finished predictions to others, in the form that each asks for."""

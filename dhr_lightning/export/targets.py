@@ -1,0 +1,86 @@
+"""The targets by name, and what holds for all of them: nothing half written, nothing replaced without a word."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dhr_lightning.artifacts.layout import files_below
+from dhr_lightning.errors import ArtifactError, ConfigError
+from dhr_lightning.export.predictions import Predictions, finished_predictions
+from dhr_lightning.export.voc_server import check_voc_server, write_voc_server
+
+log = logging.getLogger("dhr_lightning")
+
+
+class Target(NamedTuple):
+    """One form of export.
+
+    Args:
+        check: `(configuration, split)`; refuses a dataset or split that the target cannot take.
+        write: `(predictions, folder)`; makes all files in an empty folder.
+    """
+
+    check: Callable[[Mapping[str, Any], str], None]
+    write: Callable[[Predictions, Path], None]
+
+
+TARGETS: Mapping[str, Target] = {"voc-server": Target(check_voc_server, write_voc_server)}
+
+
+def write_export(to: str, config: Mapping[str, Any], split: str, output: Path, *, force: bool = False) -> None:
+    """Write the predictions of a split in the form of a target.
+
+    The files are made in a folder beside `output` that takes its name at the end, so a run that was stopped leaves
+    nothing there.
+
+    Args:
+        to: name of the target.
+        config: resolved configuration with a `data` section.
+        split: split whose predictions are exported.
+        output: folder of the export.
+        force: replace another export there.
+
+    Raises:
+        ConfigError: if the target is unknown, or cannot take this dataset or split.
+        ArtifactError: if the predictions are not finished and up to date, or something else is in the place.
+        MaskError: if a mask cannot be handed over.
+    """
+    if to not in TARGETS:
+        raise ConfigError(f"Expected --to to be one of {', '.join(TARGETS)}, but got {to!r}.")
+    TARGETS[to].check(config, split)
+    predictions = finished_predictions(config, split)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp-", dir=output.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        TARGETS[to].write(predictions, made)
+        if output.exists() and _content(output) == _content(made):
+            log.info("export: up to date, %d masks in %s", len(predictions.records), output)
+            return
+        if output.exists():
+            _refuse_other(output, made, force=force)
+            os.rename(output, Path(temporary) / "before")
+        os.rename(made, output)
+    log.info("export: %d masks in %s", len(predictions.records), output)
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """Digest of each file below a folder, by its name there."""
+    files = files_below(folder)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _refuse_other(output: Path, made: Path, *, force: bool) -> None:
+    if not output.is_dir():
+        raise ArtifactError(f"{output} is a file, but an export is a folder. Choose another --output.")
+    foreign = sorted({path.name for path in output.iterdir()} - {path.name for path in made.iterdir()})
+    if foreign:
+        raise ArtifactError(f"{output} holds {foreign[0]!r}, which no export wrote. Choose another --output.")
+    if not force:
+        raise ArtifactError(
+            f"{output} holds another export. Choose another --output, or replace it with --force (it is deleted)."
+        )
