@@ -18,6 +18,7 @@ endif
 
 help: ## show this list
 	@echo "make TARGET [DATASET=microworld] [ARGS='options -- overrides'] [PYTHON=python]"
+	@echo "photos need pretrained weights: ARGS=--download fetches them by name; python -m dhr_lightning init prints other ways"
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv and install the package with everything

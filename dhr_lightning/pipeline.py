@@ -1,11 +1,10 @@
 """A stage: check inputs, skip what is fresh, fit, predict, seal."""
 
-import argparse
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +30,9 @@ from dhr_lightning.data.start_checks import (
 )
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.progress import configure_logging, duration, exit_status
+from dhr_lightning.request import Request, Stage, Step, parse_request
 
 log = logging.getLogger("dhr_lightning")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One fit and its predictions.
-
-    Args:
-        name: short name; that of the task.
-        config: configuration file.
-        builtin: configuration file for the built-in dataset, where it is another one.
-    """
-
-    name: str
-    config: str
-    builtin: str | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps that run one after the other under one name.
-
-    Args:
-        name: `stage1_cam`, ...
-        about: one line for `--help`.
-        steps: in order.
-        report: write the report at the end.
-    """
-
-    name: str
-    about: str
-    steps: tuple[Step, ...]
-    report: bool = False
 
 
 @dataclass
@@ -118,27 +86,6 @@ class Plan:
         """Identity of the run: what its weights depend on, so no validation or test image."""
         identity = self.describe(self.outputs()[0][0], "train")
         return digest_config({"config": identity.config, "inputs": dict(identity.inputs)})
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Args:
-        dataset: name of a file in `configs/data/`, or path of a YAML file.
-        overlays: files merged last; default: `quickstart.yaml` for the built-in dataset, none otherwise.
-        chosen: another configuration file for a step, by step name.
-        overrides: `--a.b value ...` for all steps; `--STEP.a.b value` for one step only.
-        force: make everything again.
-        download: take pretrained weights by name for every step whose backbone has none.
-    """
-
-    dataset: str = "microworld"
-    overlays: tuple[str, ...] | None = None
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
-    force: bool = False
-    download: bool = False
 
 
 def plan_steps(stage: Stage, request: Request) -> list[Plan]:
@@ -300,39 +247,4 @@ def stage_main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """
     configure_logging()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    split = given.index("--") if "--" in given else len(given)
-    options = _parser(stage).parse_args(given[:split])
-    return exit_status(lambda: run_stage(stage, _request(options, given[split + 1 :])))
-
-
-def _request(options: argparse.Namespace, overrides: Sequence[str]) -> Request:
-    overlays = tuple(options.overlay) if options.overlay is not None else None
-    chosen = dict(_pair(text) for text in options.config)
-    return Request(options.dataset, overlays, chosen, tuple(overrides), options.force, options.download)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, has_value, value = text.partition("=")
-    if not has_value:
-        raise ConfigError(f"Expected --config STEP=FILE, but got {text!r}.")
-    return name, value
-
-
-def _parser(stage: Stage) -> argparse.ArgumentParser:
-    steps = ", ".join(step.name for step in stage.steps)
-    parser = argparse.ArgumentParser(
-        description=f"{stage.name}: {stage.about}. Steps: {steps}.",
-        epilog="Overrides follow --, for all steps (-- --data.batch_size 8) or one (-- --dhr.trainer.max_epochs 20).",
-    )
-    parser.add_argument(
-        "--dataset",
-        default="microworld",
-        help="a file of configs/data, or any YAML file (default: the built-in microworld)",
-    )
-    parser.add_argument("--overlay", nargs="*", help="files merged last (default: quickstart.yaml for microworld)")
-    parser.add_argument("--config", nargs="*", default=[], metavar="STEP=FILE", help="another configuration for a step")
-    parser.add_argument(
-        "--download", action="store_true", help="pretrained: true for every step whose backbone has no weights"
-    )
-    parser.add_argument("--force", action="store_true", help="make everything again, even if it is up to date")
-    return parser
+    return exit_status(lambda: run_stage(stage, parse_request(stage, given)))

@@ -18,7 +18,8 @@ from dhr_lightning.cli import TASKS
 from dhr_lightning.data import start_checks
 from dhr_lightning.data.init import NEXT
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.pipeline import Request, _parser, _request, plan_steps, run_stage, stage_main
+from dhr_lightning.pipeline import Request, plan_steps, run_stage, stage_main
+from dhr_lightning.request import parse_request
 from tests.data.folder_samples import write_folder
 from tests.pipeline_workspace import REPOSITORY, STAGES, Lines
 
@@ -50,10 +51,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def plans(stage: str, dataset: str, *arguments: str) -> dict[str, dict[str, Any]]:
     """`model.init_args` by step, for arguments of the command line."""
-    given = ["--dataset", dataset, *arguments]
-    split = given.index("--") if "--" in given else len(given)
-    options = _parser(STAGES[stage]).parse_args(given[:split])
-    planned = plan_steps(STAGES[stage], _request(options, given[split + 1 :]))
+    planned = plan_steps(STAGES[stage], parse_request(STAGES[stage], ["--dataset", dataset, *arguments]))
     return {plan.step.name: plan.config["model"]["init_args"] for plan in planned}
 
 

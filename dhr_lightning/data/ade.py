@@ -6,7 +6,7 @@ from typing import Any
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.official_masks import id_table, prepare_mask_folders
-from dhr_lightning.data.prepared import prepare_test
+from dhr_lightning.data.prepared_test import prepare_test
 from dhr_lightning.errors import ConfigError
 
 _FOLDERS = {

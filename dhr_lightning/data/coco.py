@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet
 from dhr_lightning.data.labels import COCO_CLASSES, COCO_IDS
-from dhr_lightning.data.prepared import Source, keeps_table, prepare_split, prepare_test
+from dhr_lightning.data.prepared import Source, keeps_table, prepare_split
+from dhr_lightning.data.prepared_test import prepare_test
 from dhr_lightning.data.regions import region_mask
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.progress import log

@@ -207,4 +207,7 @@ def _say_next(store: ArtifactStore, kind: str) -> None:
         return
     manifest = store.manifest("cam", "train")
     if manifest is None or manifest.checkpoint is None:
-        log.info("next: stage 2, then stage 3 with --overlay imported.yaml, which starts without stage 1's network")
+        log.info(
+            "next: stage 2, then stage 3 with --overlay imported.yaml --download, which starts from weights by name "
+            "instead of stage 1's network"
+        )

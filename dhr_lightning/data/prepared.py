@@ -155,24 +155,6 @@ def has_prepared_test(root: Path) -> bool:
     return (root / FOLDER / "test.csv").is_file()
 
 
-def prepare_test(root: Path, images: str, classes: ClassSet) -> None:
-    """Write the table of the test split, images without labels, where their folder is there.
-
-    Args:
-        root: folder of the dataset.
-        images: photos below the root.
-        classes: class list.
-    """
-    folder = root / images
-    if not folder.is_dir() or keeps_table(root, "test", source=folder):
-        return
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not names:
-        return
-    sources = [Source(Path(name).stem, f"{images}/{name}", None, ()) for name in names]
-    prepare_split(root, "test", sources, classes, tag_source="none", settings={"images from": images})
-
-
 def _rows(table: Path, command: str) -> Iterator[tuple[str, str, str, str]]:
     """Place, id, image and tags of each row."""
     with table.open(encoding="utf-8-sig", newline="") as file:
