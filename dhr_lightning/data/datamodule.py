@@ -34,8 +34,7 @@ class Needs(NamedTuple):
         train_features: USS features in training batches.
         augment: random crops in training batches; whole images otherwise.
         five_crop: these crops in training batches instead, each with a crop of one of its nearest neighbours.
-        predict_splits: splits that prediction runs over, in the order of `SPLITS`; those that the dataset lacks are
-            passed over.
+        predict_splits: splits that prediction runs over, as far as the dataset has them; in the order of `SPLITS`.
         predict_masks: artifact kind that mask making starts from; on the training split only.
         predict_features: USS features for mask making; on the training split only.
     """
@@ -129,8 +128,7 @@ class WSSSDataModule(L.LightningDataModule):
     @property
     def predict_splits(self) -> tuple[str, ...]:
         """Splits that the attached task predicts and the dataset has; one prediction loader for each."""
-        splits = self.info.splits(self.root)
-        return tuple(split for split in self.needs.predict_splits if split in splits)
+        return tuple(split for split in self.needs.predict_splits if split in self.info.splits(self.root))
 
     def prepare_data(self) -> None:
         """Make the built-in dataset if it is not there."""
@@ -234,7 +232,7 @@ class WSSSDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
-        return self._whole(self.records("val"), "val", truth=True)
+        return self._whole(self.records("val"), truth=True)
 
     test_dataloader = val_dataloader
 
@@ -244,7 +242,6 @@ class WSSSDataModule(L.LightningDataModule):
         return [
             self._whole(
                 [record for record in self.records(split) if (split, record.id) not in self.skip],
-                split,
                 masks=self._masks(needs.predict_masks if split == "train" else None, split),
                 features=self._features(needs.predict_features and split == "train", split),
             )
@@ -256,7 +253,6 @@ class WSSSDataModule(L.LightningDataModule):
         needs = self.needs
         return self._whole(
             records,
-            "train",
             masks=self._masks(needs.predict_masks, "train"),
             features=self._features(needs.predict_features, "train"),
         )
@@ -268,7 +264,6 @@ class WSSSDataModule(L.LightningDataModule):
     def _whole(
         self,
         records: list[Record],
-        split: str,
         *,
         truth: bool = False,
         masks: PathOf | None = None,
