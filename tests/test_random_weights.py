@@ -91,6 +91,16 @@ def test_every_way_out_that_the_error_names_leads_on(photos: str, lines: Lines, 
         assert starts(stage, photos, *arguments, *shlex.split(way)), way
 
 
+def test_random_weights_are_meant_only_if_all_of_them_may_learn(photos: str, lines: Lines):
+    scratch = ["--", "--model.init_args.from_scratch", "true"]
+    assert not starts("stage1_cam", photos, *scratch)  # the first stages of a ResNet are frozen by its configuration
+    assert "--cam.model.init_args.frozen_stages 0" in lines.messages[-1]
+    assert "--cam.model.init_args.frozen_norm false" in lines.messages[-1]
+    learns = ["--model.init_args.frozen_stages", "0", "--model.init_args.frozen_norm", "false"]
+    assert starts("stage1_cam", photos, *scratch, *learns)
+    assert starts("stage2_uss", photos, *scratch)
+
+
 def test_what_init_advises_leads_through_all_stages(photos: str, lines: Lines):
     assert main(["init", "photos", "--output", "new.yaml"]) == 0
     assert "next: make stage1 stage2 stage3 DATASET=new.yaml ARGS=--download" in lines.messages

@@ -262,12 +262,7 @@ class WSSSDataModule(L.LightningDataModule):
         return SegmentationDataset(records, self.classes)
 
     def _whole(
-        self,
-        records: list[Record],
-        *,
-        truth: bool = False,
-        masks: PathOf | None = None,
-        features: PathOf | None = None,
+        self, records: list[Record], *, truth: bool = False, masks: PathOf | None = None, features: PathOf | None = None
     ) -> DataLoader[Any]:
         dataset = SegmentationDataset(records, self.classes, truth=truth, masks=masks, features=features)
         batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)

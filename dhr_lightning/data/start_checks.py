@@ -16,6 +16,7 @@ BACKBONES: Mapping[str, str] = {
 }
 NO_BACKGROUND = "no_background.yaml"
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
+_ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -56,15 +57,22 @@ def random_backbone(config: Mapping[str, Any]) -> str | None:
     """The backbone that a step would train from random weights without having been asked to, or `None`.
 
     Only photos count: the built-in images are simple enough to learn from nothing. A step whose encoder an earlier step
-    fills needs no weights of its own, and `patches` is fitted to the images.
+    fills needs no weights of its own, and `patches` is fitted to the images. Random weights are meant only where all of
+    them may learn.
     """
     task, arguments = task_name(config), config["model"].get("init_args") or {}
     backbone = str(arguments.get("backbone", BACKBONES.get(task, _FITTED)))
     named = arguments.get("pretrained") and (backbone, arguments["pretrained"]) != (_WITHOUT_WEIGHTS, True)
-    meant = named or arguments.get("from_scratch") is True
+    meant = named or (arguments.get("from_scratch") is True and not _frozen(config))
     if backbone == _FITTED or filled_from(config) or meant or dataset_of(config)[0].is_builtin:
         return None
     return backbone
+
+
+def _frozen(config: Mapping[str, Any]) -> dict[str, str]:
+    """Arguments of a step that keep parts of the encoder as they are, with the values that let everything learn."""
+    arguments = config["model"].get("init_args") or {}
+    return {name: value for name, value in _ALL_LEARNS.items() if arguments.get(name)}
 
 
 def can_download(config: Mapping[str, Any]) -> bool:
@@ -95,16 +103,20 @@ def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_stage: bool) -
         return
     steps = " and ".join(f"{step} (backbone {backbone!r})" for step, backbone in random.items())
 
-    def override(value: str) -> str:
-        names = (f"--{step}.model.init_args" if in_stage else "--model.init_args" for step in random)
-        return ("-- " if in_stage else "") + " ".join(f"{name}.{value}" for name in names)
+    def override(**values: str) -> str:
+        words = ["--"] if in_stage else []
+        for step in random:
+            changes = {**values, **(_frozen(configs[step]) if "from_scratch" in values else {})}
+            prefix = f"--{step}.model.init_args" if in_stage else "--model.init_args"
+            words += [f"{prefix}.{name} {value}" for name, value in changes.items()]
+        return " ".join(words)
 
-    by_name = "--download" if in_stage else override("pretrained true")
-    weights = f"Name pretrained weights: by name with `{by_name}`, by file with `{override('pretrained FILE')}`"
+    by_name = "--download" if in_stage else override(pretrained="true")
+    weights = f"Name pretrained weights: by name with `{by_name}`, by file with `{override(pretrained='FILE')}`"
     if set(random.values()) == {_WITHOUT_WEIGHTS}:
         weights = f"No pretrained weights of {_WITHOUT_WEIGHTS!r} exist: choose another model.init_args.backbone"
     make = "; with make, put this into ARGS='...'" if in_stage else ""
     raise ConfigError(
         f"{steps} would start from random weights, which learn nothing useful from photos. {weights}. "
-        f"If random weights are meant: `{override('from_scratch true')}`{make}."
+        f"If random weights are meant: `{override(from_scratch='true')}`{make}."
     )
