@@ -1,6 +1,7 @@
 """Photos of several sizes and orientations with masks and features, read through the datamodule as tasks see them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ class MixedPhotos:
         folder.mkdir(parents=True, exist_ok=True)
         generator = np.random.default_rng(0)
         self.datamodule = WSSSDataModule("voc", root=str(folder), workspace=str(folder.parent / "work"), num_workers=0)
-        self.datamodule.info = SimpleNamespace(name="voc", classes=ClassSet(tuple(NAMES)))
+        self.datamodule.info = replace(self.datamodule.info, classes=ClassSet(tuple(NAMES)))
         self.records = [self._write(folder, index, generator) for index in range(len(SIZES))]
 
     def _write(self, folder: Path, index: int, generator: np.random.Generator) -> Record:
