@@ -105,7 +105,7 @@ class Ladder:
                 "rebalance": asdict(self.settings(row)),
                 "seed_crf": asdict(self.weak.refiner.settings),
                 "final_crf": asdict(self._final(row).refiner.settings),
-                "backend": self.weak.refiner.resolved,
+                "backend": self.weak.refiner.resolve(self.task.device),
                 "network": {name: self.task.hparams[name] for name in ("backbone", "output_stride", "cam_scales")},
             },
             inputs={f"{kind}/train": manifest.digest if manifest else "absent" for kind, manifest in inputs.items()},

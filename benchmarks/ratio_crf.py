@@ -145,7 +145,7 @@ def _pool(images: list[Tensor], source: str, options: Options) -> Ratio:
 def _half(images: list[Tensor], source: str, options: Options) -> Iterator[Ratio]:
     """Half the width and height, kernels as they are, result enlarged."""
     cases = [make_case(image, TIMED_CLASSES, seed) for seed, image in enumerate(images)]
-    backend = Refiner().resolved
+    backend = Refiner().resolve(torch.device("cpu"))
 
     def refine(case: Case, scale: float) -> Tensor:
         present = torch.ones(1, TIMED_CLASSES, dtype=torch.bool)

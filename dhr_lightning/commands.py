@@ -18,6 +18,7 @@ from dhr_lightning.config import data_file, resolve
 from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.check import check_dataset
+from dhr_lightning.data.gate import Gate, gate_notes
 from dhr_lightning.data.importers import import_files
 from dhr_lightning.data.importers_state import imported_from
 from dhr_lightning.data.init import init_folder
@@ -138,7 +139,9 @@ def _facts(manifest: Manifest | None) -> str:
     if manifest is None:
         return ""
     source = "imported" if "imported" in manifest.settings else f"refine {manifest.info.get('refine', 'none')}"
-    return f"  {manifest.count} images, {manifest.info.get('created', '')}, {source}"
+    gate = Gate.read(manifest)
+    verdict = f"; {gate.verdict()}" if gate else ""
+    return f"  {manifest.count} images, {manifest.info.get('created', '')}, {source}{verdict}"
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -243,7 +246,7 @@ def write_run_report(info: DatasetInfo, root: Path, workspace: Path, target: Pat
         output=target,
         title=f"{info.name}: from tags to segmentation",
         seconds=step_seconds(workspace / "runs" / info.name, store),
-        notes=refinement_notes(store),
+        notes=[*refinement_notes(store), *gate_notes(store)],
         max_images=images,
         progress=track,
     )

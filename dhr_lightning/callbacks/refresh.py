@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.layout import round_kind
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.callbacks.writers import enter_together, refinement
+from dhr_lightning.callbacks.writers import enter_together
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
@@ -53,6 +53,8 @@ class PseudoMaskRefresh(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
         """Make the first round now that the task has loaded its weights."""
+        refiner, device = pl_module.refine_final, trainer.strategy.root_device
+        log.info("%s: refinement: %s", pl_module.step, refiner.describe(device))
         if self._first:
             self.refresh(trainer, pl_module, 0)
 
@@ -77,7 +79,8 @@ class PseudoMaskRefresh(L.Callback):
                 self._write(trainer, task, writer, mine, f"dhr_mask round {number}")
                 trainer.strategy.barrier("refreshed")
                 if trainer.is_global_zero:
-                    writer.seal(seconds=time.monotonic() - start, refine=refinement(task))
+                    device = trainer.strategy.root_device
+                    writer.seal(seconds=time.monotonic() - start, refine=task.refine_final.resolve(device))
         datamodule.set_mask_round(number)
         self._report(trainer, datamodule, number, time.monotonic() - start)
 
@@ -114,8 +117,8 @@ class PseudoMaskRefresh(L.Callback):
         """Log how the masks changed; mIoU on the training split only where ground truth exists, for evaluation."""
         if not trainer.is_global_zero:
             return
-        previous = round_kind(number - 1) if number else datamodule.needs.predict_masks
-        figures = compare_masks(datamodule, round_kind(number), str(previous))
+        previous = round_kind(number - 1) if number else datamodule.kind_to_read(str(datamodule.needs.predict_masks))
+        figures = compare_masks(datamodule, round_kind(number), previous)
         for logger in trainer.loggers:
             logger.log_metrics({f"refresh/{name}": value for name, value in figures.items()}, step=trainer.global_step)
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())

@@ -9,14 +9,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
 
 from dhr_lightning.artifacts.layout import extension
+from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.datamodule import WSSSDataModule
-from dhr_lightning.data.provenance import describe_artifact
+from dhr_lightning.data.gate import Gate
+from dhr_lightning.data.provenance import describe_artifact, used_kinds
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask
 
 # Everything else is written as the network gives it.
@@ -51,6 +55,8 @@ class ArtifactWriters(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
         """Lock the folders before any work and tell the datamodule which images are done."""
+        if stage == "fit":
+            _tell_replaced(trainer.datamodule, pl_module)
         if stage != "predict":
             return
         datamodule: WSSSDataModule = trainer.datamodule
@@ -86,6 +92,12 @@ class ArtifactWriters(L.Callback):
         writer = datamodule.writer(identity, owner=trainer.is_global_zero)
         return self._open.enter_context(enter_together(trainer, writer))
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
+        """Say which refinement runs, if any."""
+        refiner = prediction_refiner(pl_module)
+        if refiner is not None:
+            log.info("%s: refinement: %s", pl_module.step, refiner.describe(trainer.strategy.root_device))
+
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
@@ -119,7 +131,9 @@ class ArtifactWriters(L.Callback):
         seconds = time.monotonic() - self._start
         if trainer.is_global_zero:
             for (kind, split), writer in self._writers.items():
-                writer.seal(seconds=seconds, **making(task, kind, split))
+                # not the device of the task, which has left it when nothing was left to predict
+                info = making(task, kind, split, device=trainer.strategy.root_device)
+                _tell_gate(writer.seal(seconds=seconds, **info), writer.folder)
         self._close()
 
     def _close(self) -> None:
@@ -138,16 +152,34 @@ def enter_together(trainer: L.Trainer, writer: ArtifactWriter) -> Iterator[Artif
         yield writer
 
 
-def making(task: BaseTask, kind: str, split: str) -> dict[str, Any]:
+def _tell_replaced(datamodule: WSSSDataModule, task: BaseTask) -> None:
+    """Warn if masks that the task names are harmful, so that it starts from others."""
+    for kind, used in used_kinds(datamodule.settings, datamodule.store).items():
+        gate = Gate.read(datamodule.store.manifest(kind, "train")) if used != kind else None
+        if gate is not None:
+            log.warning("%s: starts from %s, not from %s: %s", task.step, used, kind, gate.verdict())
+
+
+def _tell_gate(manifest: Manifest, folder: Path) -> None:
+    """Log what a step with a gate removed; a warning if that is harmful."""
+    gate, name = Gate.read(manifest), f"{manifest.kind}/{manifest.split}"
+    if gate is not None and gate.harmful:
+        log.warning("%s: %s. They stay in %s to look at", name, gate.verdict(), folder)
+    elif gate is not None:
+        log.info("%s: %s", name, gate.verdict())
+
+
+def making(task: BaseTask, kind: str, split: str, *, device: torch.device) -> dict[str, Any]:
     """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
     inference = getattr(task, "inference", None)
     if inference is None:
-        return {"refine": refinement(task) if kind in REFINED else "none", **task.making()}
-    protocol = inference.protocol(split)
+        refiner = prediction_refiner(task) if kind in REFINED else None
+        return {"refine": refiner.resolve(device) if refiner else "none", **task.making()}
+    protocol = inference.protocol(split, device)
     return {"refine": protocol.backend or "none", "protocol": protocol.record()}
 
 
-def refinement(task: BaseTask) -> str:
-    """Name of the refinement that a task really used."""
-    refiner = getattr(task, "refine_final", None) or getattr(task, "refiner", None)
-    return refiner.resolved if refiner is not None else "none"
+def prediction_refiner(task: BaseTask) -> Refiner | None:
+    """The refinement of what a task predicts, or None."""
+    refiner: Refiner | None = getattr(getattr(task, "inference", task), "refiner", None)
+    return refiner

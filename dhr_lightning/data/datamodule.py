@@ -17,6 +17,7 @@ from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.datasets import PathOf, SegmentationDataset
+from dhr_lightning.data.gate import kind_to_read
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
@@ -37,6 +38,7 @@ class Needs(NamedTuple):
         predict_splits: splits that prediction runs over, as far as the dataset has them; in the order of `SPLITS`.
         predict_masks: artifact kind that mask making starts from; on the training split only.
         predict_features: USS features for mask making; on the training split only.
+        force_masks: read the masks named here even if their gate calls them harmful.
     """
 
     train_masks: str | None = None
@@ -46,6 +48,7 @@ class Needs(NamedTuple):
     predict_splits: tuple[str, ...] = ("train",)
     predict_masks: str | None = None
     predict_features: bool = False
+    force_masks: bool = False
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -166,6 +169,10 @@ class WSSSDataModule(L.LightningDataModule):
             kind = f"dhr_mask/round_{self.mask_round or 0:02d}"
         return self.store.path(kind, split, image_id)
 
+    def kind_to_read(self, kind: str) -> str:
+        """Kind of mask that is read where the task names `kind`; see `gate.kind_to_read`."""
+        return kind_to_read(self.store, kind, force=self.needs.force_masks)
+
     def writer(self, identity: Manifest, *, owner: bool) -> ArtifactWriter:
         """Writer of an artifact of this dataset; see `ArtifactStore.open_writer`."""
         return self.store.open_writer(
@@ -194,7 +201,7 @@ class WSSSDataModule(L.LightningDataModule):
     def _masks(self, kind: str | None, split: str) -> PathOf | None:
         if kind is None or kind == "truth":
             return None
-        return functools.partial(self.mask_path, kind, split)
+        return functools.partial(self.mask_path, self.kind_to_read(kind), split)
 
     def _features(self, wanted: bool, split: str) -> PathOf | None:
         return functools.partial(self.store.path, "uss", split) if wanted else None

@@ -8,6 +8,7 @@ from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import output_settings
 from dhr_lightning.data.catalog import DatasetInfo, Record
+from dhr_lightning.data.gate import kind_to_read
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.errors import ConfigError
@@ -50,13 +51,19 @@ def task_name(config: Mapping[str, Any]) -> str:
 
 
 def read_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Artifact kinds that the configured task starts from, each once, in a fixed order."""
+    """Artifact kinds that the configuration says to start from, each once, in a fixed order."""
     files = TASKS[task_name(config)]
     arguments = config["model"].get("init_args") or {}
     kinds = [arguments.get(name, default) for name, default in files.reads.items()]
     if files.features and (arguments.get("rebalance") or {}).get("uss", True):
         kinds.append("uss")
     return tuple(sorted({kind for kind in kinds if kind not in (None, "truth")}))
+
+
+def used_kinds(config: Mapping[str, Any], store: ArtifactStore) -> dict[str, str]:
+    """Kinds that the configuration names, each with the kind that is read in its place; see `gate.kind_to_read`."""
+    force = bool((config["model"].get("init_args") or {}).get("force_masks", False))
+    return {kind: kind_to_read(store, kind, force=force) for kind in read_kinds(config)}
 
 
 def dataset_of(config: Mapping[str, Any]) -> tuple[DatasetInfo, Path, ArtifactStore]:
@@ -109,7 +116,7 @@ def describe_artifact(
     """
     inputs = {"data/train": digest_records(records["train"])}
     inputs[f"data/{split}"] = digest_records(records[split])
-    for name in read_kinds(config):
+    for name in sorted(set(used_kinds(config, store).values())):
         manifest = store.manifest(name, "train")
         inputs[f"{name}/train"] = manifest.digest if manifest else "absent"
     manifest = Manifest.create(

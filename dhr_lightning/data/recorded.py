@@ -88,7 +88,8 @@ def check_inputs(config: Mapping[str, Any], store: ArtifactStore, *, step: str, 
     """
     start = (config["model"].get("init_args") or {}).get("init_from")
     others = {kind for kind in provenance.read_kinds(config) if imported_from(store, kind, "train")}
-    for kind in provenance.read_kinds(config):
+    used = provenance.used_kinds(config, store)
+    for kind in sorted({*used, *used.values()}):  # what is named, too: whether it is read depends on its gate
         target = MAKERS[kind, "train"].target if (kind, "train") in MAKERS else "stage3"
         status = recorded_status(store, kind, "train")
         manifest = store.manifest(kind, "train") if status.fresh else None

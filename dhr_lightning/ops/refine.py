@@ -15,6 +15,7 @@ from dhr_lightning.ops.pamr import PAMR_DILATIONS, pamr
 from dhr_lightning.ops.resize import resize_maps
 
 Backend = Literal["auto", "lattice", "pydensecrf", "pamr", "none"]
+Resolved = Literal["lattice", "pydensecrf", "pamr", "none"]
 
 
 class Refine(Protocol):
@@ -31,7 +32,7 @@ class Refiner:
     Attributes:
         backend: `"lattice"` (dense CRF, batched, on the device), `"pydensecrf"` (the same on the processor, image by
             image, in `workers` processes), `"pamr"` (another, local method; batched, on the device), `"none"` (only
-            normalises), or `"auto"`: pydensecrf when it is installed, else lattice.
+            normalises), or `"auto"`: pydensecrf for tensors on the processor where it is installed, else lattice.
         settings: kernels of the dense CRF.
         dilations: neighbour distances of PAMR in pixels.
         pamr_iterations: rounds of PAMR.
@@ -59,16 +60,21 @@ class Refiner:
         check_positive("sigma", self.sigma)
         check_range("workers", self.workers, 0, 4096)
 
-    @property
-    def resolved(self) -> Literal["lattice", "pydensecrf", "pamr", "none"]:
-        """The backend that runs: `"auto"` depends on what is installed, not on the device."""
-        if self.backend == "auto":
-            return "pydensecrf" if has_pydensecrf() else "lattice"
-        return self.backend
+    def resolve(self, device: torch.device) -> Resolved:
+        """The backend that runs for tensors on `device`."""
+        return resolve_backend(self.backend, device)
+
+    def describe(self, device: torch.device) -> str:
+        """What runs on `device` in words, such as `dense CRF by pydensecrf, 2 processes`."""
+        backend = self.resolve(device)
+        if backend == "pydensecrf":
+            return f"dense CRF by pydensecrf, {max(1, self.workers)} process{'es' if self.workers > 1 else ''}"
+        names = {"lattice": f"dense CRF by lattice on {device}", "pamr": f"PAMR on {device}", "none": "none"}
+        return names[backend]
 
     def check_available(self) -> None:
         """Raise `DependencyError` now, rather than at the first image, if the backend is not installed."""
-        if self.resolved == "pydensecrf" and not has_pydensecrf():
+        if self.backend == "pydensecrf" and not has_pydensecrf():
             raise DependencyError(
                 "The refinement `pydensecrf` is not installed. "
                 "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
@@ -97,7 +103,7 @@ class Refiner:
         present = present.bool()
         check_scores("score", score, present)
         score = as_float(score).masked_fill(~present[..., None, None], 0.0)  # absent classes may hold NaN
-        if self.resolved == "none" or self.scale == 1.0:
+        if self.backend == "none" or self.scale == 1.0:
             return self._refine(image, score, present, valid)
         small = (max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale)))
         # the small image must be the same tensor in the next call, or its lattice would not be found again
@@ -107,11 +113,12 @@ class Refiner:
 
     def _refine(self, image: Tensor, score: Tensor, present: Tensor, valid: Tensor | None) -> Tensor:
         """Run the backend at the size of `score`."""
-        if self.resolved in BACKENDS:
+        backend = self.resolve(score.device)
+        if backend in BACKENDS:
             return dense_crf(
                 image,
                 score,
-                backend=self.resolved,
+                backend=backend,
                 settings=self.settings,
                 present=present,
                 valid=valid,
@@ -119,7 +126,7 @@ class Refiner:
                 cache=self.cache,
             )
         probability = normalize_scores(score, present)
-        if self.resolved == "none":
+        if backend == "none":
             return probability
         colour = image.permute(0, 3, 1, 2).float() / 255.0  # (B, 3, H, W)
         return pamr(
@@ -130,6 +137,17 @@ class Refiner:
             sigma=self.sigma,
             valid=valid,
         )
+
+
+def resolve_backend(backend: Backend, device: torch.device) -> Resolved:
+    """The refinement that a setting means for tensors on a device.
+
+    `auto` is pydensecrf only on the processor, and only where it is installed: on an accelerator the batched lattice is
+    faster than processes that the tensors would have to be copied to.
+    """
+    if backend != "auto":
+        return backend
+    return "pydensecrf" if device.type == "cpu" and has_pydensecrf() else "lattice"
 
 
 def normalize_scores(score: Tensor, present: Tensor) -> Tensor:

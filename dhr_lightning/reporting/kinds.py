@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.gate import Gate
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.protocol import describe_making
 
@@ -124,11 +125,16 @@ def describe_kind(store: ArtifactStore, kind: str, split: str, ids: Sequence[str
 
 
 def _mark_branches(store: ArtifactStore, kinds: Sequence[MaskKind]) -> list[MaskKind]:
-    """Tell the masks beside the way to DHR masks: the baseline's by default, MARS where DHR left it out."""
+    """Tell the masks beside the way to DHR masks: the baseline's by default, MARS where DHR left it out or must."""
     manifests = [store.manifest(kind.kind, kind.split) for kind in kinds]
     used = {name for manifest in manifests if manifest for name in manifest.inputs}
     passed = {kind.split for kind in kinds if kind.is_dhr}
     beside = {"wss_mask/" + kind.split for kind in kinds} | {f"mars_mask/{split}" for split in passed}
+    beside |= {
+        kind.key
+        for kind, manifest in zip(kinds, manifests, strict=True)
+        if (gate := Gate.read(manifest)) and gate.harmful
+    }
     return [replace(kind, is_branch=kind.key in beside - used) for kind in kinds]
 
 

@@ -52,6 +52,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].
         weight_cls: weight of the classification loss beside the segmentation loss.
+        force_masks: start from `masks` even if their gate calls them harmful.
         **options: optimiser and schedule, see `BaseTask`.
 
     Source: DHR (arXiv:2404.00380), Sec. 3.
@@ -87,6 +88,7 @@ class DHRTask(SegmentationMixin, BaseTask):
         workers: int = 2,
         refine_scale: float = 1.0,
         weight_cls: float = 1.0,
+        force_masks: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -116,6 +118,7 @@ class DHRTask(SegmentationMixin, BaseTask):
             predict_splits=("val", "test"),
             predict_masks=masks,
             predict_features=self.rebalance_settings.uss,
+            force_masks=force_masks,
         )
         self.setup_metric()
 

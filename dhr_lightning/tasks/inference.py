@@ -61,14 +61,15 @@ class Inference:
             scales=tuple(scales),
             flip=flip,
             crf=None if self.refiner is None else asdict(self.refiner.settings),
-            backend=None if self.refiner is None else self.refiner.resolved,
+            backend=None if self.refiner is None else backend,
             prune=prune,
             ignore_index=ignore_index,
         )
 
-    def protocol(self, split: str) -> EvaluationProtocol:
-        """What the masks of a split are made with: training images may use their tags."""
-        return replace(self.settings, tags=split == "train")
+    def protocol(self, split: str, device: torch.device) -> EvaluationProtocol:
+        """What the masks of a split are made with on a device: training images may use their tags."""
+        backend = None if self.refiner is None else self.refiner.resolve(device)
+        return replace(self.settings, tags=split == "train", backend=backend)
 
     def __call__(self, network: nn.Module, batch: Batch, *, allowed: Tensor | None = None) -> Tensor:
         """Masks of whole images.

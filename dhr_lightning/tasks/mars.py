@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.data.gate import measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.ops.cam import compact_keys
@@ -19,6 +20,7 @@ from dhr_lightning.ops.mars import (
     reject_biased,
 )
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.progress import track
 from dhr_lightning.tasks.base import BaseTask, cut_masks
 
 
@@ -39,6 +41,9 @@ class MARSTask(BaseTask):
         crf: its dense CRF settings.
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].
+        max_lost_tags: the masks are harmful if more than this share of the tags with a pixel in `source` has none left,
+            in [0, 1]; the next step then reads `source` instead.
+        force_masks: start from `source` even if it is harmful itself.
         **options: see `BaseTask`; no optimiser is used.
 
     Source: MARS (arXiv:2304.09913), Eq. 1-4.
@@ -62,6 +67,8 @@ class MARSTask(BaseTask):
         crf: dict[str, float] | None = None,
         workers: int = 2,
         refine_scale: float = 1.0,
+        max_lost_tags: float = 0.1,
+        force_masks: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -73,10 +80,17 @@ class MARSTask(BaseTask):
             raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
         if weighting not in ("cells", "centroids"):
             raise ConfigError(f"Expected model.init_args.weighting to be cells or centroids, but got {weighting!r}.")
+        if not 0 <= max_lost_tags <= 1:
+            raise ConfigError(f"Expected model.init_args.max_lost_tags in [0, 1], but got {max_lost_tags}.")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.needs = Needs(
-            train_masks=source, train_features=True, augment=False, predict_masks=source, predict_features=True
+            train_masks=source,
+            train_features=True,
+            augment=False,
+            predict_masks=source,
+            predict_features=True,
+            force_masks=force_masks,
         )
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
         self.register_buffer("centroids", torch.zeros(0))
@@ -124,6 +138,22 @@ class MARSTask(BaseTask):
             alpha=self.hparams.alpha,
             sizes=sizes if self.hparams.weighting == "cells" else None,
         )
+
+    def making(self) -> dict[str, Any]:
+        """What the masks lost against their source, measured when all of them are on disk."""
+        if self._trainer is None:
+            return {}
+        data = self.trainer.datamodule
+        gate = measure_removal(
+            data.store,
+            "mars_mask",
+            data.records("train"),
+            source=data.kind_to_read(self.hparams.source),
+            limit=self.hparams.max_lost_tags,
+            classes=self.classes,
+            progress=track,
+        )
+        return {"gate": gate.record()}
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Reject foreground pixels that resemble no debiased centroid of the image's classes."""

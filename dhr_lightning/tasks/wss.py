@@ -33,6 +33,7 @@ class WSSTask(SegmentationMixin, BaseTask):
         ema_warmup: let the first steps count more in that average.
         scales: relative image sizes at prediction, each with its mirror.
         test_crf: dense CRF on predicted masks, see `tasks.inference.Inference`; `null` for none.
+        force_masks: train on `masks` even if their gate calls them harmful.
         **options: optimiser and schedule, see `BaseTask`.
 
     Source: the WSS baseline of DHR (arXiv:2404.00380), DeepLabv3+ on pseudo masks.
@@ -61,6 +62,7 @@ class WSSTask(SegmentationMixin, BaseTask):
         ema_warmup: bool = True,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         test_crf: dict[str, Any] | None = None,
+        force_masks: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(class_names, has_background, **options)
@@ -75,7 +77,7 @@ class WSSTask(SegmentationMixin, BaseTask):
             output_stride=output_stride,
         )
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
-        self.needs = Needs(train_masks=masks, predict_splits=SPLITS)
+        self.needs = Needs(train_masks=masks, predict_splits=SPLITS, force_masks=force_masks)
         self.setup_metric()
 
     def on_fit_start(self) -> None:

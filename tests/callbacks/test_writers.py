@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.callbacks.writers import enter_together, refinement, to_arrays
-from dhr_lightning.ops.crf import has_pydensecrf
+from dhr_lightning.callbacks.writers import ArtifactWriters, enter_together, making, to_arrays
 from tests.task_samples import make_task
 
 
@@ -45,8 +44,40 @@ def test_the_first_rank_opens_before_the_others(first: bool, order: list[str]):
     assert events == [*order, "closed"]
 
 
-def test_the_refinement_that_really_ran_is_recorded():
-    assert refinement(make_task("CAMTask", refine="pamr")) == "pamr"
-    assert refinement(make_task("CAMTask")) == ("pydensecrf" if has_pydensecrf() else "lattice")
-    assert refinement(make_task("DHRTask", refine="none")) == "none"
-    assert refinement(make_task("WSSTask")) == "none"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("refine", "kind", "device", "name"),
+    [
+        ("auto", "base_mask", CPU, "pydensecrf"),
+        ("auto", "base_mask", CUDA, "lattice"),
+        ("pamr", "base_mask", CUDA, "pamr"),
+        ("none", "base_mask", CPU, "none"),
+        ("auto", "cam", CPU, "none"),
+    ],
+)
+def test_the_refinement_of_the_device_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, refine: str, kind: str, device: torch.device, name: str
+):
+    monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
+    assert making(make_task("CAMTask", refine=refine), kind, "train", device=device)["refine"] == name
+
+
+def test_the_crf_of_the_device_is_recorded_in_the_protocol(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
+    task = make_task("DHRTask", test_crf={})
+    for device, name in ((CPU, "pydensecrf"), (CUDA, "lattice")):
+        info = making(task, "prediction", "val", device=device)
+        assert info["refine"] == info["protocol"]["backend"] == name
+    assert making(make_task("DHRTask"), "prediction", "val", device=CUDA)["refine"] == "none"
+
+
+@pytest.mark.parametrize(("task", "words"), [("CAMTask", "dense CRF by"), ("DHRTask", None)])
+def test_a_step_says_which_refinement_runs_if_one_does(task: str, words: str | None, caplog: pytest.LogCaptureFixture):
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
+    with caplog.at_level("INFO", logger="dhr_lightning"):
+        ArtifactWriters().on_predict_start(trainer, make_task(task))
+    said = [message for message in caplog.messages if "refinement: " in message]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]

@@ -9,7 +9,7 @@ from dhr_lightning.errors import DependencyError
 from dhr_lightning.ops import _crf_lattice, crf, refine
 from dhr_lightning.ops.crf import CRFSettings, dense_crf
 from dhr_lightning.ops.pamr import pamr
-from dhr_lightning.ops.refine import Refiner, normalize_scores
+from dhr_lightning.ops.refine import Refiner, normalize_scores, resolve_backend
 
 PRESENT = torch.tensor([[True, True, True], [True, False, True]])
 BACKENDS = ["none", "pamr", "lattice", "pydensecrf"]
@@ -100,17 +100,58 @@ def test_copies_and_pickles_start_with_an_empty_cache():
     assert len(refiner.cache) == 1, "only the positions are left"
 
 
-def test_auto_follows_what_is_installed(monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "device", "installed", "runs"),
+    [
+        ("auto", "cpu", True, "pydensecrf"),
+        ("auto", "cpu", False, "lattice"),
+        ("auto", "cuda:1", True, "lattice"),
+        ("auto", "cuda:1", False, "lattice"),
+        ("auto", "mps", True, "lattice"),
+        ("pydensecrf", "cuda", True, "pydensecrf"),
+        ("lattice", "cpu", True, "lattice"),
+        ("pamr", "cuda", True, "pamr"),
+        ("none", "cuda", True, "none"),
+    ],
+)
+def test_auto_follows_the_device_and_what_is_installed(monkeypatch, backend, device, installed, runs):
+    monkeypatch.setattr(refine, "has_pydensecrf", lambda: installed)
+    assert resolve_backend(backend, torch.device(device)) == Refiner(backend).resolve(torch.device(device)) == runs
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "workers", "words"),
+    [
+        ("pydensecrf", "cpu", 2, "dense CRF by pydensecrf, 2 processes"),
+        ("pydensecrf", "cpu", 0, "dense CRF by pydensecrf, 1 process"),
+        ("auto", "cuda:0", 2, "dense CRF by lattice on cuda:0"),
+        ("pamr", "cpu", 2, "PAMR on cpu"),
+        ("none", "cpu", 2, "none"),
+    ],
+)
+def test_what_runs_is_said_in_words(backend, device, workers, words):
+    assert Refiner(backend, workers=workers).describe(torch.device(device)) == words
+
+
+@pytest.mark.gpu
+def test_auto_runs_the_lattice_on_a_gpu(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("pydensecrf ran")
+
     monkeypatch.setattr(refine, "has_pydensecrf", lambda: True)
-    assert Refiner().resolved == "pydensecrf"
-    Refiner().check_available()
+    monkeypatch.setattr(crf, "_run_pydensecrf", refuse)
+    image, score = sample()
+    found = Refiner()(image.cuda(), score.cuda(), PRESENT.cuda())
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), Refiner("lattice")(image, score, PRESENT), atol=1e-3, rtol=0)
+
+
+def test_auto_runs_what_is_installed(monkeypatch):
     monkeypatch.setattr(refine, "has_pydensecrf", lambda: False)
     monkeypatch.setattr(crf, "has_pydensecrf", lambda: False)
-    assert Refiner().resolved == "lattice"
     Refiner().check_available()
     image, score = sample()
     assert torch.equal(Refiner()(image, score, PRESENT), dense_crf(image, score, present=PRESENT))
-    assert Refiner(backend="none").resolved == "none"
     for call in (Refiner(backend="pydensecrf").check_available, lambda: Refiner("pydensecrf")(*sample(), PRESENT)):
         with pytest.raises(DependencyError, match="refine: lattice"):
             call()

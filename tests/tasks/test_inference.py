@@ -9,6 +9,7 @@ from dhr_lightning.ops.crf import CRFSettings, dense_crf
 from dhr_lightning.tasks.inference import Inference, strong_classes
 from tests.task_samples import favour, make_batch, make_task
 
+CPU = torch.device("cpu")
 CRF = {"backend": "lattice", "iterations": 2, "bilateral_srgb": 20.0}
 
 
@@ -18,7 +19,7 @@ def test_without_crf_masks_are_the_largest_mean_probability():
     inference = Inference((1.0, 0.5))
     expected = multi_scale_probability(task.network, batch["image"], scales=(1.0, 0.5), flip=True).argmax(1)
     assert torch.equal(inference(task.network, batch), expected)
-    assert inference.protocol("val").record() == {
+    assert inference.protocol("val", CPU).record() == {
         "scales": [1.0, 0.5], "flip": True, "crf": None, "backend": None, "prune": 0.05, "tags": False,
         "ignore_index": 255,
     }  # fmt: skip
@@ -83,16 +84,16 @@ def test_classes_that_are_not_allowed_never_appear(test_crf):
 @torch.no_grad()
 def test_tasks_record_what_they_do():
     task = make_task("DHRTask", test_crf=CRF, scales=[1.0, 0.5])
-    info = making(task, "prediction", "val")
+    info = making(task, "prediction", "val", device=CPU)
     assert info["refine"] == info["protocol"]["backend"] == "lattice"
     assert info["protocol"]["scales"] == [1.0, 0.5]
     assert info["protocol"]["crf"]["iterations"] == 2
     assert info["protocol"]["crf"]["bilateral_sxy"] == 67.0
     wss = make_task("WSSTask")
-    assert making(wss, "wss_mask", "train")["protocol"]["tags"] is True
-    assert making(wss, "prediction_base", "val")["protocol"]["tags"] is False
-    assert making(wss, "prediction_base", "val")["refine"] == "none"
-    assert "protocol" not in making(make_task("CAMTask"), "cam", "train")
+    assert making(wss, "wss_mask", "train", device=CPU)["protocol"]["tags"] is True
+    assert making(wss, "prediction_base", "val", device=CPU)["protocol"]["tags"] is False
+    assert making(wss, "prediction_base", "val", device=CPU)["refine"] == "none"
+    assert "protocol" not in making(make_task("CAMTask"), "cam", "train", device=CPU)
 
 
 @pytest.mark.parametrize(

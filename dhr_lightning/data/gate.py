@@ -1,0 +1,135 @@
+"""Sanity gate of steps that remove labels from masks: what was removed, and what the next step reads (no torch)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.artifacts.layout import is_kind
+from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import ClassSet, Record
+
+FORCE = "model.init_args.force_masks"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a step removed from the masks it started from. Counted without ground truth.
+
+    Attributes:
+        source: artifact kind that the step started from.
+        lost_tags: share of the (image, tag) pairs with a pixel in the source mask that have none left, in [0, 1].
+        rejected: share of the foreground pixels of the source mask whose label was changed, in [0, 1].
+        limit: the step is harmful if `lost_tags` exceeds it.
+    """
+
+    source: str
+    lost_tags: float
+    rejected: float
+    limit: float
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the step removed more than it may."""
+        return self.lost_tags > self.limit
+
+    @classmethod
+    def read(cls, manifest: Manifest | None) -> "Gate | None":
+        """The gate in the manifest of a sealed artifact; None where there is none, as of a step that has no gate."""
+        recorded = manifest.info.get("gate") if manifest else None
+        return cls(**{field.name: recorded[field.name] for field in fields(cls)}) if recorded else None
+
+    def record(self) -> dict[str, Any]:
+        """All attributes and the verdict, for `info.gate` of a manifest."""
+        return {**asdict(self), "harmful": self.harmful}
+
+    def describe(self) -> str:
+        """The figures in words."""
+        lost, rejected, limit = (100 * share for share in (self.lost_tags, self.rejected, self.limit))
+        return (
+            f"removes the last pixel of {lost:.1f} % of the tags that {self.source} has (limit {limit:g} %), and "
+            f"{rejected:.1f} % of its foreground pixels"
+        )
+
+    def verdict(self) -> str:
+        """The figures; of harmful masks also what follows, and how to use them all the same."""
+        if not self.harmful:
+            return self.describe()
+        return (
+            f"harmful, {self.describe()}. The next step reads {self.source} instead; to use these masks all the same, "
+            f"set {FORCE}: true there"
+        )
+
+
+def measure_removal(
+    store: ArtifactStore,
+    kind: str,
+    records: Sequence[Record],
+    *,
+    source: str,
+    limit: float,
+    classes: ClassSet,
+    progress: Callable[[Iterable[Record], str], Iterable[Record]] = lambda items, what: items,
+) -> Gate:
+    """Compare the masks of a step with those it started from, file by file.
+
+    Files on disk are compared, not what this process has predicted, so an interrupted and continued step counts
+    every image. Ground truth is not read.
+
+    Args:
+        store: the artifacts.
+        kind: masks of the training split that the step has written, complete.
+        records: images and tags of the training split.
+        source: masks that the step started from.
+        limit: largest share of tags that a harmless step removes, in [0, 1].
+        classes: tells background and ignored pixels.
+        progress: wrapper `(records, description) -> iterable of the same records`.
+
+    Raises:
+        ArtifactError: if a mask cannot be read.
+    """
+    lost = tags = changed = foreground = 0
+    for record in progress(records, f"{kind} against {source}"):
+        before, after = (read_mask(store.path(name, "train", record.id)) for name in (source, kind))
+        labelled = (before != classes.ignore_index) & (before >= classes.offset)
+        foreground, changed = foreground + int(labelled.sum()), changed + int((labelled & (after != before)).sum())
+        pixels_before, pixels_after = (np.bincount(mask.ravel(), minlength=256) for mask in (before, after))
+        had = [tag for tag in record.tags if pixels_before[tag]]
+        tags, lost = tags + len(had), lost + sum(not pixels_after[tag] for tag in had)
+    return Gate(source, lost / max(tags, 1), changed / max(foreground, 1), limit)
+
+
+def kind_to_read(store: ArtifactStore, kind: str, *, force: bool = False) -> str:
+    """Artifact kind that a step reads where its configuration names `kind`.
+
+    That is `kind` itself, or the source of `kind` while the manifest of `kind` calls it harmful. Digests, training,
+    status and report all ask here, so they agree, and follow when the masks are made again with another verdict.
+
+    Args:
+        store: the artifacts.
+        kind: kind named in the configuration, of the training split.
+        force: read `kind` whatever its gate says.
+    """
+    gate = None if force or not is_kind(kind) else Gate.read(store.manifest(kind, "train"))
+    return kind_to_read(store, gate.source) if gate and gate.harmful else kind
+
+
+def gate_notes(store: ArtifactStore) -> list[str]:
+    """One sentence for every artifact with a gate: what was removed, and whether later steps use it."""
+    manifests = {(kind, split): store.manifest(kind, split) for kind, split in store.kinds()}
+    used = {name for manifest in manifests.values() if manifest for name in manifest.inputs}
+    notes = []
+    for (kind, split), manifest in manifests.items():
+        gate, name = Gate.read(manifest), f"{kind}/{split}"
+        if gate is None:
+            continue
+        if not gate.harmful:
+            notes.append(f"{name} {gate.describe()}.")
+        elif name in used:
+            notes.append(f"{name} is harmful: it {gate.describe()}. It is used all the same ({FORCE}: true).")
+        else:
+            notes.append(f"{name} is harmful: it {gate.describe()}. It is not used; later steps read {gate.source}.")
+    return notes
