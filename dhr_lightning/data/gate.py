@@ -23,18 +23,20 @@ class Gate:
         source: artifact kind that the step started from.
         lost_tags: share of the (image, tag) pairs with a pixel in the source mask that have none left, in [0, 1].
         rejected: share of the foreground pixels of the source mask whose label was changed, in [0, 1].
-        limit: the step is harmful if `lost_tags` exceeds it.
+        max_lost_tags: the step is harmful if `lost_tags` exceeds it.
+        max_rejected: the step is harmful if `rejected` exceeds it.
     """
 
     source: str
     lost_tags: float
     rejected: float
-    limit: float
+    max_lost_tags: float
+    max_rejected: float
 
     @property
     def harmful(self) -> bool:
         """Whether the step removed more than it may."""
-        return self.lost_tags > self.limit
+        return self.lost_tags > self.max_lost_tags or self.rejected > self.max_rejected
 
     @classmethod
     def read(cls, manifest: Manifest | None) -> "Gate | None":
@@ -48,10 +50,11 @@ class Gate:
 
     def describe(self) -> str:
         """The figures in words."""
-        lost, rejected, limit = (100 * share for share in (self.lost_tags, self.rejected, self.limit))
+        lost, rejected = 100 * self.lost_tags, 100 * self.rejected
         return (
-            f"removes the last pixel of {lost:.1f} % of the tags that {self.source} has (limit {limit:g} %), and "
-            f"{rejected:.1f} % of its foreground pixels"
+            f"removes the last pixel of {lost:.1f} % of the tags that {self.source} has "
+            f"(limit {100 * self.max_lost_tags:g} %) and {rejected:.1f} % of its foreground pixels "
+            f"(limit {100 * self.max_rejected:g} %)"
         )
 
     def verdict(self) -> str:
@@ -70,10 +73,9 @@ def measure_removal(
     records: Sequence[Record],
     *,
     source: str,
-    limit: float,
     classes: ClassSet,
     progress: Callable[[Iterable[Record], str], Iterable[Record]] = lambda items, what: items,
-) -> Gate:
+) -> tuple[float, float]:
     """Compare the masks of a step with those it started from, file by file.
 
     Files on disk are compared, not what this process has predicted, so an interrupted and continued step counts
@@ -84,9 +86,11 @@ def measure_removal(
         kind: masks of the training split that the step has written, complete.
         records: images and tags of the training split.
         source: masks that the step started from.
-        limit: largest share of tags that a harmless step removes, in [0, 1].
         classes: tells background and ignored pixels.
         progress: wrapper `(records, description) -> iterable of the same records`.
+
+    Returns:
+        `lost_tags` and `rejected` of `Gate`; 0 where the source holds no foreground.
 
     Raises:
         ArtifactError: if a mask cannot be read.
@@ -99,7 +103,7 @@ def measure_removal(
         pixels_before, pixels_after = (np.bincount(mask.ravel(), minlength=256) for mask in (before, after))
         had = [tag for tag in record.tags if pixels_before[tag]]
         tags, lost = tags + len(had), lost + sum(not pixels_after[tag] for tag in had)
-    return Gate(source, lost / max(tags, 1), changed / max(foreground, 1), limit)
+    return lost / max(tags, 1), changed / max(foreground, 1)
 
 
 def kind_to_read(store: ArtifactStore, kind: str, *, force: bool = False) -> str:

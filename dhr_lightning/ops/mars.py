@@ -161,30 +161,45 @@ def foreground_similarity(uss: Tensor, debiased: Tensor, keys: Tensor) -> Tensor
 
 
 def foreground_mask(
-    image: Tensor, similarity: Tensor, *, refine: Refine | None = None, valid: Tensor | None = None
+    image: Tensor,
+    similarity: Tensor,
+    *,
+    threshold: float = 0.5,
+    refine: Refine | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Decide which pixels are foreground.
 
     Args:
         image: `(B, H, W, 3)` uint8 RGB.
         similarity: `(B, h, w)` in [0, 1].
+        threshold: similarity that is as much foreground as background, in (0, 1).
         refine: refinement over (background, foreground); none if omitted.
         valid: `(B, H, W)` bool, pixels inside the image.
 
     Returns:
-        `(B, H, W)` bool: the refined similarity is larger than its complement.
+        `(B, H, W)` bool: the refined foreground score is larger than its complement.
 
     Source: MARS (arXiv:2304.09913), M = R(similarity), R unspecified.
-    Differs: R is a two-label refinement of [1 - similarity, similarity].
+    Differs: R is a two-label refinement of [1 - s, s], where s is the similarity, stretched in two straight pieces so
+    that `threshold` becomes 1/2; at the default of 1/2 it is the similarity itself.
     """
+    if not 0 < threshold < 1:
+        raise ValueError(f"Expected `threshold` in (0, 1), but got {threshold}.")
     check_dims("similarity", similarity, "B h w")
     grid, size = (similarity.shape[1], similarity.shape[2]), (image.shape[1], image.shape[2])
     near = None if valid is None else valid_cells(valid, grid)
-    foreground = resize_maps(similarity[:, None], size, valid=near)  # (B, 1, H, W)
+    foreground = _stretch(resize_maps(similarity[:, None], size, valid=near), threshold)  # (B, 1, H, W)
     score = torch.cat([1.0 - foreground, foreground], dim=1)  # (B, 2, H, W)
     if refine is not None:
         score = refine(image, score, torch.ones_like(score[..., 0, 0], dtype=torch.bool), valid=valid)
     return score[:, 1] > score[:, 0]
+
+
+def _stretch(similarity: Tensor, threshold: float) -> Tensor:
+    """Map [0, threshold] to [0, 1/2] and [threshold, 1] to [1/2, 1]."""
+    above = 0.5 + 0.5 * (similarity - threshold) / (1.0 - threshold)
+    return torch.where(similarity < threshold, 0.5 * similarity / threshold, above)
 
 
 def reject_biased(mask: Tensor, foreground: Tensor, *, value: int, ignore_index: int = 255) -> Tensor:

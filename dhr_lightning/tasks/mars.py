@@ -1,12 +1,15 @@
 """Between baseline and DHR: remove biased background from the masks with unsupervised features."""
 
-from typing import Any, ClassVar
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.datamodule import Needs
-from dhr_lightning.data.gate import measure_removal
+from dhr_lightning.data.gate import Gate, measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.ops.cam import compact_keys
@@ -20,8 +23,13 @@ from dhr_lightning.ops.mars import (
     reject_biased,
 )
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.resize import valid_cells
+from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from dhr_lightning.progress import track
 from dhr_lightning.tasks.base import BaseTask, cut_masks
+
+THRESHOLD_IMAGES = 128
+log = logging.getLogger("dhr_lightning")
 
 
 class MARSTask(BaseTask):
@@ -37,12 +45,15 @@ class MARSTask(BaseTask):
         alpha: share kept of a class, farthest from background first.
         weighting: whether `alpha` is a share of the class's `cells` (ours) or of its `centroids` (the paper).
         rejected: what a rejected pixel becomes: `background` or `ignore`.
+        threshold: similarity to the debiased centroids that is as much foreground as background, in (0, 1), or `auto`:
+            Otsu's threshold of the similarities in some training images, chosen once before prediction.
         refine: refinement of the foreground map: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf: its dense CRF settings.
         workers: processes for pydensecrf.
         refine_scale: refine at this fraction of the image size, in (0, 1].
         max_lost_tags: the masks are harmful if more than this share of the tags with a pixel in `source` has none left,
             in [0, 1]; the next step then reads `source` instead.
+        max_rejected: the same if more than this share of the foreground pixels of `source` is rejected.
         force_masks: start from `source` even if it is harmful itself.
         **options: see `BaseTask`; no optimiser is used.
 
@@ -63,11 +74,13 @@ class MARSTask(BaseTask):
         alpha: float = 0.4,
         weighting: str = "cells",
         rejected: str = "background",
+        threshold: float | Literal["auto"] = 0.5,
         refine: str = "auto",
         crf: dict[str, float] | None = None,
         workers: int = 2,
         refine_scale: float = 1.0,
         max_lost_tags: float = 0.1,
+        max_rejected: float = 0.5,
         force_masks: bool = False,
         **options: Any,
     ) -> None:
@@ -80,8 +93,11 @@ class MARSTask(BaseTask):
             raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
         if weighting not in ("cells", "centroids"):
             raise ConfigError(f"Expected model.init_args.weighting to be cells or centroids, but got {weighting!r}.")
-        if not 0 <= max_lost_tags <= 1:
-            raise ConfigError(f"Expected model.init_args.max_lost_tags in [0, 1], but got {max_lost_tags}.")
+        if threshold != "auto" and (isinstance(threshold, str) or not 0 < threshold < 1):
+            raise ConfigError(f"Expected model.init_args.threshold in (0, 1) or auto, but got {threshold!r}.")
+        for name, limit in (("max_lost_tags", max_lost_tags), ("max_rejected", max_rejected)):
+            if not 0 <= limit <= 1:
+                raise ConfigError(f"Expected model.init_args.{name} in [0, 1], but got {limit}.")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.needs = Needs(
@@ -92,6 +108,7 @@ class MARSTask(BaseTask):
             predict_features=True,
             force_masks=force_masks,
         )
+        self.threshold = None if threshold == "auto" else threshold
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
         self.register_buffer("centroids", torch.zeros(0))
         self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
@@ -139,28 +156,54 @@ class MARSTask(BaseTask):
             sizes=sizes if self.hparams.weighting == "cells" else None,
         )
 
+    def on_predict_start(self) -> None:
+        """Choose the threshold if that was left to us: the same one for a run and for its continuation."""
+        if self.threshold is None:
+            self.eval()
+            records = spread(self.trainer.datamodule.records("train"), THRESHOLD_IMAGES)
+            self.threshold = self.choose_threshold(self.whole_batches(records, "threshold"))
+            log.info("threshold %.3f: Otsu's of the similarities in %d training images", self.threshold, len(records))
+
+    @torch.no_grad()
+    def choose_threshold(self, batches: Iterable[Batch]) -> float:
+        """Otsu's threshold of the similarity over all cells of some images, in (0, 1).
+
+        Ours; it reads images, tags and features only.
+        """
+        counts = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for batch in batches:
+            similarity = self._similarity(batch)  # (B, h, w)
+            near = valid_cells(batch["valid"], (similarity.shape[1], similarity.shape[2]))
+            counts = counts + foreground_histogram(similarity[:, None], valid=near).sum(0)
+        return float(otsu_threshold(counts))
+
     def making(self) -> dict[str, Any]:
-        """What the masks lost against their source, measured when all of them are on disk."""
+        """The threshold, and what the masks lost against their source, measured when all of them are on disk."""
         if self._trainer is None:
             return {}
-        data = self.trainer.datamodule
-        gate = measure_removal(
-            data.store,
-            "mars_mask",
-            data.records("train"),
-            source=data.kind_to_read(self.hparams.source),
-            limit=self.hparams.max_lost_tags,
-            classes=self.classes,
-            progress=track,
+        self.on_predict_start()  # a continued run may have had nothing left to predict
+        h, data = self.hparams, self.trainer.datamodule
+        source = data.kind_to_read(h.source)
+        lost, rejected = measure_removal(
+            data.store, "mars_mask", data.records("train"), source=source, classes=self.classes, progress=track
         )
-        return {"gate": gate.record()}
+        gate = Gate(source, lost, rejected, h.max_lost_tags, h.max_rejected)
+        return {"threshold": self.threshold, "gate": gate.record()}
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Reject foreground pixels that resemble no debiased centroid of the image's classes."""
-        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
-        similarity = foreground_similarity(batch["uss"], self.centroids, keys)  # (B, h, w)
+        threshold = self.threshold
+        if threshold is None:  # no run has chosen yet: judge by these images alone
+            threshold = self.choose_threshold([batch])
         image = batch["pixels"].permute(0, 2, 3, 1)
-        foreground = foreground_mask(image, similarity, refine=self.refiner, valid=batch["valid"])
+        foreground = foreground_mask(
+            image, self._similarity(batch), threshold=threshold, refine=self.refiner, valid=batch["valid"]
+        )
         value = 0 if self.hparams.rejected == "background" else self.classes.ignore_index
         masks = reject_biased(batch["mask"], foreground, value=value)
         return {"mars_mask": cut_masks(masks, batch)}
+
+    def _similarity(self, batch: Batch) -> Tensor:
+        """Similarity `(B, h, w)` of every cell to the nearest debiased centroid of the image's classes, in [0, 1]."""
+        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+        return foreground_similarity(batch["uss"], self.centroids, keys)
