@@ -124,6 +124,23 @@ def test_foreground_mask_uses_the_refinement():
     torch.testing.assert_close(seen["total"], torch.ones(1, 1, 2))
 
 
+def test_the_threshold_is_where_foreground_and_background_are_equal():
+    image, similarity = torch.zeros(1, 1, 5, 3).byte(), torch.tensor([[[0.0, 0.1, 0.3, 0.8, 1.0]]])
+    scores = []
+
+    def keep(image, score, present, *, valid=None):
+        scores.append(score[0, 1, 0].tolist())
+        return score
+
+    assert foreground_mask(image, similarity, threshold=0.2).tolist() == [[[False, False, True, True, True]]]
+    foreground_mask(image, similarity, threshold=0.2, refine=keep)
+    foreground_mask(image, similarity, refine=keep)
+    assert scores[0] == pytest.approx([0.0, 0.25, 0.5625, 0.875, 1.0])
+    assert scores[1] == similarity[0, 0].tolist()  # bit by bit at the default
+    with pytest.raises(ValueError, match=r"Expected `threshold` in \(0, 1\), but got 1\.0\."):
+        foreground_mask(image, similarity, threshold=1.0)
+
+
 def test_class_sets_without_background_are_refused():
     uss, mask, _ = toy()
     with pytest.raises(ValueError, match="MARS needs a background class, but `offset` is 0"):
