@@ -65,6 +65,8 @@ def test_harmful_masks_are_left_out_until_they_are_made_well(workspace: Workspac
     assert any(line.startswith("mars_mask/train: harmful, removes") for line in lines.messages)
     (line,) = (line for line in lines.messages if line.startswith("dhr: starts from base_mask, not from mars_mask: "))
     assert "set model.init_args.force_masks: true" in line
+    assert any(line.startswith("dhr: refinement: dense CRF by ") for line in lines.messages)
+    assert any(line.startswith("dhr_mask round 0: changed_pixels 0.000, ") for line in lines.messages)
     notes = json.loads(Path("reports/microworld/report.json").read_text())["notes"]
     assert any("mars_mask/train is harmful" in note and "later steps read base_mask" in note for note in notes)
     assert "mars_mask/train is harmful" in Path("reports/microworld/report.html").read_text()

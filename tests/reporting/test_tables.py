@@ -2,9 +2,12 @@ from typing import Any, cast
 
 import pytest
 
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.gate import Gate
 from dhr_lightning.reporting.figures import Figures
 from dhr_lightning.reporting.kinds import MaskKind, find_kinds
 from dhr_lightning.reporting.tables import ladder
+from dhr_lightning.reporting.truth import GroundTruth
 from dhr_lightning.reporting.verdict import _milestones
 
 
@@ -32,3 +35,13 @@ def test_masks_that_no_later_ones_were_made_from_are_branches(store, truth, put,
     assert sorted(kind.kind for kind in kinds if kind.is_branch) == branches
     steps = [kind.kind for kind in _milestones(kinds, "train")]
     assert ("mars_mask" in steps) == ("mars_mask" not in branches)
+
+
+@pytest.mark.parametrize("harmful", [False, True])
+def test_harmful_masks_are_beside_the_way(store: ArtifactStore, truth: GroundTruth, put: Any, harmful: bool):
+    put("base_mask", "train", lambda name: truth.mask("train", name))
+    put("mars_mask", "train", lambda name: truth.mask("train", name))
+    manifest = store.manifest("mars_mask", "train").with_info(gate=Gate("base_mask", 0.5 * harmful, 0, 0.1, 1).record())
+    manifest.save(store.folder("mars_mask", "train") / "manifest.json")
+    kinds, _ = find_kinds(store, {"train": truth.ids("train")}, splits=["train"])
+    assert [(kind.kind, kind.is_branch) for kind in kinds] == [("base_mask", False), ("mars_mask", harmful)]
