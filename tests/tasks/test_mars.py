@@ -129,11 +129,14 @@ def test_batch_and_order_change_nothing(settings: dict[str, object]):
 
 def test_the_chosen_threshold_is_otsus_of_the_similarities_inside_the_images():
     """Against a search over all edges, one cosine at a time."""
-    batch, task = make_batch(TAGS, [(48, 64), (40, 60), (33, 49)]), fitted(threshold="auto")
+    batch, task = make_batch(TAGS, [(48, 64), (40, 60), (36, 52)]), fitted(threshold="auto")
     values = []
     for row, tags in enumerate(TAGS):
-        height, width = (-(-side // 4) for side in batch["geometry"][row].size)
+        height, width = (side // 4 for side in batch["geometry"][row].size)
         cells = batch["uss"][row, :, :height, :width].flatten(1).T
+        padding = torch.ones(12, 16, dtype=torch.bool)
+        padding[:height, :width] = False
+        batch["uss"][row, :, padding] = task.centroids[tags[0], :, None]  # would be a crowd of similarities of 1
         for cell in cells:
             values.append(max(0.0, *(float(cell @ task.centroids[tag] / cell.norm()) for tag in tags)))
     values = np.array(values)
