@@ -29,13 +29,16 @@ def manifest(workspace: Workspace, kind: str, split: str = "train") -> Manifest:
 def noise(monkeypatch: pytest.MonkeyPatch) -> Any:
     """USS features that have nothing to do with the image, and DHR rounds that repeat the masks they start from."""
 
-    def random_code(task: USSTask, batch: Any) -> torch.Tensor:
-        height, width = (length // 4 for length in batch["pixels"].shape[-2:])
-        return torch.randn(len(batch["id"]), 64, height, width, generator=torch.Generator().manual_seed(0))
+    predict = USSTask.predict_step
+
+    def random_features(task: USSTask, batch: Any, *place: int) -> Any:
+        found = predict(task, batch, *place)["uss"]
+        generator = torch.Generator().manual_seed(0)
+        return {"uss": [(torch.randn(64, *code.shape[1:], generator=generator),) for (code,) in found]}
 
     monkeypatch.setattr(DHRTask, "pseudo_masks", lambda task, batch: SimpleNamespace(mask=batch["mask"]))
     with monkeypatch.context() as patch:
-        patch.setattr(USSTask, "_code", random_code)
+        patch.setattr(USSTask, "predict_step", random_features)
         yield patch
 
 
@@ -59,7 +62,7 @@ def test_harmful_masks_are_left_out_until_they_are_made_well(workspace: Workspac
     gate = manifest(workspace, "mars_mask").info["gate"]
     assert gate["harmful"] is True
     assert gate["source"] == "base_mask"
-    assert gate["lost_tags"] > gate["max_lost_tags"] == 0.1
+    assert gate["lost_tags"] > gate["max_lost_tags"] == 0.05
     assert workspace.hashes("mars_mask") != workspace.hashes("base_mask")
     assert started_from(workspace, "base_mask")
     assert any(line.startswith("mars_mask/train: harmful, removes") for line in lines.messages)

@@ -18,6 +18,7 @@ from dhr_lightning.callbacks.writers import enter_together
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
+from dhr_lightning.data.gate import kind_to_read
 from dhr_lightning.data.provenance import describe_artifact
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.metrics import confusion_matrix, scores
@@ -117,7 +118,9 @@ class PseudoMaskRefresh(L.Callback):
         """Log how the masks changed; mIoU on the training split only where ground truth exists, for evaluation."""
         if not trainer.is_global_zero:
             return
-        previous = round_kind(number - 1) if number else datamodule.kind_to_read(str(datamodule.needs.predict_masks))
+        needs, store = datamodule.needs, datamodule.store
+        start = kind_to_read(store, str(needs.predict_masks), force=needs.force_masks)
+        previous = round_kind(number - 1) if number else start
         figures = compare_masks(datamodule, round_kind(number), previous)
         for logger in trainer.loggers:
             logger.log_metrics({f"refresh/{name}": value for name, value in figures.items()}, step=trainer.global_step)

@@ -169,10 +169,6 @@ class WSSSDataModule(L.LightningDataModule):
             kind = f"dhr_mask/round_{self.mask_round or 0:02d}"
         return self.store.path(kind, split, image_id)
 
-    def kind_to_read(self, kind: str) -> str:
-        """Kind of mask that is read where the task names `kind`; see `gate.kind_to_read`."""
-        return kind_to_read(self.store, kind, force=self.needs.force_masks)
-
     def writer(self, identity: Manifest, *, owner: bool) -> ArtifactWriter:
         """Writer of an artifact of this dataset; see `ArtifactStore.open_writer`."""
         return self.store.open_writer(
@@ -199,9 +195,8 @@ class WSSSDataModule(L.LightningDataModule):
         return Path(manifest.checkpoint["path"])
 
     def _masks(self, kind: str | None, split: str) -> PathOf | None:
-        if kind is None or kind == "truth":
-            return None
-        return functools.partial(self.mask_path, self.kind_to_read(kind), split)
+        used = None if kind is None or kind == "truth" else kind_to_read(self.store, kind, force=self.needs.force_masks)
+        return functools.partial(self.mask_path, used, split) if used else None
 
     def _features(self, wanted: bool, split: str) -> PathOf | None:
         return functools.partial(self.store.path, "uss", split) if wanted else None
@@ -233,9 +228,8 @@ class WSSSDataModule(L.LightningDataModule):
 
     def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
         """All crops of the training images in order, five for each image."""
-        return self._loader(
-            FiveCrops(self.records("train"), self.classes, crop), DataLoader, batch_size=self.batch_size
-        )
+        crops = FiveCrops(self.records("train"), self.classes, crop)
+        return self._loader(crops, DataLoader, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""

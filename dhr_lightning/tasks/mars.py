@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.datamodule import Needs
-from dhr_lightning.data.gate import Gate, measure_removal
+from dhr_lightning.data.gate import Gate, kind_to_read, measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.ops.cam import compact_keys
@@ -79,7 +79,7 @@ class MARSTask(BaseTask):
         crf: dict[str, float] | None = None,
         workers: int = 2,
         refine_scale: float = 1.0,
-        max_lost_tags: float = 0.1,
+        max_lost_tags: float = 0.05,
         max_rejected: float = 0.5,
         force_masks: bool = False,
         **options: Any,
@@ -183,7 +183,7 @@ class MARSTask(BaseTask):
             return {}
         self.on_predict_start()  # a continued run may have had nothing left to predict
         h, data = self.hparams, self.trainer.datamodule
-        source = data.kind_to_read(h.source)
+        source = kind_to_read(data.store, h.source, force=h.force_masks)
         lost, rejected = measure_removal(
             data.store, "mars_mask", data.records("train"), source=source, classes=self.classes, progress=track
         )
