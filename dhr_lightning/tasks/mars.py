@@ -80,7 +80,7 @@ class MARSTask(BaseTask):
         workers: int = 2,
         refine_scale: float = 1.0,
         max_lost_tags: float = 0.05,
-        max_rejected: float = 0.5,
+        max_rejected: float = 0.45,
         force_masks: bool = False,
         **options: Any,
     ) -> None:
