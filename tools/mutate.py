@@ -10,6 +10,7 @@ survivor are in `bench/mutants.md`; survivors that change nothing anybody could 
 """
 
 import argparse
+import gc
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from mutmut import __main__ as mutmut
 from mutmut.configuration import config
 from mutmut.mutation import file_mutation, trampoline
 from mutmut.mutation.data import SourceFileMutationData
+from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_source_paths
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
@@ -41,6 +44,7 @@ PACKAGES = ("ops", "tasks", "callbacks", "data", "metrics", "losses", "models", 
 FOLDER = Path("mutants")
 TRANSPARENT = ("staticmethod", "classmethod", "torch.no_grad", "lru_cache", "cache")  # what a mutant may stand under
 MESSAGE = m.Call(func=m.Attribute(attr=m.OneOf(*(m.Name(name) for name in ("debug", "info", "warning", "warn")))))
+LATE_IMPORTS = ("torch.distributed.tensor",)  # by `torch.testing.assert_close`; seconds
 NO_TESTS, SURVIVED = 33, 0
 
 
@@ -88,7 +92,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="all mutants instead of a sample")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another sample")
     parser.add_argument("--minutes", type=float, default=25, help="no mutant is started later than this")
-    parser.add_argument("--seconds", type=float, default=60, help="tests of one mutant: the fastest that fit in this")
+    parser.add_argument("--seconds", type=float, default=30, help="tests of one mutant: those that fit in this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants tested at the same time")
     parser.add_argument("--tests", nargs="+", help="folders or files of tests instead of those of pyproject.toml")
     parser.add_argument("--fresh", action="store_true", help="forget all results")
@@ -105,6 +109,7 @@ def _prepare(options: argparse.Namespace) -> MutantRunner:
     shutil.rmtree(FOLDER / "tests", ignore_errors=True)  # so that removed tests are gone there, too
     _choose_places()
     _keep_names_of_constructors()
+    _warm_up_fully()
     copy_src_dir()
     copy_also_copy_files()
     setup_source_paths()
@@ -163,6 +168,20 @@ def _named(wrapped: Callable[..., None], mutants: dict[str, Any]) -> Callable[..
         wrapped(*arguments, **options)
 
     return constructor
+
+
+def _warm_up_fully() -> None:
+    """Let forked processes start with what tests import late, and spare them the garbage collection of all of it."""
+    warm_up = PytestRunner.warm_up
+
+    def warm_up_fully(self: PytestRunner) -> None:
+        warm_up(self)
+        for name in LATE_IMPORTS:
+            import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    PytestRunner.warm_up = warm_up_fully
 
 
 def _changed(folder: str) -> bool:
@@ -225,11 +244,11 @@ def _outcomes(runner: MutantRunner, names: Iterable[str], options: argparse.Name
 
 
 def _tests_of(name: str, most: float) -> tuple[list[str], float]:
-    """Tests that run through the function of a mutant, those of its module first, then the fastest; and their time."""
+    """Tests that run through the function of a mutant and their time: fast ones first, those of its module sooner."""
     durations = state().duration_by_test
     module, total, chosen = name.split(".")[2].lstrip("_"), 0.0, []
     found = state().tests_by_mangled_function_name.get(mangled_name_from_mutant_name(name), set())
-    for test in sorted(found, key=lambda test: (f"test_{module}" not in test, durations[test], test)):
+    for test in sorted(found, key=lambda test: durations[test] * (1 if f"test_{module}" in test else 10)):
         total += durations[test]
         if chosen and total > most:
             break

@@ -74,12 +74,12 @@ class MaskStatistics:
         self.offset = offset
         self.ignore_index = ignore_index
         self.threshold = threshold
-        self._large = torch.zeros(num_classes, num_classes, dtype=torch.bool)  # [large, minor]
+        self._large = torch.zeros(num_classes, num_classes, dtype=torch.bool, device="cpu")  # [large, minor]
         for minor, large in neighbours:
             if not (offset <= minor < num_classes and offset <= large < num_classes):
                 raise ValueError(f"Expected `neighbours` in {offset}..{num_classes - 1}, but got {(minor, large)}.")
             self._large[large, minor] = True
-        self._counts = torch.zeros(6, num_classes, dtype=torch.int64)
+        self._counts = torch.zeros(6, num_classes, dtype=torch.int64, device="cpu")
 
     def update(self, mask: Tensor, tags: Tensor, truth: Tensor | None = None) -> None:
         """Add a batch of masks.
@@ -115,7 +115,7 @@ class MaskStatistics:
                 f"but got {tuple(joint.shape)}, {tuple(tags.shape)}."
             )
         joint = joint.cpu()
-        tagged = torch.zeros(len(joint), classes, dtype=torch.bool)
+        tagged = torch.zeros_like(joint[:, 0, :-1], dtype=torch.bool)
         tagged[:, self.offset :] = tags.cpu() > 0  # (B, C)
         area = joint.sum(2)[:, :classes]  # (B, C)
         hit = joint.diagonal(dim1=1, dim2=2)[:, :classes]

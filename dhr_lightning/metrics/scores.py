@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -54,7 +53,7 @@ def scores(matrix: Tensor, boundary: Tensor | None = None) -> Scores:
     predicted = counts[:, :num_classes].sum(dim=0)  # (C,)
     union = true + predicted - hit  # (C,); 0 / 0 is NaN
     iou, fpr, fnr = hit / union, (predicted - hit) / union, (true - hit) / union
-    band = torch.zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
+    band = counts.new_zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
     boundary_iou = band[0] / (band[1] + band[2] - band[0])
     return Scores(
         iou=iou,

@@ -70,7 +70,7 @@ def power_coefficients(power: int, *, rest: float) -> list[float]:
     |S| = k, and degrees far above sqrt(n) hardly occur. Weights between pixels are symmetric, so all eigenvalues of
     the averaging are real and in [-1, 1], where no Chebyshev polynomial exceeds 1: the tail can be left out.
     """
-    degree = torch.arange(power % 2, power + 1, 2, dtype=torch.float64)
+    degree = torch.arange(power % 2, power + 1, 2, dtype=torch.float64, device="cpu")
     choices = [torch.lgamma(count + 1) for count in (0.5 * (power + degree), 0.5 * (power - degree))]
     probability = (math.lgamma(power + 1) - choices[0] - choices[1] - power * math.log(2.0)).exp()
     probability[degree > 0] *= 2
@@ -85,4 +85,6 @@ def _csr_matrix(starts: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     size = len(starts) - 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # its products are not
-        return torch.sparse_csr_tensor(starts, columns, values, (size, size), check_invariants=False)
+        return torch.sparse_csr_tensor(
+            starts, columns, values, (size, size), device=values.device, check_invariants=False
+        )

@@ -37,7 +37,7 @@ def kmeans(
     check_finite("x", x)
     with full_precision(x):
         rows = functional.normalize(as_float(x), dim=1) if spherical else as_float(x)
-        centroids = _start(rows, torch.rand(k, generator=generator))
+        centroids = _start(rows, torch.rand(k, generator=generator, device="cpu"))
         for _ in range(iterations):
             centroids = _round(rows, centroids, spherical)
         return centroids
@@ -76,7 +76,7 @@ def batched_spherical_kmeans(
     used = torch.arange(k, device=x.device) < size[..., None]  # (B, P, k)
     with full_precision(x):
         unit = functional.normalize(as_float(x), dim=2)
-        uniform = torch.rand(k, generator=torch.Generator().manual_seed(seed))
+        uniform = torch.rand(k, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         centroids = _batched_start(unit, member, uniform) * used[..., None]
         for _ in range(iterations):
             centroids = _batched_round(unit, member, centroids, used)

@@ -76,10 +76,10 @@ def _window_shares(index: Tensor, values: int, grid: tuple[int, int]) -> Tensor:
 @lru_cache(maxsize=64)
 def _edges(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
     """Piece of each pixel between all window edges, first and last edge of each cell's window, number of pieces."""
-    cell = torch.arange(cells)
+    cell = torch.arange(cells, device="cpu")
     start, end = cell * length // cells, -(-(cell + 1) * length // cells)
-    edges = torch.tensor(sorted({*start.tolist(), *end.tolist()}))
-    piece = torch.bucketize(torch.arange(length), edges, right=True) - 1
+    edges = torch.tensor(sorted({*start.tolist(), *end.tolist()}), device="cpu")
+    piece = torch.bucketize(torch.arange(length, device="cpu"), edges, right=True) - 1
     first, last = torch.bucketize(start, edges), torch.bucketize(end, edges)
     return piece.to(device), first.to(device), last.to(device), len(edges) - 1
 
