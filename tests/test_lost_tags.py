@@ -100,8 +100,11 @@ def test_bad_statistics_input_is_refused():
         statistics.update(mask, tags, truth.masked_fill(truth == 1, 9))
     with pytest.raises(ValueError, match="one size"):
         statistics.update(mask, tags, truth[:, :, :5])
-    with pytest.raises(ValueError, match=r"`neighbours` in 1\.\.3, but got \(0, 1\)"):
-        MaskStatistics(4, offset=1, neighbours=[(0, 1)])
+    with pytest.raises(ValueError, match=r"`mask` \(B, H, W\), but got \(5, 6\)"):
+        statistics.update(torch.zeros(5, 6, dtype=torch.long), tags)
+    for pair in ((0, 1), (1, 0), (4, 1), (1, 4)):
+        with pytest.raises(ValueError, match=rf"`neighbours` in 1\.\.3, but got \({pair[0]}, {pair[1]}\)"):
+            MaskStatistics(4, offset=1, neighbours=[pair])
     assert statistics.compute().pairs.sum() == 0, "a refused batch must not be counted"
 
 

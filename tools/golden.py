@@ -112,6 +112,8 @@ def _masks(workspace: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for split, kinds in KINDS.items():
         for kind in kinds:
             paths = sorted(store.folder(kind, split).glob("*.png"))
+            if not paths:
+                raise SystemExit(f"{kind}/{split} holds no mask below {workspace}. Run without --resume.")
             chosen = paths[:: max(1, len(paths) // IMAGES)][:IMAGES]
             yield f"{kind}/{split}", {path.stem: shorten(read_mask(path)[::STRIDE, ::STRIDE]) for path in chosen}
 

@@ -12,6 +12,7 @@ survivor are in `bench/mutants.md`; survivors that change nothing anybody could 
 import argparse
 import gc
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -23,9 +24,6 @@ from importlib import import_module
 from math import ceil
 from pathlib import Path
 from typing import Any
-
-# Hypothesis draws the same examples every time, and a sum has one order. Read when the libraries are imported.
-os.environ.update({"CI": "1", "OMP_NUM_THREADS": "1"})
 
 import libcst as cst
 import libcst.matchers as m
@@ -73,6 +71,8 @@ def main() -> int:
     """Make mutants, test a part of them and report; returns the exit status."""
     options = _parse()
     os.chdir(Path(__file__).resolve().parents[1])
+    # for the processes of the tests: Hypothesis draws the same examples every time, and a sum has one order
+    os.environ.update({"CI": "1", "OMP_NUM_THREADS": "1"})
     runner = _prepare(options)
     results = _load(options.only)
     names = _choose(results, options)
@@ -115,11 +115,10 @@ def _prepare(options: argparse.Namespace) -> MutantRunner:
     setup_source_paths()
     with mutmut.CatchOutput(spinner_title="Making mutants"):
         mutmut.create_mutants(options.jobs)
-    if _changed("dhr_lightning"):
-        (FOLDER / "mutmut-stats.json").unlink(missing_ok=True)
+    _forget_tests_of_new_functions()
     runner = get_mutant_runner(options.jobs)
     mutmut.collect_or_load_stats(runner)
-    if _changed("tests"):
+    if _tests_changed():
         mutmut._reset_mutant_results(lambda name, code: code in (SURVIVED, NO_TESTS))
     mutmut.set_mutant_under_test("")
     return runner
@@ -184,12 +183,22 @@ def _warm_up_fully() -> None:
     PytestRunner.warm_up = warm_up_fully
 
 
-def _changed(folder: str) -> bool:
-    """Whether the Python files of a folder differ from those of the last run."""
+def _forget_tests_of_new_functions() -> None:
+    """Have all tests traced again if there are functions that the last trace has not seen."""
+    path = FOLDER / "mutmut-stats.json"
+    if (
+        path.exists()
+        and state().current_function_hashes.keys() - json.loads(path.read_text())["function_hashes"].keys()
+    ):
+        path.unlink()
+
+
+def _tests_changed() -> bool:
+    """Whether the tests differ from those of the last run."""
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*.py")):
+    for path in sorted(Path("tests").rglob("*.py")):
         digest.update(str(path).encode() + path.read_bytes())
-    record = FOLDER / f"{folder}.sha256"
+    record = FOLDER / "tests.sha256"
     before = record.read_text() if record.exists() else ""
     record.write_text(digest.hexdigest())
     return before != digest.hexdigest()

@@ -14,6 +14,7 @@ from dhr_lightning.ops.mars import (
     reject_biased,
 )
 from dhr_lightning.ops.pooling import cell_labels
+from dhr_lightning.ops.refine import Refiner
 
 
 def toy():
@@ -139,6 +140,20 @@ def test_the_threshold_is_where_foreground_and_background_are_equal():
     assert scores[1] == similarity[0, 0].tolist()  # bit by bit at the default
     with pytest.raises(ValueError, match=r"Expected `threshold` in \(0, 1\), but got 1\.0\."):
         foreground_mask(image, similarity, threshold=1.0)
+
+
+@pytest.mark.parametrize("refine", [None, Refiner("pamr", dilations=(1,), pamr_iterations=2)], ids=["none", "pamr"])
+def test_padding_does_not_change_the_foreground(refine):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 16, 24, 3), generator=generator).byte()
+    similarity = torch.rand(2, 4, 6, generator=generator)
+    wide = functional.pad(image, (0, 0, 0, 8, 0, 4), value=200)
+    valid = torch.zeros(2, 20, 32, dtype=torch.bool)
+    valid[:, :16, :24] = True
+    alone = foreground_mask(image, similarity, refine=refine)
+    padded = foreground_mask(wide, functional.pad(similarity, (0, 2, 0, 1), value=1.0), refine=refine, valid=valid)
+    assert 0.2 < alone.float().mean() < 0.8
+    assert torch.equal(padded[:, :16, :24], alone)
 
 
 def test_class_sets_without_background_are_refused():

@@ -53,6 +53,22 @@ def test_guard_restores_what_the_last_refinement_removed(guard: str):
                 assert (guarded.mask[b] == key).any()
 
 
+@pytest.mark.parametrize(("share", "restored"), [(0.2, False), (0.3, True)])
+def test_guard_measures_what_is_left_against_what_was_there(share: float, restored: bool):
+    images = [make_image(0, tags=(0, 3), grid=(6, 6))]
+    bare, keys, _ = run(images, options=replace(NO_GUARD, uss=True))
+
+    def thin(image, score, present, *, valid=None):  # a quarter of the pixels keep their class
+        score[:, 1:] *= torch.zeros(score.shape[2:]).index_put((torch.arange(0, 48, 4),), torch.tensor(1.0))
+        return score
+
+    guarded, *_ = run(images, options=replace(NO_GUARD, guard="heatmap", min_share=share), refine_final=thin)
+    for key in keys[0, 1:].tolist():
+        before, after = (bare.mask[0] == key), (guarded.mask[0] == key)
+        assert before.sum() > 100
+        assert torch.equal(before, after) is restored
+
+
 def test_guard_leaves_a_mask_alone_in_which_nothing_vanished():
     images = [make_image(i, **sample) for i, sample in enumerate(MIXED)]
     same = lambda image, score, present, *, valid=None: score  # noqa: E731

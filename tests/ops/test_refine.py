@@ -88,6 +88,21 @@ def test_two_refiners_share_the_lattice_of_an_image(scale, builds):
     assert not torch.equal(changed, expected[1])
 
 
+def test_refiners_of_two_scales_may_share_a_cache():
+    image, score = sample()
+    valid = torch.ones(2, 24, 20, dtype=torch.bool)
+    half = Refiner("lattice", scale=0.5)
+    quarter = replace(half, scale=0.25)
+    expected = [Refiner("lattice", scale=scale)(image, score, PRESENT, valid=valid) for scale in (0.5, 0.25)]
+    assert all(map(torch.equal, (refiner(image, score, PRESENT, valid=valid) for refiner in (half, quarter)), expected))
+
+
+def test_a_small_pixel_is_valid_if_most_of_it_is():
+    valid = torch.zeros(1, 4, 8, dtype=torch.bool)
+    valid[0, :, 1:3] = valid[0, 1:, 4:7] = True
+    assert refine._shrink_valid(valid, (2, 4)).tolist() == [[[True, True, True, False], [True, True, True, True]]]
+
+
 def test_copies_and_pickles_start_with_an_empty_cache():
     image, score = sample()
     refiner = Refiner("lattice", scale=0.5)
