@@ -32,6 +32,24 @@ def slow_boundary_iou(pairs: list[tuple[np.ndarray, np.ndarray]], value: int, ra
     return both / either if either else math.nan
 
 
+def test_the_metric_adds_the_counts_of_its_batches():
+    batches = [[torch.from_numpy(mask)[None] for mask in pair(seed)] for seed in range(3)]
+    metric = ConfusionMatrix(5, boundary_ratio=0.03)
+    for prediction, truth in batches:
+        metric.update(prediction, truth)
+    total = sum(boundary_counts(*batch, num_classes=5, ratio=0.03) for batch in batches)
+    assert torch.equal(metric.boundary, total)
+    assert total.min() >= 0
+    assert total[0].sum() > 0
+
+
+def test_another_value_may_mean_ignore():
+    prediction, truth = (torch.from_numpy(mask)[None] for mask in pair(0))
+    expected = boundary_counts(prediction, truth, num_classes=5)
+    prediction, truth = (mask.masked_fill(mask == 255, 5) for mask in (prediction, truth))
+    assert torch.equal(boundary_counts(prediction, truth, num_classes=5, ignore_index=5), expected)
+
+
 @pytest.mark.parametrize("ratio", [0.02, 0.06])
 def test_every_class_agrees_with_the_definition(ratio):
     pairs = [pair(seed) for seed in range(3)]

@@ -63,6 +63,27 @@ def test_without_truth_only_empty_tags_are_counted():
     assert math.isnan(lost.vanished_beside_share)
 
 
+def test_another_value_may_mean_ignore_also_without_truth():
+    mask, tags, truth = lost_tags_case()
+    mask[:, 0, 0] = truth[:, 0, 1] = 255
+    for given in (truth, None):
+        ours, theirs = MaskStatistics(4, offset=1), MaskStatistics(4, offset=1, ignore_index=-1)
+        ours.update(mask.byte(), tags, given)
+        other = None if given is None else given.masked_fill(given == 255, -1)
+        theirs.update(mask.masked_fill(mask == 255, -1).short(), tags, other)
+        for name, value in vars(ours.compute()).items():
+            assert torch.equal(value, getattr(theirs.compute(), name)), name
+    unlabelled = MaskStatistics(4, offset=1, ignore_index=300)
+    unlabelled.update(mask.masked_fill(mask == 255, 0).byte(), tags)
+    assert unlabelled.compute().judged.sum() == 0
+
+
+def test_counts_are_integers():
+    statistics = MaskStatistics(4, offset=1)
+    statistics.update(*lost_tags_case())
+    assert {value.dtype for value in vars(statistics.compute()).values()} == {torch.int64}
+
+
 def test_images_accumulate_in_any_batching():
     mask, tags, truth = lost_tags_case()
     together, apart = (MaskStatistics(4, offset=1, neighbours=[(2, 1)]) for _ in range(2))

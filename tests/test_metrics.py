@@ -126,6 +126,9 @@ def test_empty_split_has_no_score():
         ([-1], [0], r"`prediction`.*\[-1\]"),
         ([0, 0], [0], "one size"),
         ([0.0], [0], "integer class values, but got torch.float32"),
+        ([0], [0.0], "integer class values, but got torch.float32"),
+        ([True], [0], "integer class values, but got torch.bool"),
+        ([0], [0j], "integer class values, but got torch.complex64"),
     ],
 )
 def test_bad_masks_are_refused(prediction, target, message):
@@ -137,6 +140,8 @@ def test_bad_arguments_are_refused():
     mask = torch.zeros(2).long()
     with pytest.raises(ValueError, match=r"outside 0\.\.6, but got 0"):
         confusion_matrix(mask, mask, num_classes=7, ignore_index=0)
+    with pytest.raises(ValueError, match=r"outside 0\.\.6, but got 6"):
+        confusion_matrix(mask, mask, num_classes=7, ignore_index=6)
     for shape in [(3, 5), (4, 3), (3,)]:
         with pytest.raises(ValueError, match=r"\(C, C \+ 1\)"):
             scores(torch.zeros(shape))
@@ -145,6 +150,26 @@ def test_bad_arguments_are_refused():
 def test_negative_ignore_index():
     matrix = confusion_matrix(torch.tensor([-1, 1, 1]), torch.tensor([0, 1, -1]), num_classes=2, ignore_index=-1)
     assert matrix.tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_the_value_after_the_last_class_may_mean_ignore():
+    prediction, target = random_masks(0, [0, 1, 2])
+    prediction[:, :5] = 255
+    expected = confusion_matrix(prediction, target, num_classes=7)
+    prediction, target = (mask.masked_fill(mask == 255, 7) for mask in (prediction, target))
+    assert torch.equal(confusion_matrix(prediction, target, num_classes=7, ignore_index=7), expected)
+
+
+def test_a_metric_without_images_has_the_shape_of_its_counts_and_no_scores():
+    metric = ConfusionMatrix(7)
+    assert metric.matrix.shape == (7, 8)
+    assert metric.matrix.sum() == 0
+    found = metric.scores()
+    for values in (found.iou, found.fpr, found.fnr, found.boundary_iou):
+        assert values.shape == (7,)
+        assert values.dtype == torch.float64
+        assert values.isnan().all()
+    assert math.isnan(found.pixel_accuracy)
 
 
 def test_metric_sums_batches_and_resets():

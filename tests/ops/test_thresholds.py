@@ -39,6 +39,22 @@ def test_two_heaps_are_split_in_the_middle_of_the_gap():
     assert otsu_threshold(counts).tolist() == pytest.approx([0.45, 0.1])
 
 
+@pytest.mark.parametrize("bins", [2, 7, 10, 256])
+def test_the_middle_of_a_gap_is_exact_for_any_number_of_bins(bins):
+    counts = torch.zeros(bins, dtype=torch.int64)
+    counts[0], counts[-1] = 3, 5
+    found = otsu_threshold(counts)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(0.5, rel=1e-14)
+
+
+def test_thresholds_of_a_batch_are_those_of_its_histograms():
+    counts = torch.randint(0, 40, (2, 3, 12), generator=torch.Generator().manual_seed(0))
+    counts[0] *= torch.tensor([1, 50, 1000])[:, None]
+    together = otsu_threshold(counts)
+    assert together.tolist() == [[otsu_threshold(one).item() for one in row] for row in counts]
+
+
 def test_a_histogram_without_pixels_is_split_in_half():
     assert otsu_threshold(torch.zeros(3, 256)).tolist() == pytest.approx([0.5] * 3)
 
@@ -48,6 +64,12 @@ def test_histogram_counts_the_strongest_activation_of_every_valid_pixel():
     assert foreground_histogram(cam, bins=5).tolist() == [[0, 2, 0, 1, 1]]
     valid = torch.tensor([[[True, True], [False, True]]])
     assert foreground_histogram(cam, valid=valid, bins=5).tolist() == [[0, 2, 0, 1, 0]]
+    assert foreground_histogram(cam, bins=2).tolist() == [[2, 2]]
+
+
+def test_activations_at_the_ends_are_counted_in_the_outer_bins():
+    cam = torch.tensor([[[[0.0, 1.0, -0.4, 1.4]]], [[[0.1, 0.2, 0.8, 0.9]]]])
+    assert foreground_histogram(cam, bins=4).tolist() == [[2, 0, 0, 2], [2, 0, 0, 2]]
 
 
 def test_histograms_of_a_batch_are_those_of_its_images():
@@ -73,13 +95,18 @@ def test_exponents_known_by_hand():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="threshold"):
-        exponent_of(torch.tensor([0.5, 1.0]))
+    for wrong in (0.0, 1.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"threshold.*\[{wrong:.1f}"):
+            exponent_of(torch.tensor([0.5, wrong], dtype=torch.float64))
     with pytest.raises(ValueError, match="finite"):
         foreground_histogram(torch.full((1, 1, 2, 2), torch.nan))
     with pytest.raises(ValueError, match="valid"):
         foreground_histogram(torch.zeros(1, 1, 2, 2), valid=torch.ones(1, 3, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="bins"):
+    with pytest.raises(ValueError, match="`cam`"):
+        foreground_histogram(torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="`bins - 1`"):
+        foreground_histogram(torch.zeros(1, 1, 2, 2), bins=1)
+    with pytest.raises(ValueError, match="`bins - 1`"):
         otsu_threshold(torch.ones(1))
     with pytest.raises(ValueError, match="exponent"):
         background_score(torch.zeros(2, 1, 2, 2), exponent=torch.tensor([1.0, 0.0]))
