@@ -82,6 +82,16 @@ def test_marginals(shape, seed, epsilon):
 
 
 @pytest.mark.parametrize("stopping", ["absolute", "marginal"])
+@pytest.mark.parametrize("marginal", ["uniform", "mix", torch.tensor([1, 2, 3])])
+def test_class_marginals_are_exact_to_the_last_digits(stopping, marginal):
+    area = torch.tensor([2.0, 3.0, 6.0])
+    expected = {"uniform": (1 / 3,) * 3, "mix": (17 / 66, 10 / 33, 29 / 66)}.get(str(marginal), (1 / 6, 1 / 3, 1 / 2))
+    plan = transport_plan(scores(3, 40), marginal=marginal, area=area, stopping=stopping)
+    assert plan.dtype == torch.float64
+    assert plan.sum(1).tolist() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("stopping", ["absolute", "marginal"])
 @pytest.mark.parametrize("function", [transport_plan, transport_weights, transport_posterior])
 def test_permuting_classes_and_padding_change_nothing(function, stopping):
     score = scores(3, 30, power=4)
