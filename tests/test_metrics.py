@@ -170,6 +170,9 @@ def test_a_metric_without_images_has_the_shape_of_its_counts_and_no_scores():
         assert values.dtype == torch.float64
         assert values.isnan().all()
     assert math.isnan(found.pixel_accuracy)
+    without = scores(metric.matrix).boundary_iou
+    assert without.shape == (7,)
+    assert without.isnan().all()
 
 
 def test_metric_sums_batches_and_resets():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dhr_lightning.metrics.counts import joint_counts
 
@@ -74,11 +75,11 @@ class MaskStatistics:
         self.offset = offset
         self.ignore_index = ignore_index
         self.threshold = threshold
-        self._large = torch.zeros(num_classes, num_classes, dtype=torch.bool, device="cpu")  # [large, minor]
+        self._large = torch.zeros(num_classes, num_classes, device="cpu")  # [large, minor], 0 or 1
         for minor, large in neighbours:
             if not (offset <= minor < num_classes and offset <= large < num_classes):
                 raise ValueError(f"Expected `neighbours` in {offset}..{num_classes - 1}, but got {(minor, large)}.")
-            self._large[large, minor] = True
+            self._large[large, minor] = 1.0
         self._counts = torch.zeros(6, num_classes, dtype=torch.int64, device="cpu")
 
     def update(self, mask: Tensor, tags: Tensor, truth: Tensor | None = None) -> None:
@@ -115,14 +116,13 @@ class MaskStatistics:
                 f"but got {tuple(joint.shape)}, {tuple(tags.shape)}."
             )
         joint = joint.cpu()
-        tagged = torch.zeros_like(joint[:, 0, :-1], dtype=torch.bool)
-        tagged[:, self.offset :] = tags.cpu() > 0  # (B, C)
+        tagged = functional.pad(tags.cpu() > 0, (self.offset, 0))  # (B, C)
         area = joint.sum(2)[:, :classes]  # (B, C)
         hit = joint.diagonal(dim1=1, dim2=2)[:, :classes]
         empty = tagged & (joint.sum(1)[:, :classes] == 0)
         judged = tagged & (area > 0)
         vanished = judged & (hit.double() / area < self.threshold)  # a quotient, so that exactly the share is kept
-        beside = tagged.float() @ self._large.float() > 0  # (B, C)
+        beside = tagged.float() @ self._large > 0  # (B, C)
         rows = [tagged, empty, judged, vanished, judged & beside, vanished & beside]
         self._counts += torch.stack(rows).sum(dim=1)
 

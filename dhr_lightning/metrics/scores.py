@@ -53,8 +53,9 @@ def scores(matrix: Tensor, boundary: Tensor | None = None) -> Scores:
     predicted = counts[:, :num_classes].sum(dim=0)  # (C,)
     union = true + predicted - hit  # (C,); 0 / 0 is NaN
     iou, fpr, fnr = hit / union, (predicted - hit) / union, (true - hit) / union
-    band = counts.new_zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
-    boundary_iou = band[0] / (band[1] + band[2] - band[0])
+    near = counts.new_zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
+    both, true_near, predicted_near = near  # each (C,)
+    boundary_iou = both / (true_near + predicted_near - both)
     return Scores(
         iou=iou,
         fpr=fpr,
@@ -63,6 +64,6 @@ def scores(matrix: Tensor, boundary: Tensor | None = None) -> Scores:
         mfpr=float(fpr.nanmean()),
         mfnr=float(fnr.nanmean()),
         pixel_accuracy=float(hit.sum() / true.sum()),
-        boundary_iou=boundary_iou.double(),
+        boundary_iou=boundary_iou,
         mboundary_iou=float(boundary_iou.nanmean()),
     )
