@@ -23,6 +23,7 @@ from dhr_lightning.ops import (
     seeds,
     transport,
 )
+from dhr_lightning.ops._checks import as_float, check_unit, full_precision
 from dhr_lightning.ops.profiles import RebalanceSettings
 from dhr_lightning.ops.refine import Refiner
 
@@ -107,3 +108,34 @@ def test_widths_and_rounds_of_the_crf_are_positive(name: str):
 def test_weights_of_the_crf_are_not_negative(name: str):
     with pytest.raises(ValueError, match=rf"Expected `{name}` in \[0\.0, inf\], but got -1\."):
         crf.CRFSettings(**{name: -1})
+
+
+@pytest.mark.parametrize(("level", "fits"), [(-0.0009, True), (1.0009, True), (-0.0011, False), (1.0011, False)])
+def test_maps_of_half_precision_may_leave_their_range_by_rounding(level: float, fits: bool):
+    maps = torch.full((2,), level, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"`cam` in \[0, 1\], but got values from {level} to {level}\. Scale it\."):
+        check_unit("cam", maps, hint="Scale it.")
+    if fits:
+        check_unit("cam", maps, hint="Scale it.", tolerance=1e-3)
+    else:
+        with pytest.raises(ValueError, match="Scale it"):
+            check_unit("cam", maps, hint="Scale it.", tolerance=1e-3)
+    check_unit("cam", torch.tensor([0.0, 1.0]), hint="", tolerance=0.0)
+    check_unit("cam", torch.empty(0), hint="")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+)
+def test_float64_is_kept_and_all_else_is_computed_in_float32(dtype: torch.dtype):
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert as_float(torch.ones(2).to(dtype)).dtype == expected
+
+
+def test_full_precision_switches_autocast_off_for_its_device_only():
+    tensor = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (tensor @ tensor).dtype == torch.bfloat16
+        with full_precision(tensor):
+            assert (tensor @ tensor).dtype == torch.float32
+        assert (tensor @ tensor).dtype == torch.bfloat16

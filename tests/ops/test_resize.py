@@ -21,6 +21,18 @@ def test_without_padding_it_is_plain_bilinear():
     assert torch.equal(resize_maps(maps, (5, 7)), maps)
 
 
+def test_cells_that_are_not_valid_are_zero_at_any_size():
+    maps = 1.0 + torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    valid = torch.zeros(2, 4, 6, dtype=torch.bool)
+    valid[:, :2, :3] = True
+    same = resize_maps(maps, (4, 6), valid=valid)
+    assert torch.equal(same[:, :, :2, :3], maps[:, :, :2, :3])
+    assert same[:, :, 2:].sum() == same[..., 3:].sum() == 0
+    larger = resize_maps(maps, (16, 24), valid=valid)
+    assert (larger[:, :, :8, :12] >= 1).all()
+    assert larger[:, :, 10:].sum() == larger[..., 14:].sum() == 0
+
+
 def test_a_cell_with_one_valid_pixel_is_valid():
     valid = torch.zeros(1, 8, 12, dtype=torch.bool)
     valid[0, :5, :4] = True
