@@ -53,7 +53,9 @@ def test_weights_saved_on_a_gpu_are_taken_over_without_one(kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["encoder", "vit"])
-def test_a_file_that_could_run_code_is_refused(kind: str, tmp_path: Path):
+def test_a_file_that_could_run_code_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Even where the environment allows torch to run it."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     take, make = FROM_FILE[kind]
     state = make().state_dict()
     torch.save({**state, "options": argparse.Namespace(learning_rate=0.1)}, tmp_path / "weights.pth")

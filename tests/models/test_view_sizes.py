@@ -26,8 +26,8 @@ class Recorder(nn.Module):
 
 def test_views_of_a_classifier_are_rounded_and_have_a_pixel_at_least():
     network = Recorder(lambda image: image)
-    cam = multi_scale_cam(network, torch.ones(1, 3, 6, 11), scales=(0.05, 0.45, 1.0, 1.6), flip=False, size=(2, 3))
-    assert network.seen == [(1, 1), (3, 5), (6, 11), (10, 18)]
+    cam = multi_scale_cam(network, torch.ones(1, 3, 6, 11), scales=(0.05, 0.45, 1.0, 2.0), flip=False, size=(2, 3))
+    assert network.seen == [(1, 1), (3, 5), (6, 11), (12, 22)]
     torch.testing.assert_close(cam, torch.full((1, 3, 2, 3), 4.0))
 
 
