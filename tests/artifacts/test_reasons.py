@@ -1,0 +1,206 @@
+"""Word by word, why an artifact is not fresh; and what locks, writers and forgetting leave on disk."""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from dhr_lightning.artifacts import writer as writer_module
+from dhr_lightning.artifacts.lock import FolderLock
+from dhr_lightning.artifacts.store import Status
+from dhr_lightning.errors import ArtifactError, LockError
+
+KIND = ("base_mask", "train")
+MASK = np.ones((3, 4), np.uint8)
+
+
+def short(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def test_every_difference_is_said_with_both_values(describe):
+    old = describe(settings={"größe": "ä", "crf": {}})
+    new = dataclasses.replace(old, schema=2, kind="wss_mask", dataset="voc", split="val", ids="b" * 64, count=9)
+    assert old.changes_to(new) == [
+        "schema 1 -> 2", "kind base_mask -> wss_mask", "dataset tiny -> voc", "split train -> val",
+        f"image ids 3 -> 9 images ({old.ids[:12]} -> {'b' * 12})",
+    ]  # fmt: skip
+    assert old.changes_to(describe(settings={"größe": "ö"})) == ["crf {} -> absent", 'größe "ä" -> "ö"']
+
+
+def test_settings_that_differ_in_their_digest_alone_are_still_said(describe):
+    old = describe()
+    new = dataclasses.replace(old, config="c" * 64)
+    assert old.changes_to(new) == [f"settings digest {old.config[:12]} -> {'c' * 12}"]
+
+
+def test_differences_of_settings_come_after_others_and_do_not_replace_them(describe):
+    reasons = describe(tau=0.8).changes_to(describe("wss_mask", tau=0.5))
+    assert reasons == ["kind base_mask -> wss_mask", "dhr.tau 0.8 -> 0.5"]
+
+
+def test_a_checkpoint_trained_further_is_named_with_both_digests(store, describe, fill, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    fill(describe(checkpoint=path))
+    path.write_bytes(b"trained further")
+    expected = Status("stale", f"checkpoint {path} {short(b'old')} -> {short(b'trained further')}")
+    assert store.status(*KIND) == store.status(*KIND, expected=describe()) == expected
+
+
+def test_a_setting_and_a_checkpoint_that_changed_are_both_said(store, describe, fill, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    fill(describe(checkpoint=path, tau=0.8))
+    path.write_bytes(b"new")
+    reason = store.status(*KIND, expected=describe(tau=0.5)).reason
+    assert reason == f"dhr.tau 0.8 -> 0.5; checkpoint {path} {short(b'old')} -> {short(b'new')}"
+
+
+@pytest.mark.parametrize(("count", "end"), [(6, "s5 0 -> 1"), (7, "s5 0 -> 1; and 1 more")])
+def test_six_reasons_are_shown_whole(store, describe, fill, count, end):
+    fill(describe(settings={f"s{number}": 0 for number in range(count)}))
+    status = store.status(*KIND, expected=describe(settings={f"s{number}": 1 for number in range(count)}))
+    assert status.reason == "; ".join([*(f"s{number} 0 -> 1" for number in range(5)), end])
+
+
+def test_states_before_sealing_say_what_lies_there(store, describe, ids, palette):
+    folder = store.folder(*KIND)
+    assert store.status(*KIND) == Status("absent", f"nothing in {folder}")
+    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
+        writer.write(ids[0], MASK)
+    reason = f"1 of 3 files were written to {folder} before an interruption"
+    assert store.status(*KIND) == store.status(*KIND, expected=describe()) == Status("partial", reason)
+    changed = store.status(*KIND, expected=describe(tau=0.5))
+    assert changed == Status("partial", f"{reason}, with other settings: dhr.tau 0.8 -> 0.5")
+    (folder / ".partial.json").write_text("{")
+    assert store.status(*KIND).state == "partial"
+    assert ".partial.json cannot be read" in store.status(*KIND).reason
+    (folder / ".partial.json").unlink()
+    assert store.status(*KIND) == Status("partial", f"1 .png files in {folder} have no manifest")
+
+
+def test_a_changed_list_of_ids_is_named(store, describe, fill):
+    fill(describe())
+    path = store.folder(*KIND) / "ids.txt"
+    path.write_text("other\n")
+    assert store.status(*KIND) == Status("partial", f"{path} is absent or was changed; make the artifact again")
+
+
+def test_ids_in_any_script_are_recorded_and_found_again(store, describe, fill, monkeypatch):
+    ids = ("名前", "größe/ü", "a/b/c")
+    fill(describe(ids=ids), ids=ids)
+    assert store.status(*KIND).fresh
+    assert (store.folder(*KIND) / "ids.txt").read_bytes() == "名前\ngröße/ü\na/b/c\n".encode()
+
+
+def test_a_forgotten_artifact_is_made_anew_whatever_it_was_made_from(store, describe, fill, ids, palette):
+    store.forget(*KIND)
+    fill(describe())
+    store.forget(*KIND)
+    assert store.status(*KIND, expected=describe()).state == "partial"
+    assert store.path(*KIND, ids[0]).exists()
+    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
+        assert writer.missing() == list(ids)
+    store.forget(*KIND)
+    assert not (store.folder(*KIND) / ".partial.json").exists()
+
+
+def test_seconds_are_recorded_to_the_millisecond_and_only_if_given(store, describe, ids, palette):
+    for seconds, expected in ((None, None), (1.23456, 1.235)):
+        with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
+            for one in writer.missing():
+                writer.write(one, MASK)
+            assert writer.seal(seconds=seconds).info.get("seconds") == expected
+        assert ("seconds" in store.manifest(*KIND).info) == (seconds is not None)
+
+
+def test_a_version_that_is_not_installed_is_recorded_as_unknown(store, describe, fill, monkeypatch):
+    monkeypatch.setattr(writer_module, "DISTRIBUTION", "no-such-distribution-of-dhr")
+    assert fill(describe()).info["version"] == "unknown"
+
+
+def test_seal_says_how_many_files_are_missing(store, describe, ids, palette):
+    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
+        with pytest.raises(ArtifactError, match=rf"3 of 3 files are missing in .*base_mask/train, first '{ids[0]}'"):
+            writer.seal()
+    with pytest.raises(ValueError, match=r"`seal` on the open writer"):
+        writer.seal()
+
+
+def test_the_list_of_ids_is_on_the_disk_before_the_first_file(describe, store, ids, palette, disk_events):
+    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette):
+        assert disk_events == [
+            "sync file", "replace ids.txt", "sync folder", "sync file", "replace .partial.json", "sync folder",
+        ]  # fmt: skip
+
+
+def test_a_cam_takes_two_arrays_and_features_one(describe, store, ids):
+    keys, cam = np.zeros(1, np.int16), np.zeros((1, 2, 2), np.float16)
+    for kind, wrong, count in (("cam", (cam,), 2), ("cam", (keys, cam, cam), 2), ("uss", (keys, cam), 1)):
+        with (
+            store.open_writer(kind, "train", identity=describe(kind), ids=ids) as writer,
+            pytest.raises(ValueError, match=rf"Expected {count} array\(s\) for {kind}, but got {len(wrong)}"),
+        ):
+            writer.write(ids[0], *wrong)
+
+
+def test_the_lock_file_can_be_read_and_written_by_all_that_the_umask_allows(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with FolderLock(tmp_path / ".lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_lock_file_says_who_holds_it_and_nothing_of_an_earlier_holder(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text("x" * 3000)
+    with FolderLock(path):
+        owner = json.loads(path.read_text())
+        assert (owner["pid"], owner["host"], len(owner["since"])) == (os.getpid(), socket.gethostname(), 24)
+        with pytest.raises(LockError, match=rf"{tmp_path} is being written by process .* since {owner['since'][:10]}"):
+            FolderLock(path).__enter__()
+        path.write_text("not of this program")
+        with pytest.raises(LockError, match="being written by another process"):
+            FolderLock(path).__enter__()
+
+
+def test_leaving_a_lock_twice_or_without_having_entered_does_nothing(tmp_path):
+    lock = FolderLock(tmp_path / ".lock")
+    lock.__exit__(None, None, None)
+    with lock:
+        pass
+    with FolderLock(tmp_path / ".lock"):
+        lock.__exit__(None, None, None)
+        with pytest.raises(LockError):
+            lock.__enter__()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_to_have_none(tmp_path, monkeypatch, code):
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LockError, match=rf"The file system of {tmp_path} has no file locks \(.*{os.strerror(code)}"):
+        FolderLock(tmp_path / ".lock").__enter__()
+
+
+def test_another_failure_of_a_lock_is_passed_on_and_leaks_no_descriptor(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = set(os.listdir("/dev/fd"))
+    with pytest.raises(OSError, match="Input/output"):
+        FolderLock(tmp_path / ".lock").__enter__()
+    assert set(os.listdir("/dev/fd")) == before
