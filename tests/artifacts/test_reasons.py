@@ -127,9 +127,10 @@ def test_a_version_that_is_not_installed_is_recorded_as_unknown(store, describe,
 
 
 def test_seal_says_how_many_files_are_missing(store, describe, ids, palette):
-    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
-        with pytest.raises(ArtifactError, match=rf"3 of 3 files are missing in .*base_mask/train, first '{ids[0]}'"):
-            writer.seal()
+    message = rf"3 of 3 files are missing in .*base_mask/train, first '{ids[0]}'"
+    writer = store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette)
+    with writer, pytest.raises(ArtifactError, match=message):
+        writer.seal()
     with pytest.raises(ValueError, match=r"`seal` on the open writer"):
         writer.seal()
 

@@ -9,7 +9,7 @@ from torch import nn
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.backbones import is_encoder
 from dhr_lightning.models.classifier import CAMClassifier
-from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder
+from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder, undilate_first_blocks
 from dhr_lightning.models.segmenter import Segmenter
 
 CHANNELS = [3, 4, 4, 4, 5, 6]
@@ -70,6 +70,19 @@ def test_every_dropout_of_deeplab_has_its_place():
     decoder = DeepLabDecoder(CHANNELS, output_stride=16, channels=8, dropouts=(0.2, 0.3, 0.4))
     places = {name: part.p for name, part in decoder.named_modules() if isinstance(part, nn.Dropout)}
     assert [(name.partition(".")[0], p) for name, p in places.items()] == [("aspp", 0.2), ("fuse", 0.3), ("fuse", 0.4)]
+
+
+def test_a_stage_that_an_encoder_lacks_does_not_keep_the_other_from_losing_its_dilation():
+    block = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=4, dilation=4), nn.Conv2d(2, 2, (1, 3)))
+    encoder = nn.Module()
+    encoder.layer4 = nn.Sequential(block, nn.Conv2d(2, 2, 3, padding=4, dilation=4))
+    image = torch.zeros(1, 2, 12, 12)
+    before = encoder.layer4(image).shape
+    undilate_first_blocks(encoder)
+    assert [layer.dilation for layer in block] == [(1, 1)] * 3
+    assert [layer.padding for layer in block] == [(0, 0), (1, 1), (0, 1)]
+    assert encoder.layer4[1].dilation == (4, 4)
+    assert encoder.layer4(image).shape == (before[0], before[1], before[2], before[3] + 2)
 
 
 def test_deeplab_trains_on_two_images_and_predicts_one():
