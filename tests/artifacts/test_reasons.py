@@ -205,3 +205,12 @@ def test_another_failure_of_a_lock_is_passed_on_and_leaks_no_descriptor(tmp_path
     with pytest.raises(OSError, match="Input/output"):
         FolderLock(tmp_path / ".lock").__enter__()
     assert set(os.listdir("/dev/fd")) == before
+
+
+def test_sealing_needs_no_trace_of_the_run(store, describe, ids, palette):
+    with store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette) as writer:
+        for one in ids:
+            writer.write(one, MASK)
+        (store.folder(*KIND) / ".partial.json").unlink()
+        writer.seal()
+    assert store.status(*KIND, expected=describe()).fresh

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.backbones import Small32Encoder, build_encoder
+from dhr_lightning.models.deeplab import DeepLabDecoder
 
 # Channels in and out, number of 3x3 convolutions, stride of the first, dilation of all: the four stages of blocks.
 STAGES = [(32, 64, 2, 2, 1), (64, 96, 2, 2, 1), (96, 128, 1, 1, 1), (128, 128, 1, 1, 2)]
@@ -94,3 +95,20 @@ def test_its_stride_is_told_and_no_other_one_can_be_made():
     for stride in (4, 16):
         with pytest.raises(ConfigError, match=f"stride 8, but got {stride}"):
             encoder.make_dilated(stride)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "network",
+    [Small32Encoder(), DeepLabDecoder([3, 4, 4, 4, 4, 6], output_stride=8, channels=8)],
+    ids=["encoder", "decoder"],
+)
+def test_activations_need_no_memory_of_their_own(network: nn.Module):
+    """They overwrite the map that they are given, which nothing reads afterwards."""
+    places: list[bool] = []
+    for activation in of_kind(network, nn.ReLU):
+        activation.register_forward_hook(lambda _, given, out: places.append(given[0].data_ptr() == out.data_ptr()))
+    maps = [torch.randn(2, channels, 8, 8) for channels in (3, 4, 4, 4, 4, 6)]
+    network(maps[0] if isinstance(network, Small32Encoder) else maps)
+    assert len(places) == len(of_kind(network, nn.ReLU))
+    assert all(places)
