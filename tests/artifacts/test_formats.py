@@ -167,3 +167,23 @@ def test_a_manifest_of_a_later_version_with_one_more_field_is_read(describe, tmp
     made.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
     assert type(made).load(path) == made
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("split", 3, "a field has the wrong type"),
+        ("count", "3", "a field has the wrong type"),
+        ("inputs", {"cam": 1}, "a field has the wrong type"),
+        ("settings", [], "`settings` and `info` must be objects"),
+        ("info", [], "`settings` and `info` must be objects"),
+        ("checkpoint", {"sha256": "0", "path": "a", "more": 1}, "`checkpoint` must have a path and a sha256"),
+    ],
+)
+def test_a_manifest_with_a_field_of_another_type_says_so(describe, tmp_path, field, value, reason):
+    path = tmp_path / "manifest.json"
+    made = describe()
+    made.save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ArtifactError, match=rf"manifest\.json is not a manifest \(TypeError\('{reason}'\)\)"):
+        type(made).load(path)

@@ -14,6 +14,7 @@ import pytest
 from dhr_lightning.artifacts import writer as writer_module
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.store import Status
+from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError, LockError
 
 KIND = ("base_mask", "train")
@@ -214,3 +215,12 @@ def test_sealing_needs_no_trace_of_the_run(store, describe, ids, palette):
         (store.folder(*KIND) / ".partial.json").unlink()
         writer.seal()
     assert store.status(*KIND, expected=describe()).fresh
+
+
+def test_a_writer_made_by_hand_owns_its_folder(describe, tmp_path, ids, palette):
+    with ArtifactWriter(tmp_path, identity=describe(), ids=ids, palette=palette) as writer:
+        for one in ids:
+            writer.write(one, MASK)
+        with pytest.raises(LockError):
+            FolderLock(tmp_path / ".lock").__enter__()
+        assert writer.seal().count == 3
