@@ -37,12 +37,6 @@ def test_views_of_a_segmenter_are_multiples_of_32_unless_told_otherwise():
     assert network.seen == [(32, 32), (32, 64), (64, 96), (128, 192)]
 
 
-def test_without_scales_the_result_is_of_no_view():
-    network = Recorder(lambda image: image)
-    assert multi_scale_cam(network, torch.ones(1, 3, 4, 4), scales=(), flip=True, size=(2, 2)).abs().max() == 0
-    assert network.seen == []
-
-
 @pytest.mark.parametrize(
     ("stride", "grid", "expected"),
     [(8, (1, 1), (1, 1)), (8, (5, 9), (2, 4)), (4, (8, 20), (2, 5)), (16, (5, 9), (5, 9)), (32, (5, 9), (5, 9))],
