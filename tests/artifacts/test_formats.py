@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +90,24 @@ def test_the_grid_is_read_from_the_header_alone(tmp_path):
     path.unlink()
 
 
-def test_the_grid_of_pickled_objects_is_refused(tmp_path):
-    np.save(tmp_path / "a.npy", np.full((1, 2, 3), None, object), allow_pickle=True)
+class Canary:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_in_place_of_features_is_not_executed_for_their_grid(tmp_path):
+    path, canary = tmp_path / "a.npy", tmp_path / "executed"
+    path.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(ArtifactError, match=r"a\.npy cannot be read"):
-        files.features_grid(tmp_path / "a.npy")
+        files.features_grid(path)
+    assert not canary.exists()
+    np.load(path, allow_pickle=True)
+    assert canary.exists(), "the pickle itself must work, or this test proves nothing"
 
 
 def test_a_mask_may_be_one_pixel_and_a_palette_has_bytes_for_every_value(tmp_path, palette):
