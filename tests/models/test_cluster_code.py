@@ -65,6 +65,8 @@ def test_another_seed_may_find_other_clusters(cells: Tensor):
         code.fit(cells, iterations=1, seed=seed)
     assert torch.equal(codes[0].clusters, codes[1].clusters)
     assert not torch.equal(codes[0].clusters, codes[2].clusters)
+    codes[2].fit(cells, iterations=1)
+    assert torch.equal(codes[0].clusters, codes[2].clusters), "seed 0 unless told otherwise"
 
 
 def test_more_rounds_bring_clusters_closer_to_their_cells(cells: Tensor):
@@ -116,3 +118,5 @@ def test_patches_of_another_seed_are_others(cells: Tensor):
         centroids.append(encoder.centroids.clone())
     assert torch.equal(centroids[0], centroids[1])
     assert not torch.equal(centroids[0], centroids[2])
+    encoder.fit(first, iterations=1)
+    assert torch.equal(encoder.centroids, centroids[0]), "seed 0 unless told otherwise"

@@ -98,17 +98,15 @@ def test_its_stride_is_told_and_no_other_one_can_be_made():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "network",
-    [Small32Encoder(), DeepLabDecoder([3, 4, 4, 4, 4, 6], output_stride=8, channels=8)],
-    ids=["encoder", "decoder"],
-)
-def test_activations_need_no_memory_of_their_own(network: nn.Module):
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_activations_need_no_memory_of_their_own(part: str):
     """They overwrite the map that they are given, which nothing reads afterwards."""
+    widths = [3, 4, 4, 4, 4, 6]
+    network = Small32Encoder() if part == "encoder" else DeepLabDecoder(widths, output_stride=8, channels=8)
     places: list[bool] = []
     for activation in of_kind(network, nn.ReLU):
         activation.register_forward_hook(lambda _, given, out: places.append(given[0].data_ptr() == out.data_ptr()))
-    maps = [torch.randn(2, channels, 8, 8) for channels in (3, 4, 4, 4, 4, 6)]
-    network(maps[0] if isinstance(network, Small32Encoder) else maps)
+    maps = [torch.randn(2, channels, 8, 8) for channels in widths]
+    network(maps[0] if part == "encoder" else maps)
     assert len(places) == len(of_kind(network, nn.ReLU))
     assert all(places)
