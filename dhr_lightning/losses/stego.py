@@ -52,19 +52,15 @@ class StegoSettings:
             raise ConfigError(f"Expected stego.crop_ratio in (0, 1], but got {self.crop_ratio}.")
 
 
-def _preset(weights: tuple[float, float, float], shifts: tuple[float, float, float]) -> StegoSettings:
-    return StegoSettings(shifts=shifts, weights=weights)
-
-
 # The rows of STEGO's published configuration file, named by data set and backbone: intra, inter, negative.
 PRESETS = {
-    "iaroa_vit_s": _preset((0.67, 0.25, 0.63), (0.18, 0.12, 0.46)),
-    "potsdam_vit_s": _preset((0.67, 0.25, 0.63), (0.08, 0.02, 0.46)),
-    "cocostuff_vit_s": _preset((0.67, 0.25, 0.63), (0.08, 0.02, 0.66)),
-    "cocostuff_vit_s_older": _preset((0.67, 0.25, 0.63), (0.08, 0.02, 0.16)),
-    "cocostuff_vit_b": _preset((0.1, 1.0, 0.15385), (0.12, 0.2, 1.0)),
-    "cityscapes_vit_b": _preset((1.0, 0.57745, 0.90588), (0.45828, 0.17543, 0.31361)),
-    "cityscapes_older": _preset((0.46, 0.18, 0.72), (0.25, 0.2, 0.25)),
+    "iaroa_vit_s": StegoSettings(weights=(0.67, 0.25, 0.63), shifts=(0.18, 0.12, 0.46)),
+    "potsdam_vit_s": StegoSettings(weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.46)),
+    "cocostuff_vit_s": StegoSettings(weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.66)),
+    "cocostuff_vit_s_older": StegoSettings(weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.16)),
+    "cocostuff_vit_b": StegoSettings(weights=(0.1, 1.0, 0.15385), shifts=(0.12, 0.2, 1.0)),
+    "cityscapes_vit_b": StegoSettings(weights=(1.0, 0.57745, 0.90588), shifts=(0.45828, 0.17543, 0.31361)),
+    "cityscapes_older": StegoSettings(weights=(0.46, 0.18, 0.72), shifts=(0.25, 0.2, 0.25)),
 }
 
 

@@ -203,3 +203,10 @@ def test_a_manifest_with_a_field_of_another_type_says_so(describe, tmp_path, fie
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(ArtifactError, match=rf"manifest\.json is not a manifest \(TypeError\('{reason}'\)\)"):
         type(made).load(path)
+
+
+def test_a_file_with_more_cams_than_keys_is_named(tmp_path):
+    keys, cam = np.zeros(1, np.int16), np.zeros((2, 3, 3), np.float16)
+    np.savez(tmp_path / "a.npz", keys=keys, cam=cam)
+    with pytest.raises(ArtifactError, match=r"a\.npz cannot be read \(keys \(1,\) and cam \(2, 3, 3\) disagree\)"):
+        files.read_cam(tmp_path / "a.npz")

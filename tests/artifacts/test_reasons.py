@@ -11,6 +11,7 @@ import socket
 import numpy as np
 import pytest
 
+from dhr_lightning.artifacts import layout
 from dhr_lightning.artifacts import writer as writer_module
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.store import Status
@@ -224,3 +225,12 @@ def test_a_writer_made_by_hand_owns_its_folder(describe, tmp_path, ids, palette)
         with pytest.raises(LockError):
             FolderLock(tmp_path / ".lock").__enter__()
         assert writer.seal().count == 3
+
+
+def test_files_that_somebody_removes_while_they_are_cleared_are_no_failure(store, describe, fill, monkeypatch):
+    fill(describe(tau=0.8))
+    folder, below = store.folder(*KIND), layout.files_below
+    monkeypatch.setattr(layout, "files_below", lambda _: [*below(folder), folder / "gone.png", folder / ".tmp-1-gone"])
+    fill(describe(tau=0.7))
+    monkeypatch.undo()
+    assert store.status(*KIND, expected=describe(tau=0.7)).fresh

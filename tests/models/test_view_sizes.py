@@ -95,3 +95,20 @@ def test_an_image_that_needs_no_padding_gets_none(stride: int):
     assert wider.features[0].shape == (1, 3, 3 * stride, 4 * stride)
     assert (wider.features[0][..., 2 * stride + 1 :, :] == 0).all()
     assert wider.size == (2 * stride + 1, 3 * stride + 1)
+
+
+class Columns(nn.Module):
+    """Stands for a segmenter that gives the first of two classes a probability that rises with the column."""
+
+    def forward(self, image: Tensor) -> SegmenterOutput:
+        share = ((torch.arange(image.shape[-1]) + 0.5) / image.shape[-1]).expand(1, 1, *image.shape[-2:])
+        return SegmenterOutput(torch.cat([share, 1 - share], 1).log(), None, [])
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 2.0])
+def test_probabilities_of_smaller_and_larger_views_lie_where_their_pixels_are(scale: float):
+    """A pixel is an area: half of a column of a half-sized view is a column of the image."""
+    probability = multi_scale_probability(Columns(), torch.zeros(1, 3, 32, 64), scales=(scale,), flip=False, divisor=4)
+    expected = (torch.arange(64) + 0.5) / 64
+    inner = slice(2, -2)  # beyond the middle of the outermost cells of a coarse map its values are constant
+    torch.testing.assert_close(probability[0, 0, :, inner], expected[inner].expand(32, -1))
