@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -130,16 +131,21 @@ def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index
     Args:
         output: of the network.
         mask: `(B, H, W)` int64 class values.
-        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the top left pixel of
-            each of their cells; `full` interpolates the logits to every pixel.
+        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the middle
+            of each of their cells; `full` interpolates the logits to every pixel.
         ignore_index: pixels without a label.
 
-    Source: `decoder` is the published code of DHR (arXiv:2404.00380).
+    Source: loss at the size of the decoder as in the published code of DHR (arXiv:2404.00380).
+    Differs: there the top left pixel counts, which belongs to logits that are stretched with aligned corners. Ours are
+        stretched cell by cell, so that it would move every prediction by 1.5 pixels to the right and down.
     """
     if size == "full":
         return segmentation_loss(output.logits, mask, ignore_index=ignore_index)
-    cells = mask[:, :: output.stride, :: output.stride]
-    return segmentation_loss(output.decoder_logits, cells, ignore_index=ignore_index)
+    height, width = mask.shape[-2:]
+    rows, columns = (torch.arange(cells, device=mask.device) for cells in output.decoder_logits.shape[-2:])
+    rows, columns = (cells * output.stride + output.stride // 2 for cells in (rows, columns))
+    middle = mask[:, rows.clamp(max=height - 1)][:, :, columns.clamp(max=width - 1)]  # (B, h, w)
+    return segmentation_loss(output.decoder_logits, middle, ignore_index=ignore_index)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int) -> Tensor:

@@ -40,23 +40,50 @@ def test_masks_without_a_label_teach_nothing(size: str):
     assert all(bool((p.grad == 0).all()) for p in task.parameters())
 
 
-def test_the_published_loss_looks_at_the_top_left_pixel_of_every_cell():
+def test_the_loss_of_the_decoder_looks_at_the_middle_of_every_cell():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 8, 6, generator=generator)
     mask = torch.randint(0, 5, (2, 32, 24), generator=generator)
     mask[0, :9] = 255
-    nearest = F.interpolate(mask[:, None].float(), (8, 6), mode="nearest")[:, 0].long()
+    middle = F.interpolate(mask[:, None].float(), (8, 6), mode="nearest-exact")[:, 0].long()
     output = SegmenterOutput(logits, None, [], 4, (32, 24))
     found = pixel_loss(output, mask, size="decoder", ignore_index=255)
-    torch.testing.assert_close(found, F.cross_entropy(logits, nearest, ignore_index=255))
+    torch.testing.assert_close(found, F.cross_entropy(logits, middle, ignore_index=255))
     full = F.interpolate(logits, (32, 24), mode="bilinear", align_corners=False)
     found = pixel_loss(output, mask, size="full", ignore_index=255)
     torch.testing.assert_close(found, F.cross_entropy(full, mask, ignore_index=255))
     cut = SegmenterOutput(logits, None, [], 4, (29, 21))  # cells at the edge are cut, not moved
+    last = middle.clone()
+    last[:, -1], last[:, :, -1] = mask[:, 28, 2:24:4], mask[:, 2:32:4, 20]
+    last[:, -1, -1] = mask[:, 28, 20]
     found = pixel_loss(cut, mask[:, :29, :21], size="decoder", ignore_index=255)
-    torch.testing.assert_close(found, F.cross_entropy(logits, nearest, ignore_index=255))
+    torch.testing.assert_close(found, F.cross_entropy(logits, last, ignore_index=255))
     with pytest.raises(ConfigError, match="loss_size to be decoder or full, but got 'half'"):
         make_task("WSSTask", loss_size="half")
+
+
+def learnt_edge(mask: torch.Tensor, size: str) -> int:
+    """Pixels before the edge of a prediction whose free logits were fitted to a mask `(W,)` with one edge."""
+    mask = mask.expand(1, 32, 32)
+    logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    for _ in range(60):
+        output = SegmenterOutput(logits, None, [], 4, (32, 32))
+        optimizer.zero_grad()
+        pixel_loss(output, mask, size=size, ignore_index=255).backward()
+        optimizer.step()
+    labels = output.logits.argmax(1)[0, 16]
+    return int((labels == labels[0]).sum())
+
+
+@pytest.mark.parametrize("size", ["decoder", "full"])
+def test_what_is_learnt_lies_where_the_mask_is(size: str):
+    """Over all places of an edge within a cell, and their mirrors, the prediction is not moved to one side."""
+    masks = {edge: (torch.arange(32) >= edge).long() for edge in (14, 15, 16, 17)}
+    moved = [learnt_edge(mask, size) - edge for edge, mask in masks.items()]
+    moved += [learnt_edge(mask.flip(0), size) - (32 - edge) for edge, mask in masks.items()]
+    assert abs(sum(moved)) / len(moved) <= 0.75
+    assert max(map(abs, moved)) <= 2
 
 
 @pytest.mark.parametrize("size", ["decoder", "full"])
