@@ -131,8 +131,8 @@ def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index
     Args:
         output: of the network.
         mask: `(B, H, W)` int64 class values.
-        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the middle
-            of each of their cells; `full` interpolates the logits to every pixel.
+        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the
+            middle of each of their cells; `full` interpolates the logits to every pixel.
         ignore_index: pixels without a label.
 
     Source: loss at the size of the decoder as in the published code of DHR (arXiv:2404.00380).
