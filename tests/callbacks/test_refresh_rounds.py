@@ -1,0 +1,261 @@
+"""When rounds of DHR masks are made, what of them is written, and what the run says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.callbacks import refresh
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.files import read_truth
+from dhr_lightning.data.sample import Geometry
+from dhr_lightning.errors import ArtifactError
+from tests.pipeline_workspace import ROUNDS, Lines
+from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+IDS = list(TAGS)
+SIZES = dict(zip(IDS, [(48, 64), (64, 48), (56, 40), (64, 64)], strict=True))  # height, width in `TINY_VOC`
+
+
+class Painter(nn.Module):
+    """Stands for a task: masks show its weight on a canvas of 64 pixels, and 99 in the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+        self.painted: list[tuple[str, bool, bool]] = []
+        self.said: list[str] = []
+
+    def whole_batches(self, records: list[Record], what: str) -> Iterator[dict[str, Any]]:
+        self.said.append(what)
+        for record in records:
+            size = SIZES[record.id]
+            box = (0, 0, size[1], size[0])
+            yield {"id": [record.id], "geometry": [Geometry(box, box, (1.0, 1.0), False, size)]}
+
+    def pseudo_masks(self, batch: dict[str, Any]) -> SimpleNamespace:
+        (image_id,), ((height, width),) = batch["id"], [geometry.size for geometry in batch["geometry"]]
+        self.painted.append((image_id, self.training, torch.is_grad_enabled()))
+        mask = torch.full((1, 64, 64), 99)
+        mask[:, :height, :width] = int(self.weight)
+        return SimpleNamespace(mask=mask)
+
+    @property
+    def ids(self) -> list[str]:
+        return [image_id for image_id, _, _ in self.painted]
+
+
+class Board:
+    """Stands for a logger."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.lines.append((metrics, step))
+
+
+@pytest.fixture
+def datamodule(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
+    """With the masks that DHR starts from: all background."""
+    module = voc_module(tiny_voc, tmp_path, "stage3_dhr.yaml")
+    keep(module, "mars_mask", "train", {name: (np.zeros(size, np.uint8),) for name, size in SIZES.items()})
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(needs=Needs(predict_masks="mars_mask")))
+    return module
+
+
+def run_of(datamodule: WSSSDataModule, **others: Any) -> SimpleNamespace:
+    contexts: list[str] = []
+
+    @contextmanager
+    def precision() -> Iterator[None]:
+        contexts.append("entered")
+        yield
+
+    return trainer_of(
+        datamodule,
+        **{
+            "precision_plugin": SimpleNamespace(forward_context=precision),
+            "contexts": contexts,
+            "max_epochs": 6,
+            "loggers": [Board(), Board()],
+            **others,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "resumed", "rounds"),
+    [
+        (1, 3, None, [0, 1, 2]),
+        (2, 6, None, [0, 1, 2]),
+        (2, 7, None, [0, 1, 2, 3]),
+        (3, 3, None, [0]),
+        (1, 3, 0, [1, 2]),  # resumed: the checkpoint says on which round it trains
+        (1, None, None, [0]),
+    ],
+)
+def test_a_round_is_made_before_the_first_epoch_and_after_every_few(
+    datamodule: WSSSDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    epochs: int | None,
+    resumed: int | None,
+    rounds: list[int],
+):
+    made: list[int] = []
+    monkeypatch.setattr(PseudoMaskRefresh, "refresh", lambda self, trainer, task, number: made.append(number))
+    callback, trainer = PseudoMaskRefresh(every), run_of(datamodule, max_epochs=epochs)
+    datamodule.mask_round = resumed
+    callback.on_fit_start(trainer, Painter())
+    callback.on_train_start(trainer, Painter())
+    for trainer.current_epoch in range(epochs or 2):
+        callback.on_train_epoch_end(trainer, Painter())
+    assert made == rounds
+
+
+def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
+    datamodule: WSSSDataModule, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    Clock.of(monkeypatch, refresh, step=5)
+    task, callback = Painter().train(), PseudoMaskRefresh()
+    task.refine_final = SimpleNamespace(resolved="lattice")
+    callback.recipe = {"configs": ["mine.yaml"]}
+    task.weight.data.fill_(8)
+    trainer = run_of(datamodule, global_step=17)
+    callback.refresh(trainer, task, 0)
+    for image_id, size in SIZES.items():
+        mask = read_mask(datamodule.store.path(ROUNDS[0], "train", image_id))
+        assert mask.shape == size
+        assert np.unique(mask).tolist() == [8]
+    manifest = datamodule.store.manifest(ROUNDS[0], "train")
+    assert manifest.checkpoint == {"path": "weights before round 0", "sha256": weights_digest(task)}
+    assert manifest.info["recipe"] == {"configs": ["mine.yaml"]}
+    assert manifest.info["refine"] == "lattice"
+    assert manifest.info["seconds"] == 5
+    assert datamodule.mask_round == 0
+    assert task.painted == [(image_id, False, False) for image_id in IDS]
+    assert task.training
+    assert (trainer.contexts, task.said) == (["entered"], ["dhr_mask round 0"])
+    # 4 of 6 tags have no pixel; the cats cover 20 x 20 and 18 x 18 pixels less a border of one.
+    pixels = sum(height * width for height, width in SIZES.values())
+    figures = {"refresh/changed_pixels": 1.0, "refresh/vanished_tags": 4 / 6, "refresh/miou": miou_of(datamodule, 8)}
+    assert pixels == 12480
+    for board in trainer.loggers:
+        ((logged, step),) = board.lines
+        assert logged == pytest.approx(figures)
+        assert step == 17
+    assert lines.messages == [
+        f"dhr_mask round 0: changed_pixels 1.000, vanished_tags 0.667, miou {figures['refresh/miou']:.3f} (10 s)"
+    ]
+
+
+def miou_of(datamodule: WSSSDataModule, value: int) -> float:
+    """mIoU of masks that show one class everywhere, over the classes that occur."""
+    truth = np.concatenate([read_truth(record.mask).ravel() for record in datamodule.records("train")])
+    known = truth[truth != 255]
+    return float((known == value).mean() / len(set(known.tolist()) | {value}))
+
+
+def test_a_later_round_is_compared_with_the_one_before_it(datamodule: WSSSDataModule):
+    task, trainer = Painter(), run_of(datamodule)
+    for number, weight in ((0, 8.0), (1, 8.0), (2, 7.0)):
+        task.weight.data.fill_(weight)
+        PseudoMaskRefresh().refresh(trainer, task, number)
+    changes = [logged["refresh/changed_pixels"] for logged, _ in trainer.loggers[0].lines]
+    assert changes == [1.0, 0.0, 1.0]
+    assert datamodule.store.rounds("train") == [0, 1, 2]
+    assert datamodule.mask_round == 2
+
+
+def test_a_finished_round_is_not_made_again_unless_the_weights_differ(datamodule: WSSSDataModule):
+    task, trainer = Painter(), run_of(datamodule)
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    datamodule.mask_round = None
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == IDS
+    assert datamodule.mask_round == 0
+    assert len(trainer.loggers[0].lines) == 2
+    task.weight.data.fill_(12)
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == IDS * 2
+    assert read_mask(datamodule.store.path(ROUNDS[0], "train", IDS[0])).max() == 12
+
+
+def test_an_interrupted_round_is_continued(datamodule: WSSSDataModule, monkeypatch: pytest.MonkeyPatch):
+    task, trainer, real = Painter(), run_of(datamodule), Painter.pseudo_masks
+
+    def interrupted(self: Painter, batch: dict[str, Any]) -> SimpleNamespace:
+        if batch["id"] == [IDS[2]]:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Painter, "pseudo_masks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert datamodule.store.rounds("train") == []
+    assert datamodule.mask_round is None
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == IDS
+    assert datamodule.store.rounds("train") == [0]
+
+
+def test_ranks_share_the_images_and_the_first_one_seals_and_reports(datamodule: WSSSDataModule):
+    """The second rank does all its work between the first one's list and its first image; neither list is shortened."""
+    first, trainer = Painter(), run_of(datamodule, world_size=2)
+    second, other = Painter(), run_of(datamodule, rank=1, world_size=2)
+
+    def meet(name: str) -> None:
+        trainer.barriers.append(name)
+        if name == "listed":
+            PseudoMaskRefresh().refresh(other, second, 0)
+        assert datamodule.store.rounds("train") == []
+
+    trainer.strategy.barrier = meet
+    PseudoMaskRefresh().refresh(trainer, first, 0)
+    assert trainer.barriers == ["declared", "listed", "refreshed"]
+    assert (first.ids, second.ids) == (IDS[::2], IDS[1::2])
+    assert datamodule.store.rounds("train") == [0]
+    assert [len(run.loggers[0].lines) for run in (trainer, other)] == [1, 0]
+
+
+def test_a_rank_takes_every_nth_of_the_missing_images(datamodule: WSSSDataModule):
+    task, trainer = Painter(), run_of(datamodule, global_rank=1, world_size=3)
+    with pytest.raises(ArtifactError, match="3 of 4 files are missing"):
+        PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == [IDS[1]]
+
+
+def test_figures_without_tags_pixels_or_truth_are_zero_and_not_an_error(datamodule: WSSSDataModule):
+    datamodule._records["train"] = []
+    assert compare_masks(datamodule, "mars_mask", "mars_mask") == {"changed_pixels": 0, "vanished_tags": 0}
+
+
+def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
+    """Masks that are the truth but for a block, ignored pixels and one lost tag."""
+    masks = {}
+    for record in datamodule.records("train"):
+        mask = read_truth(record.mask).copy()
+        mask[mask == 255] = 0
+        masks[record.id] = mask
+    lost = int((masks[IDS[2]] == 7).sum())
+    masks[IDS[2]][masks[IDS[2]] == 7] = 0
+    keep(datamodule, "wss_mask", "train", {name: (mask,) for name, mask in masks.items()})
+    figures = compare_masks(datamodule, "wss_mask", "mars_mask")
+    truths = [read_truth(record.mask) for record in datamodule.records("train")]
+    background = sum(int((truth == 0).sum()) for truth in truths)
+    foreground = sum(int((mask != 0).sum()) for mask in masks.values())
+    assert figures["changed_pixels"] == pytest.approx(foreground / 12480)
+    assert figures["vanished_tags"] == pytest.approx(1 / 6)
+    assert figures["miou"] == pytest.approx((background / (background + lost) + 0 + 4) / 6)

@@ -1,0 +1,214 @@
+"""What a prediction leaves on disk: files, locks and manifests, of whole, interrupted and shared runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dhr_lightning.artifacts.files import read_cam, read_mask
+from dhr_lightning.artifacts.manifest import digest_file
+from dhr_lightning.callbacks import writers
+from dhr_lightning.callbacks.writers import ArtifactWriters, making, refinement
+from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.voc import VOC_CLASSES
+from dhr_lightning.errors import ArtifactError, LockError
+from dhr_lightning.tasks.base import BaseTask
+from tests.pipeline_workspace import Lines
+from tests.stand_ins import TAGS, Clock, trainer_of, voc_module
+from tests.task_samples import make_task
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+IDS = list(TAGS)
+
+
+@pytest.fixture
+def datamodule(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
+    return voc_module(tiny_voc, tmp_path)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(b"weights")
+    return path
+
+
+def segmenter() -> BaseTask:
+    """A task that writes one kind of two splits."""
+    return make_task("WSSTask", class_names=list(VOC_CLASSES))
+
+
+def classifier() -> Any:
+    """A task that writes two kinds of one split."""
+    return SimpleNamespace(
+        step="cam",
+        writes={"train": ("cam", "base_mask")},
+        needs=Needs(predict_splits=("train",)),
+        refiner=SimpleNamespace(resolved="pamr"),
+        making=lambda: {"background": 0.25},
+    )
+
+
+def masks(count: int, value: int) -> list[tuple[Tensor]]:
+    return [(torch.full((4, 6), value + index),) for index in range(count)]
+
+
+def predict(callback: ArtifactWriters, trainer: Any, task: Any, ids: list[str], loader: int = 0, **outputs: Any) -> None:
+    callback.on_predict_batch_end(trainer, task, outputs, {"id": ids}, 0, loader)
+
+
+def started(datamodule: WSSSDataModule, weights: Path, task: Any, **rank: Any) -> tuple[ArtifactWriters, Any]:
+    callback, trainer = ArtifactWriters({"configs": ["one.yaml"]}, weights), trainer_of(datamodule, **rank)
+    callback.setup(trainer, task, "predict")
+    return callback, trainer
+
+
+def test_every_split_gets_its_own_files_and_a_manifest_that_says_how_they_were_made(
+    datamodule: WSSSDataModule, weights: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock, task = Clock.of(monkeypatch, writers), segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS[:3], wss_mask=masks(3, 1))
+    predict(callback, trainer, task, IDS[3:], wss_mask=masks(1, 7))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 10))
+    clock.now += 90
+    assert datamodule.store.manifest("wss_mask", "train") is None
+    callback.on_predict_end(trainer, task)
+    callback.teardown(trainer, task, "predict")
+    store = datamodule.store
+    found = {image_id: read_mask(store.path("wss_mask", "train", image_id)) for image_id in IDS}
+    assert [np.unique(mask).tolist() for mask in found.values()] == [[1], [2], [3], [7]]
+    assert read_mask(store.path("prediction_base", "val", "2007_000006")).tolist() == [[11] * 6] * 4
+    for kind, split in (("wss_mask", "train"), ("prediction_base", "val")):
+        manifest = store.manifest(kind, split)
+        assert manifest.checkpoint == {"path": str(weights.resolve()), "sha256": digest_file(weights)}
+        assert manifest.info["recipe"] == {"configs": ["one.yaml"]}
+        assert manifest.info["seconds"] == 90
+        assert manifest.info["refine"] == "none"
+        assert manifest.info["protocol"]["tags"] == (split == "train")
+        assert f"data/{split}" in manifest.inputs
+        assert store.status(kind, split).fresh
+    assert store.kinds() == [("prediction_base", "val"), ("wss_mask", "train")]
+
+
+def test_a_continued_run_leaves_out_the_images_that_have_all_their_files(
+    datamodule: WSSSDataModule, weights: Path, lines: Lines
+):
+    task = classifier()
+    callback, trainer = started(datamodule, weights, task)
+    assert datamodule.skip == frozenset()
+    cams = [(torch.tensor([8]), torch.full((1, 2, 2), 0.5))] * 2
+    predict(callback, trainer, task, IDS[:2], cam=cams, base_mask=masks(2, 0))
+    predict(callback, trainer, task, IDS[2:3], cam=cams[:1])
+    callback.on_exception(trainer, task, KeyboardInterrupt())
+    callback.teardown(trainer, task, "predict")  # as after an exception: there is nothing to seal any more
+    assert lines.messages == []
+    callback, trainer = started(datamodule, weights, task)
+    assert datamodule.skip == {("train", IDS[0]), ("train", IDS[1])}
+    assert lines.messages == ["cam: continuing, 2 images are already written"]
+    predict(callback, trainer, task, IDS[2:], cam=cams, base_mask=masks(2, 0))
+    callback.on_predict_end(trainer, task)
+    keys, cam = read_cam(datamodule.store.path("cam", "train", IDS[3]))
+    assert (keys.dtype, keys.tolist()) == (np.int16, [8])
+    assert (cam.dtype, cam.tolist()) == (np.float16, [[[0.5, 0.5], [0.5, 0.5]]])
+    info = {kind: datamodule.store.manifest(kind, "train").info for kind in ("cam", "base_mask")}
+    assert {kind: one["refine"] for kind, one in info.items()} == {"cam": "none", "base_mask": "pamr"}
+    assert {one["background"] for one in info.values()} == {0.25}
+
+
+def test_a_run_that_finds_every_file_seals_without_predicting(datamodule: WSSSDataModule, weights: Path):
+    task = segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 1))
+    callback.on_exception(trainer, task, KeyboardInterrupt())
+    assert datamodule.store.manifest("wss_mask", "train") is None
+    callback, trainer = started(datamodule, weights, task)
+    assert len(datamodule.skip) == 6
+    callback.teardown(trainer, task, "predict")
+    assert datamodule.store.status("wss_mask", "train").fresh
+    assert datamodule.store.status("prediction_base", "val").fresh
+
+
+def test_a_run_with_other_weights_starts_again(datamodule: WSSSDataModule, weights: Path, tmp_path: Path):
+    task = segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
+    callback.on_exception(trainer, task, KeyboardInterrupt())
+    other = tmp_path / "other.ckpt"
+    other.write_bytes(b"other weights")
+    callback, trainer = started(datamodule, other, task)
+    assert datamodule.skip == frozenset()
+    assert not datamodule.store.path("wss_mask", "train", IDS[0]).exists()
+    callback.on_exception(trainer, task, KeyboardInterrupt())
+
+
+def test_missing_files_are_not_sealed(datamodule: WSSSDataModule, weights: Path):
+    task = segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS[:2], wss_mask=masks(2, 1))
+    with pytest.raises(ArtifactError, match="2 of 4 files are missing"):
+        callback.on_predict_end(trainer, task)
+    callback.on_exception(trainer, task, ArtifactError("missing"))
+
+
+def test_the_folders_are_locked_until_the_run_ends_or_fails(datamodule: WSSSDataModule, weights: Path):
+    task = segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    with pytest.raises(LockError):
+        started(datamodule, weights, task)
+    callback.on_exception(trainer, task, RuntimeError())
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 1))
+    callback.on_predict_end(trainer, task)
+    callback, trainer = started(datamodule, weights, task)
+    callback.on_exception(trainer, task, RuntimeError())
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_nothing_but_prediction_touches_the_folders(datamodule: WSSSDataModule, tmp_path: Path, stage: str):
+    callback, trainer = ArtifactWriters(), trainer_of(datamodule)
+    callback.setup(trainer, segmenter(), stage)
+    callback.teardown(trainer, segmenter(), stage)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_prediction_without_known_weights_is_refused_before_any_work(datamodule: WSSSDataModule, tmp_path: Path):
+    with pytest.raises(ArtifactError, match="Add --ckpt_path"):
+        ArtifactWriters().setup(trainer_of(datamodule), segmenter(), "predict")
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_all_ranks_write_and_the_first_one_seals_when_they_have_met(tiny_voc: Path, tmp_path: Path, weights: Path):
+    task, runs = segmenter(), []
+    for rank in (0, 1):
+        runs.append(started(voc_module(tiny_voc, tmp_path), weights, task, rank=rank))
+        predict(*runs[-1], task, IDS[rank::2], wss_mask=masks(2, 1))
+        predict(*runs[-1], task, [f"2007_00000{5 + rank}"], 1, prediction_base=masks(1, 1))
+    store = runs[0][1].datamodule.store
+    (first, first_trainer), (second, second_trainer) = runs
+    second.on_predict_end(second_trainer, task)
+    assert store.manifest("wss_mask", "train") is None
+    sealed_at_barrier: list[bool] = []
+    first_trainer.strategy.barrier = lambda name: sealed_at_barrier.append(store.manifest("wss_mask", "train") is None)
+    first.on_predict_end(first_trainer, task)
+    assert sealed_at_barrier == [True]
+    assert store.status("wss_mask", "train").fresh
+    assert second_trainer.barriers == ["declared", "declared", "written"]
+
+
+def test_the_refinement_of_final_masks_counts_before_that_of_others():
+    one, other = SimpleNamespace(resolved="lattice"), SimpleNamespace(resolved="pamr")
+    assert refinement(SimpleNamespace(refine_final=one, refiner=other)) == "lattice"
+    assert refinement(SimpleNamespace(refiner=other)) == "pamr"
+    assert refinement(SimpleNamespace()) == "none"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")])
+def test_refined_kinds_record_their_refinement(kind: str, name: str):
+    assert making(classifier(), kind, "train") == {"refine": name, "background": 0.25}

@@ -1,0 +1,70 @@
+"""What callbacks and tasks ask of a run, without a run: a trainer, artifacts made by hand, a clock."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.config import resolve
+from dhr_lightning.data.datamodule import WSSSDataModule
+
+TAGS = {"2007_000001": (8,), "2007_000002": (8, 12), "2007_000003": (7,), "2007_000004": (6, 15)}  # of `TINY_VOC`
+
+
+def voc_module(root: Path, workspace: Path, config: str = "stage3_base.yaml") -> WSSSDataModule:
+    """The datamodule over `tiny_voc`, with the settings of a step."""
+    datamodule = WSSSDataModule("voc", root=str(root), workspace=str(workspace), batch_size=2, num_workers=0)
+    datamodule.settings = resolve([config, "data/voc.yaml"], [f"--data.root={root}"])
+    return datamodule
+
+
+def trainer_of(datamodule: WSSSDataModule | None = None, *, rank: int = 0, **others: Any) -> SimpleNamespace:
+    """As much of a trainer as callbacks use; `barriers` lists the names of those passed."""
+    barriers: list[str] = []
+    return SimpleNamespace(
+        **{
+            "datamodule": datamodule,
+            "is_global_zero": rank == 0,
+            "global_rank": rank,
+            "world_size": 1,
+            "strategy": SimpleNamespace(barrier=barriers.append),
+            "barriers": barriers,
+            "loggers": [],
+            "current_epoch": 0,
+            "global_step": 0,
+            **others,
+        }
+    )
+
+
+def keep(datamodule: WSSSDataModule, kind: str, split: str, files: Mapping[str, tuple[np.ndarray, ...]]) -> None:
+    """Write files of an artifact, and seal it if no image is missing."""
+    ids = [record.id for record in datamodule.records(split)]
+    identity = Manifest.create(kind, "voc", split, ids=ids, settings={})
+    with datamodule.writer(identity, owner=True) as writer:
+        for image_id, arrays in files.items():
+            writer.write(image_id, *arrays)
+        if set(files) == set(ids):
+            writer.seal()
+
+
+class Clock:
+    """Stands for `time.monotonic`; moves by `step` with every look at it."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 1000.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+    @classmethod
+    def of(cls, monkeypatch: pytest.MonkeyPatch, module: Any, step: float = 0.0) -> "Clock":
+        """The clock that a module reads from now on."""
+        clock = cls(step)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+        return clock
