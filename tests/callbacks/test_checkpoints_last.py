@@ -1,7 +1,6 @@
 """Where the last checkpoint lies, what is in it, and what stays beside it."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ ORDER = [IDS[1], IDS[3], IDS[0], IDS[2]]  # two tags, then one
 class Task(nn.Module):
     """Writes nothing."""
 
-    writes: dict[str, tuple[str, ...]] = {"val": ("prediction",)}
+    writes: ClassVar[Any] = {"val": ("prediction",)}
     device = torch.device("cpu")
 
 
@@ -100,7 +100,9 @@ def test_masks_of_every_step_are_drawn_over_the_photo(datamodule: WSSSDataModule
     assert shown.titles == ["image", *kinds, "truth"]
     for value, title in enumerate(kinds, start=1):
         masks = [np.full(sizes[image_id], value, np.uint8) for image_id in ORDER]
-        expected = [overlay(photo(datamodule, one), mask, datamodule.classes) for one, mask in zip(ORDER, masks, strict=True)]
+        expected = [
+            overlay(photo(datamodule, one), mask, datamodule.classes) for one, mask in zip(ORDER, masks, strict=True)
+        ]
         assert same(shown.column(title), expected)
     datamodule.mask_round = None
     draw_panel(Task(), datamodule, 1)

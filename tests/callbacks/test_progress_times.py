@@ -111,15 +111,27 @@ def test_predictions_of_all_splits_are_counted_together(clock: Clock, lines: Lin
             clock.now += seconds
             callback.on_predict_batch_end(trainer, TASK)
         clock.now += 1000
-    assert lines.messages == [
-        "wss predict: 2/8 (25 %), 12 s, 36 s left",
-        "wss predict: 4/8 (50 %), 23 s, 23 s left",
-    ] * 2
+    assert (
+        lines.messages
+        == [
+            "wss predict: 2/8 (25 %), 12 s, 36 s left",
+            "wss predict: 4/8 (50 %), 23 s, 23 s left",
+        ]
+        * 2
+    )
 
 
 @pytest.mark.parametrize(
     ("batches", "epochs", "steps", "planned"),
-    [(5, None, -1, 0), (5, -1, -1, -1), (float("inf"), 3, 7, 3), (0, 9, 7, 7), (5, 9, 0, 0), (5, 9, 11, 3), (5, 0, 9, 0)],
+    [
+        (5, None, -1, 0),
+        (5, -1, -1, -1),
+        (float("inf"), 3, 7, 3),
+        (0, 9, 7, 7),
+        (5, 9, 0, 0),
+        (5, 9, 11, 3),
+        (5, 0, 9, 0),
+    ],
 )
 def test_planned_epochs_of_unusual_fits(batches: float, epochs: int | None, steps: int, planned: int):
     trainer = SimpleNamespace(max_epochs=epochs, max_steps=steps, num_training_batches=batches)

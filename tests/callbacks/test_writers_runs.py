@@ -57,7 +57,9 @@ def masks(count: int, value: int) -> list[tuple[Tensor]]:
     return [(torch.full((4, 6), value + index),) for index in range(count)]
 
 
-def predict(callback: ArtifactWriters, trainer: Any, task: Any, ids: list[str], loader: int = 0, **outputs: Any) -> None:
+def predict(
+    callback: ArtifactWriters, trainer: Any, task: Any, ids: list[str], loader: int = 0, **outputs: Any
+) -> None:
     callback.on_predict_batch_end(trainer, task, outputs, {"id": ids}, 0, loader)
 
 
@@ -209,6 +211,8 @@ def test_the_refinement_of_final_masks_counts_before_that_of_others():
     assert refinement(SimpleNamespace()) == "none"
 
 
-@pytest.mark.parametrize(("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")]
+)
 def test_refined_kinds_record_their_refinement(kind: str, name: str):
     assert making(classifier(), kind, "train") == {"refine": name, "background": 0.25}

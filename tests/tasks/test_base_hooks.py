@@ -264,7 +264,9 @@ def test_validation_figures_are_those_of_all_processes():
     logits = nn.functional.one_hot(prediction.where(prediction < 5, 4), 5).permute(0, 3, 1, 2).float()
     task.update_metric(logits, batch)
     task.on_validation_epoch_end()
-    assert log.values == pytest.approx({"val/iou/background": 0.5, "val/iou/dog": 8 / 12, "val/miou": (0.5 + 8 / 12) / 2})
+    assert log.values == pytest.approx(
+        {"val/iou/background": 0.5, "val/iou/dog": 8 / 12, "val/miou": (0.5 + 8 / 12) / 2}
+    )
     assert log.options.pop("val/miou") == {"prog_bar": True, "sync_dist": True}
     assert all(options == {"sync_dist": True} for options in log.options.values())
     assert int(task.confusion.matrix.sum()) == 0

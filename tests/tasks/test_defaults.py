@@ -124,7 +124,8 @@ def test_every_task_says_what_it_reads(made: Made):
     wss_needs = made(WSSTask, masks="mars_mask")[0].needs
     assert (wss_needs.train_masks, wss_needs.predict_masks) == ("mars_mask", None)
     assert set(wss_needs.predict_splits) >= {"train", "val"}
-    assert not (wss_needs.train_features or wss_needs.predict_features)
+    assert not wss_needs.train_features
+    assert not wss_needs.predict_features
     assert wss_needs.augment
     mars = made(MARSTask, source="wss_mask")[0].needs
     assert mars == Needs(

@@ -116,7 +116,9 @@ def test_the_maps_of_all_views_are_added_up(monkeypatch: pytest.MonkeyPatch):
         found = task._seed_cam(image, features)
         total = torch.zeros_like(found)
         for scale in (1.0, 0.5):
-            view = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+            view = (
+                image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+            )
             for flip in (False, True):
                 one = task.network.classifier(task.network.encoder(view.flip(-1) if flip else view)[-1]).relu()
                 one = one.flip(-1) if flip else one
@@ -150,7 +152,9 @@ def test_a_new_run_starts_from_the_parts_of_an_earlier_step(
 ):
     monkeypatch.setattr(wss_module, "load_encoder", filled := Filled())
     task = make_task(name, init_from="cam")
-    task._trainer = SimpleNamespace(ckpt_path=None, datamodule=SimpleNamespace(checkpoint_of=lambda kind: f"{kind} path"))
+    task._trainer = SimpleNamespace(
+        ckpt_path=None, datamodule=SimpleNamespace(checkpoint_of=lambda kind: f"{kind} path")
+    )
     task.on_fit_start()
     assert filled.call == (task.network, "cam path", task.classes, keys)
 

@@ -46,7 +46,9 @@ def blocks(*values: tuple[int, list[float]]) -> Batch:
     for quarter, (value, feature) in enumerate(values):
         row, column = 16 * (quarter // 2), 16 * (quarter % 2)
         batch["mask"][0, row : row + 16, column : column + 16] = value
-        batch["uss"][0, :, row // 4 : row // 4 + 4, column // 4 : column // 4 + 4] = torch.tensor(feature)[:, None, None]
+        batch["uss"][0, :, row // 4 : row // 4 + 4, column // 4 : column // 4 + 4] = torch.tensor(feature)[
+            :, None, None
+        ]
     return batch
 
 

@@ -211,7 +211,9 @@ def stego_step(task: USSTask, monkeypatch: pytest.MonkeyPatch, loss: float = 1.5
     monkeypatch.setattr(task, "optimizers", lambda: optimiser)
     schedule = SimpleNamespace(step=lambda: optimiser.calls.append("schedule"))
     monkeypatch.setattr(task, "lr_schedulers", lambda: schedule)
-    monkeypatch.setattr(task, "manual_backward", lambda loss: optimiser.calls.append(f"backward {float(loss.detach())}"))
+    monkeypatch.setattr(
+        task, "manual_backward", lambda loss: optimiser.calls.append(f"backward {float(loss.detach())}")
+    )
     monkeypatch.setattr(task, "log", lambda name, value, **options: logged.update({name: (value, options)}))
     monkeypatch.setattr(
         task, "log_dict", lambda values, **options: logged.update({n: (v, options) for n, v in values.items()})
@@ -302,7 +304,9 @@ def test_of_many_images_every_nth_is_looked_at(tmp_path: Path, monkeypatch: pyte
         records = [Record(str(index), index, ()) for index in range(count)]
         text = space_on_disk(records, SimpleNamespace(cell=8), 1, 1.0, tmp_path)
         assert seen == list(range(0, count, -(-count // 256)))
-        assert text.startswith(f"{count} images x 1 channels x about 1 x 1 cells x 2 bytes = {human(2 * count)} to write")
+        assert text.startswith(
+            f"{count} images x 1 channels x about 1 x 1 cells x 2 bytes = {human(2 * count)} to write"
+        )
 
 
 @pytest.mark.parametrize(("skipped", "rank", "said"), [((), 0, 3), (("1",), 0, 2), (("0", "1", "2"), 0, 0), ((), 1, 0)])
