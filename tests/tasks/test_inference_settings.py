@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf import CRFSettings, has_pydensecrf
 from dhr_lightning.tasks.inference import Inference, strong_classes
@@ -62,8 +62,6 @@ def test_the_first_unknown_key_is_named_with_those_that_are_known():
 
 
 def test_a_backend_that_is_not_installed_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
-    from dhr_lightning.errors import DependencyError
-
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: False)
     with pytest.raises(DependencyError):
         Inference((1.0,), test_crf={"backend": "pydensecrf"})

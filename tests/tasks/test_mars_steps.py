@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import CheckpointError
+from dhr_lightning.tasks import mars
 from dhr_lightning.tasks.mars import MARSTask
 from tests.task_samples import make_batch, make_task
 
@@ -137,8 +139,6 @@ def test_masks_do_not_depend_on_the_canvas():
 
 
 def test_a_checkpoint_of_other_classes_is_refused():
-    from dhr_lightning.errors import CheckpointError
-
     task = make_task("MARSTask")
     state = {"centroids": torch.ones(5, 6), "found": torch.ones(5, dtype=torch.bool)}
     with pytest.raises(CheckpointError):
