@@ -83,8 +83,6 @@ def test_the_share_that_is_kept_is_one_of_cells_or_of_centroids(weighting: str, 
 
 def test_more_clusters_tell_more_parts_apart(monkeypatch: pytest.MonkeyPatch):
     seen: dict[str, Any] = {}
-    from dhr_lightning.tasks import mars
-
     real = mars.image_centroids
 
     def spy(*arguments: Any, **options: Any) -> Any:
