@@ -121,6 +121,14 @@ def test_predictions_of_all_splits_are_counted_together(clock: Clock, lines: Lin
     )
 
 
+def test_a_prediction_of_a_module_without_a_name_is_shown(clock: Clock, lines: Lines):
+    callback, trainer = PlainProgress(), trainer_of(num_predict_batches=[2])
+    callback.on_predict_start(trainer, object())
+    clock.now += 10.5
+    callback.on_predict_batch_end(trainer, object())
+    assert lines.messages == [" predict: 1/2 (50 %), 10 s, 10 s left"]
+
+
 @pytest.mark.parametrize(
     ("batches", "epochs", "steps", "planned"),
     [

@@ -211,6 +211,15 @@ def test_an_interrupted_round_is_continued(datamodule: WSSSDataModule, monkeypat
     assert datamodule.store.rounds("train") == [0]
 
 
+def test_a_batch_with_too_few_masks_is_an_error(datamodule: WSSSDataModule, monkeypatch: pytest.MonkeyPatch):
+    task, trainer, real = Painter(), run_of(datamodule), Painter.whole_batches
+    twice = lambda self, *arguments: ({**one, "id": one["id"] * 2} for one in real(self, *arguments))  # noqa: E731
+    monkeypatch.setattr(Painter, "whole_batches", twice)
+    monkeypatch.setattr(Painter, "pseudo_masks", lambda self, batch: SimpleNamespace(mask=torch.zeros(1, 64, 64)))
+    with pytest.raises(ValueError, match="shorter"):
+        PseudoMaskRefresh().refresh(trainer, task, 0)
+
+
 def test_ranks_share_the_images_and_the_first_one_seals_and_reports(datamodule: WSSSDataModule):
     """The second rank does all its work between the first one's list and its first image; neither list is shortened."""
     first, trainer = Painter(), run_of(datamodule, world_size=2)

@@ -149,6 +149,14 @@ def test_a_run_with_other_weights_starts_again(datamodule: WSSSDataModule, weigh
     callback.on_exception(trainer, task, KeyboardInterrupt())
 
 
+def test_a_batch_with_too_few_masks_is_an_error(datamodule: WSSSDataModule, weights: Path):
+    task = segmenter()
+    callback, trainer = started(datamodule, weights, task)
+    with pytest.raises(ValueError, match="shorter"):
+        predict(callback, trainer, task, IDS[:2], wss_mask=masks(1, 1))
+    callback.on_exception(trainer, task, ValueError())
+
+
 def test_missing_files_are_not_sealed(datamodule: WSSSDataModule, weights: Path):
     task = segmenter()
     callback, trainer = started(datamodule, weights, task)

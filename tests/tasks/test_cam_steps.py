@@ -65,6 +65,16 @@ def test_the_refinement_gets_the_photo_the_shares_of_the_classes_and_the_image_a
 
 
 @torch.no_grad()
+def test_a_class_that_an_image_lacks_never_wins_whatever_the_refinement_says(batch: Batch):
+    task = bright_task()
+    task.refiner = lambda image, score, present, *, valid: torch.where(present[:, :, None, None], score, 9.0)
+    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    cam = torch.rand(2, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    mask = task.base_masks(batch, cam, keys, present)[1]
+    assert set(mask.unique().tolist()) == {0, 2}
+
+
+@torch.no_grad()
 def test_without_background_the_shares_are_those_of_the_tags():
     task, seen = bright_task(class_names=NAMES[1:], has_background=False), Refinement()
     task.refiner, batch = seen, make_batch([[0, 2]], [(8, 8)], offset=0)
