@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.config import resolve
@@ -31,7 +32,7 @@ def trainer_of(datamodule: WSSSDataModule | None = None, *, rank: int = 0, **oth
             "is_global_zero": rank == 0,
             "global_rank": rank,
             "world_size": 1,
-            "strategy": SimpleNamespace(barrier=barriers.append),
+            "strategy": SimpleNamespace(barrier=barriers.append, root_device=torch.device("cpu")),
             "barriers": barriers,
             "loggers": [],
             "current_epoch": 0,

@@ -17,8 +17,10 @@ from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, we
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import Needs, WSSSDataModule
 from dhr_lightning.data.files import read_truth
+from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Geometry
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.ops.refine import Refiner
 from tests.pipeline_workspace import ROUNDS, Lines
 from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
 
@@ -30,11 +32,14 @@ SIZES = dict(zip(IDS, [(48, 64), (64, 48), (56, 40), (64, 64)], strict=True))  #
 class Painter(nn.Module):
     """Stands for a task: masks show its weight on a canvas of 64 pixels, and 99 in the padding."""
 
+    step = "dhr"
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.0))
         self.painted: list[tuple[str, bool, bool]] = []
         self.said: list[str] = []
+        self.refine_final = Refiner("lattice", workers=3)
 
     def whole_batches(self, records: list[Record], what: str) -> Iterator[dict[str, Any]]:
         self.said.append(what)
@@ -108,6 +113,7 @@ def run_of(datamodule: WSSSDataModule, **others: Any) -> SimpleNamespace:
 def test_a_round_is_made_before_the_first_epoch_and_after_every_few(
     datamodule: WSSSDataModule,
     monkeypatch: pytest.MonkeyPatch,
+    lines: Lines,
     every: int,
     epochs: int | None,
     resumed: int | None,
@@ -122,6 +128,7 @@ def test_a_round_is_made_before_the_first_epoch_and_after_every_few(
     for trainer.current_epoch in range(epochs or 2):
         callback.on_train_epoch_end(trainer, Painter())
     assert made == rounds
+    assert lines.messages == ["dhr: refinement: dense CRF by lattice on cpu"]
 
 
 def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
@@ -129,7 +136,6 @@ def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
 ):
     Clock.of(monkeypatch, refresh, step=5)
     task, callback = Painter().train(), PseudoMaskRefresh()
-    task.refine_final = SimpleNamespace(resolved="lattice")
     callback.recipe = {"configs": ["mine.yaml"]}
     task.weight.data.fill_(8)
     trainer = run_of(datamodule, global_step=17)
@@ -176,6 +182,22 @@ def test_a_later_round_is_compared_with_the_one_before_it(datamodule: WSSSDataMo
     assert changes == [1.0, 0.0, 1.0]
     assert datamodule.store.rounds("train") == [0, 1, 2]
     assert datamodule.mask_round == 2
+
+
+@pytest.mark.parametrize(("harmful", "force", "changed"), [(True, False, 0.0), (True, True, 1.0), (False, False, 1.0)])
+def test_the_first_round_is_compared_with_the_masks_that_it_starts_from(
+    datamodule: WSSSDataModule, harmful: bool, force: bool, changed: float
+):
+    """MARS masks show background; the base masks, read if those are harmful, show class 8 as the round does."""
+    gate = Gate("base_mask", 0.9 if harmful else 0.0, 0.0, 0.05, 0.45)
+    path = datamodule.store.folder("mars_mask", "train") / "manifest.json"
+    datamodule.store.manifest("mars_mask", "train").with_info(gate=gate.record()).save(path)
+    keep(datamodule, "base_mask", "train", {name: (np.full(size, 8, np.uint8),) for name, size in SIZES.items()})
+    datamodule.trainer.lightning_module.needs = Needs(predict_masks="mars_mask", force_masks=force)
+    task, trainer = Painter(), run_of(datamodule)
+    task.weight.data.fill_(8)
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert trainer.loggers[0].lines[0][0]["refresh/changed_pixels"] == changed
 
 
 def test_a_finished_round_is_not_made_again_unless_the_weights_differ(datamodule: WSSSDataModule):

@@ -12,13 +12,15 @@ from torch import Tensor
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.callbacks import writers
-from dhr_lightning.callbacks.writers import ArtifactWriters, making, refinement
+from dhr_lightning.callbacks.writers import ArtifactWriters, making, prediction_refiner
 from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.voc import VOC_CLASSES
 from dhr_lightning.errors import ArtifactError, LockError
+from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask
 from tests.pipeline_workspace import Lines
-from tests.stand_ins import TAGS, Clock, trainer_of, voc_module
+from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
 from tests.task_samples import make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -48,7 +50,7 @@ def classifier() -> Any:
         step="cam",
         writes={"train": ("cam", "base_mask")},
         needs=Needs(predict_splits=("train",)),
-        refiner=SimpleNamespace(resolved="pamr"),
+        refiner=Refiner("pamr"),
         making=lambda: {"background": 0.25},
     )
 
@@ -65,6 +67,7 @@ def predict(
 
 def started(datamodule: WSSSDataModule, weights: Path, task: Any, **rank: Any) -> tuple[ArtifactWriters, Any]:
     callback, trainer = ArtifactWriters({"configs": ["one.yaml"]}, weights), trainer_of(datamodule, **rank)
+    datamodule.trainer = SimpleNamespace(lightning_module=task)
     callback.setup(trainer, task, "predict")
     return callback, trainer
 
@@ -180,6 +183,38 @@ def test_the_folders_are_locked_until_the_run_ends_or_fails(datamodule: WSSSData
     callback.on_exception(trainer, task, RuntimeError())
 
 
+def gated(datamodule: WSSSDataModule, kind: str, lost: float) -> Gate:
+    """Seal masks with a gate."""
+    sizes = [(48, 64), (64, 48), (56, 40), (64, 64)]
+    keep(datamodule, kind, "train", {name: (np.zeros(size, np.uint8),) for name, size in zip(IDS, sizes, strict=True)})
+    gate = Gate("wss_mask", lost, 0.0, 0.05, 0.45)
+    manifest = datamodule.store.manifest(kind, "train").with_info(gate=gate.record())
+    manifest.save(datamodule.store.folder(kind, "train") / "manifest.json")
+    return gate
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.5])
+def test_a_fit_says_that_it_starts_from_other_masks_than_those_named(
+    datamodule: WSSSDataModule, lines: Lines, lost: float
+):
+    gate = gated(datamodule, "base_mask", lost)
+    ArtifactWriters().setup(trainer_of(datamodule), segmenter(), "fit")
+    said = f"wss: starts from wss_mask, not from base_mask: {gate.verdict()}"
+    assert lines.messages == ([said] if lost else [])
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.5])
+def test_a_step_with_a_gate_says_what_it_removed(datamodule: WSSSDataModule, weights: Path, lines: Lines, lost: float):
+    gate, task = Gate("base_mask", lost, 0.25, 0.05, 0.45), classifier()
+    task.writes, task.making = {"train": ("mars_mask",)}, lambda: {"gate": gate.record()}
+    callback, trainer = started(datamodule, weights, task)
+    predict(callback, trainer, task, IDS, mars_mask=masks(4, 0))
+    callback.on_predict_end(trainer, task)
+    folder = datamodule.store.folder("mars_mask", "train")
+    text = f"mars_mask/train: {gate.verdict()}"
+    assert lines.messages == [f"{text}. They stay in {folder} to look at" if lost else text]
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_nothing_but_prediction_touches_the_folders(datamodule: WSSSDataModule, tmp_path: Path, stage: str):
     callback, trainer = ArtifactWriters(), trainer_of(datamodule)
@@ -212,15 +247,20 @@ def test_all_ranks_write_and_the_first_one_seals_when_they_have_met(tiny_voc: Pa
     assert second_trainer.barriers == ["declared", "declared", "written"]
 
 
-def test_the_refinement_of_final_masks_counts_before_that_of_others():
-    one, other = SimpleNamespace(resolved="lattice"), SimpleNamespace(resolved="pamr")
-    assert refinement(SimpleNamespace(refine_final=one, refiner=other)) == "lattice"
-    assert refinement(SimpleNamespace(refiner=other)) == "pamr"
-    assert refinement(SimpleNamespace()) == "none"
+def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(lines: Lines):
+    tasks = {
+        "cam: refinement: PAMR on cpu": classifier(),
+        "wss: refinement: dense CRF by lattice on cpu": make_task("WSSTask", test_crf={"backend": "lattice"}),
+    }
+    for task in [*tasks.values(), make_task("DHRTask")]:
+        ArtifactWriters().on_predict_start(trainer_of(), task)
+    assert lines.messages == list(tasks)
+    assert prediction_refiner(make_task("DHRTask", refine="lattice")) is None  # that one refines what it trains on
+    assert prediction_refiner(SimpleNamespace()) is None
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")]
 )
 def test_refined_kinds_record_their_refinement(kind: str, name: str):
-    assert making(classifier(), kind, "train") == {"refine": name, "background": 0.25}
+    assert making(classifier(), kind, "train", device=torch.device("cpu")) == {"refine": name, "background": 0.25}

@@ -19,15 +19,16 @@ from dhr_lightning.tasks.uss import USSTask
 from dhr_lightning.tasks.wss import WSSTask
 from tests.task_samples import NAMES
 
+CPU = torch.device("cpu")
 OPTIMISER = {
     "optimizer": "sgd", "lr": 1e-3, "head_lr_factor": 10.0, "momentum": 0.9, "weight_decay": 4e-5, "power": 0.9,
-    "warmup": 0.0, "frozen_norm": False, "frozen_stages": 0, "frozen_encoder": False,
+    "warmup": 0.0, "frozen_norm": False, "frozen_stages": 0, "frozen_encoder": False, "from_scratch": False,
 }  # fmt: skip
 FOUR = (1.0, 0.5, 1.5, 2.0)
 SEGMENTER = {
     "backbone": "resnet101", "pretrained": False, "output_stride": 8, "decoder": "deeplabv3plus",
     "decoder_options": None, "init_from": "cam", "loss_size": "decoder", "ema": 0.999, "ema_warmup": True,
-    "scales": FOUR, "test_crf": None,
+    "scales": FOUR, "test_crf": None, "force_masks": False,
 }  # fmt: skip
 REFINE = {"refine": "auto", "workers": 2, "refine_scale": 1.0}
 DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
@@ -42,7 +43,7 @@ DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
     WSSTask: {"masks": "base_mask", **SEGMENTER},
     MARSTask: {
         "source": "base_mask", "k_fg": 2, "k_bg": 2, "alpha": 0.4, "weighting": "cells", "rejected": "background",
-        "crf": None, **REFINE,
+        "threshold": 0.5, "max_lost_tags": 0.05, "max_rejected": 0.45, "force_masks": False, "crf": None, **REFINE,
     },
     DHRTask: {
         "masks": "mars_mask", **SEGMENTER, "seed_view": "default", "cam_scales": (1.0, 1.5), "rebalance": None,
@@ -138,6 +139,9 @@ def test_every_task_says_what_it_reads(made: Made):
         assert "train" not in needs.predict_splits
         assert needs.augment
         assert not needs.train_features
+    for task_class in (WSSTask, MARSTask, DHRTask):
+        assert not made(task_class)[0].needs.force_masks
+        assert made(task_class, force_masks=True)[0].needs.force_masks
 
 
 def test_kinds_that_every_task_writes():
@@ -174,13 +178,13 @@ def test_seeds_and_final_masks_have_kernels_of_their_own_and_one_cache(made: Mad
 def test_the_protocol_of_predictions_is_that_of_the_settings(made: Made, task_class: type[BaseTask]):
     crf = {"backend": "lattice", "workers": 3, "iterations": 4, "prune": 0.2}
     task, _, _ = made(task_class, scales=[1.0, 0.75], test_crf=crf)
-    record = task.inference.protocol("val").record()
+    record = task.inference.protocol("val", CPU).record()
     assert (record["scales"], record["flip"], record["backend"]) == ([1.0, 0.75], True, "lattice")
     assert (record["prune"], record["crf"]["iterations"], record["ignore_index"]) == (0.2, 4, 255)
     assert task.inference.refiner.workers == 3
     plain = made(task_class)[0].inference
     assert plain.refiner is None
-    assert plain.protocol("val").record()["scales"] == list(FOUR)
+    assert plain.protocol("val", CPU).record()["scales"] == list(FOUR)
     assert len(task.confusion.matrix) == 5
 
 

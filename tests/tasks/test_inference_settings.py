@@ -10,6 +10,8 @@ from dhr_lightning.ops.crf import CRFSettings, has_pydensecrf
 from dhr_lightning.tasks.inference import Inference, strong_classes
 from tests.task_samples import favour, make_batch, make_task
 
+CPU = torch.device("cpu")
+
 
 class Sided(nn.Module):
     """Logits of three classes that depend on the place, on the scale and on left and right."""
@@ -29,7 +31,7 @@ def test_scales_and_mirror_are_those_of_the_settings(flip: bool):
         inference = Inference(scales, flip=flip, ignore_index=200)
         expected = multi_scale_probability(Sided(), batch["image"], scales=scales, flip=flip).argmax(1)
         assert torch.equal(inference(Sided(), batch), expected)
-        record = inference.protocol("test").record()
+        record = inference.protocol("test", CPU).record()
         assert (record["scales"], record["flip"], record["ignore_index"]) == (list(scales), flip, 200)
     mirrored = {**batch, "image": batch["image"].flip(-1)}
     same = torch.equal(inference(Sided(), mirrored).flip(-1), inference(Sided(), batch))
@@ -40,9 +42,10 @@ def test_an_empty_crf_is_the_default_one():
     inference = Inference((1.0,), test_crf={})
     assert inference.refiner.settings == CRFSettings()
     assert (inference.refiner.backend, inference.refiner.workers, inference.settings.prune) == ("auto", 0, 0.05)
-    assert inference.settings.backend == ("pydensecrf" if has_pydensecrf() else "lattice")
+    assert inference.protocol("val", CPU).backend == ("pydensecrf" if has_pydensecrf() else "lattice")
     assert inference.settings.crf["iterations"] == CRFSettings().iterations
-    assert Inference((1.0,)).settings.crf is Inference((1.0,)).settings.backend is None
+    assert Inference((1.0,)).settings.crf is None
+    assert Inference((1.0,)).settings.backend is Inference((1.0,)).protocol("val", CPU).backend is None
     assert Inference((1.0,)).settings.ignore_index == 255
 
 
@@ -69,7 +72,7 @@ def test_a_backend_that_is_not_installed_is_refused_at_once(monkeypatch: pytest.
 
 @pytest.mark.parametrize(("split", "tags"), [("train", True), ("val", False), ("test", False)])
 def test_tags_are_known_on_the_training_split_only(split: str, tags: bool):
-    assert Inference((1.0,)).protocol(split).tags is tags
+    assert Inference((1.0,)).protocol(split, CPU).tags is tags
 
 
 @torch.no_grad()
