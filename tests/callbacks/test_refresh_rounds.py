@@ -214,6 +214,17 @@ def test_a_finished_round_is_not_made_again_unless_the_weights_differ(datamodule
     assert read_mask(datamodule.store.path(ROUNDS[0], "train", IDS[0])).max() == 12
 
 
+def test_a_finished_round_needs_its_masks_and_its_manifest_only(datamodule: WSSSDataModule):
+    task, trainer = Painter(), run_of(datamodule)
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    (datamodule.store.folder(ROUNDS[0], "train") / "ids.txt").unlink()
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == IDS
+    datamodule.store.path(ROUNDS[0], "train", IDS[1]).unlink()
+    PseudoMaskRefresh().refresh(trainer, task, 0)
+    assert task.ids == [*IDS, IDS[1]]
+
+
 def test_an_interrupted_round_is_continued(datamodule: WSSSDataModule, monkeypatch: pytest.MonkeyPatch):
     task, trainer, real = Painter(), run_of(datamodule), Painter.pseudo_masks
 

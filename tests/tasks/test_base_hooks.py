@@ -201,6 +201,15 @@ def test_weights_without_a_class_list_are_taken_over_if_they_fit(tmp_path: Path)
     assert torch.equal(task.network.head.weight, head)
 
 
+def test_weights_are_read_on_the_host_and_nothing_in_the_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint of a machine with an accelerator is read on one without."""
+    task, path, seen, real = Task(), tmp_path / "cam.ckpt", [], torch.load
+    torch.save({"state_dict": task.state_dict()}, path)
+    monkeypatch.setattr(torch, "load", lambda file, **options: seen.append(options) or real(file, **options))
+    load_encoder(task.network, path, task.classes, keys=("encoder",))
+    assert seen == [{"map_location": "cpu", "weights_only": True}]
+
+
 @pytest.mark.parametrize("change", ["missing", "shape"])
 def test_one_tensor_that_does_not_fit_stops_the_transfer(tmp_path: Path, change: str):
     task, path = Task(), tmp_path / "other.ckpt"
