@@ -45,7 +45,7 @@ def test_a_kind_that_is_gone_or_new_is_named(golden, kept, part: str):
 
 
 def test_masks_may_differ_on_few_pixels_only(golden):
-    chain = golden.Chain((), pixels=0.995, score=0, weight=0)
+    chain = golden.Chain((), pixels=0.995, score=0, weight=0, weights=0)
     mask = np.zeros((40, 40), np.int64)
     some, many = mask.copy(), mask.copy()
     some[0, :8], many[0, :9] = 3, 3  # 0.5 % of 1600 pixels, and one more
@@ -68,16 +68,18 @@ def test_masks_may_differ_on_few_pixels_only(golden):
     ],
 )
 def test_scores_may_differ_by_a_point(golden, kept: float | None, found: float | None, same: bool):
-    chain = golden.Chain((), pixels=0, score=0.01, weight=0)
+    chain = golden.Chain((), pixels=0, score=0.01, weight=0, weights=0)
     assert (golden.compare_scores({"miou": kept}, {"miou": found}, chain) == "") is same
 
 
 def test_weights_may_differ_by_a_share_of_their_size(golden):
-    chain = golden.Chain((), pixels=0, score=0, weight=0.02)
+    chain = golden.Chain((), pixels=0, score=0, weight=0.02, weights=0.95)
     values = np.linspace(-1, 1, 41)
     kept = {"encoder": [2.0, *values]}
     assert golden.compare_weights(kept, {"encoder": [2.0, *(values + 0.039)]}, chain) == ""
     assert golden.compare_weights(kept, {"encoder": [2.0, *(values + 0.041)]}, chain) == "encoder"
+    assert golden.compare_weights(kept, {"encoder": [2.0, 9.0, -9.0, *values[2:]]}, chain) == ""
+    assert golden.compare_weights(kept, {"encoder": [2.0, 9.0, -9.0, 9.0, *values[3:]]}, chain) == "encoder"
     assert golden.compare_weights(kept, {"encoder": [2.0, *values[:-1]]}, chain) == "encoder"
     assert "decoder" in golden.compare_weights(kept, {"decoder": kept["encoder"]}, chain)
 

@@ -44,12 +44,12 @@ class Chain:
     pixels: float
     score: float
     weight: float
-    weights: float = 0.95
+    weights: float
 
 
 CHAINS = {
-    "debug": Chain(("--overlay", "debug.yaml", "--", "--data.root", "data/debug"), 0.995, 0.01, 0.02),
-    "quickstart": Chain((), 0.95, 0.01, 0.2),
+    "debug": Chain(("--overlay", "debug.yaml", "--", "--data.root", "data/debug"), 0.975, 0.01, 0.005, 0.9),
+    "quickstart": Chain((), 0.95, 0.01, 0.2, 0.9),
 }
 KINDS = {
     "train": ("base_mask", "wss_mask", "mars_mask", "dhr_mask/round_00", "dhr_mask/round_01"),
