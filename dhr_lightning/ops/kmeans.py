@@ -95,7 +95,7 @@ def _pick(weights: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
 
 def _start(rows: Tensor, uniform: Tensor) -> Tensor:
     """Choose `len(uniform)` rows, far ones more often; the same row twice only if no other is left."""
-    draws = uniform.to(rows.device, rows.dtype)
+    draws = uniform.to(rows.device)
     every = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
     nearest = every
     chosen: list[Tensor] = []
@@ -134,7 +134,7 @@ def _rows_at(unit: Tensor, index: Tensor) -> Tensor:
 
 def _batched_start(unit: Tensor, member: Tensor, uniform: Tensor) -> Tensor:
     """K-means++ start `(B, P, k, D)` of every set."""
-    draws = uniform.to(unit.device, unit.dtype)
+    draws = uniform.to(unit.device)
     every = member.to(unit.dtype)
     nearest = every
     chosen: list[Tensor] = []

@@ -35,7 +35,6 @@ class _Options(NamedTuple):
 class _Solution(NamedTuple):
     plan: Tensor  # (..., K, N), 0 where the class is absent or the pixel invalid
     valid: Tensor  # (..., N)
-    present: Tensor  # (..., K)
 
 
 def transport_weights(
@@ -81,8 +80,8 @@ def transport_weights(
     solution = _solve(score, valid, present, _Options(epsilon, stopping, marginal, area, backend, max_iter, tol))
     top = solution.plan.amax(-1, keepdim=True)
     share = solution.plan / top.clamp_min(torch.finfo(top.dtype).tiny)
-    weights = min_max_normalize(share, valid=solution.valid, present=solution.present, spatial_dims=1)
-    alive = (top > 0) & solution.valid[..., None, :]
+    weights = min_max_normalize(share, valid=solution.valid, spatial_dims=1)  # an absent class is constant: 0
+    alive = solution.valid[..., None, :]
     flat = share.masked_fill(~alive, 1.0).amin(-1, keepdim=True) > 1.0 - _FLAT
     return torch.where(flat, alive.to(weights.dtype), weights)
 
@@ -173,7 +172,7 @@ def _solve(score: Tensor, valid: Tensor | None, present: Tensor | None, options:
         largest = _largest(score, kernel, masked)
         kernel = kernel if masked is None else kernel.masked_fill(masked, -torch.inf)
         plan = _plan(Problem(kernel, pixel, klass, shares, largest), score, options)
-        return _Solution(plan, pixel, klass)
+        return _Solution(plan, pixel)
 
 
 def _plan(problem: Problem, score: Tensor, options: _Options) -> Tensor:

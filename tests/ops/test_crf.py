@@ -223,6 +223,20 @@ def test_cache_builds_once_and_changes_nothing(monkeypatch):
 
 
 @needs_pydensecrf
+@pytest.mark.parametrize("backend", ["lattice", "pydensecrf"])
+def test_probabilities_count_between_1e_minus_5_and_1(backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    image, probability = sample()
+    within = probability.clamp(1e-5, 1.0)
+    within[:, 0, :5], within[:, 1, 5:10] = 1.0, 1e-5
+    beyond = within.clone()
+    beyond[:, 0, :5], beyond[:, 1, 5:10] = 3.0, 1e-9
+    settings = CRFSettings(iterations=2)
+    results = [dense_crf(image, values, backend=backend, settings=settings) for values in (within, beyond)]
+    torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
 def test_pool_equals_one_process_and_is_reused():
     image, probability = sample(batch=5)
     present = torch.rand(5, 4, generator=torch.Generator().manual_seed(3)) > 0.3

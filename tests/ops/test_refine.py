@@ -97,6 +97,19 @@ def test_refiners_of_two_scales_may_share_a_cache():
     assert all(map(torch.equal, (refiner(image, score, PRESENT, valid=valid) for refiner in (half, quarter)), expected))
 
 
+@pytest.mark.parametrize(("scale", "size"), [(0.5, (12, 10)), (0.3, (7, 6)), (0.01, (1, 1)), (1.0, (24, 20))])
+def test_a_scale_below_one_refines_a_smaller_image(scale, size, monkeypatch):
+    seen = []
+    monkeypatch.setattr(refine, "dense_crf", lambda image, score, **_: seen.append((image, score)) or score)
+    image, score = sample()
+    assert Refiner("lattice", scale=scale)(image, score, PRESENT).shape == score.shape
+    (less, small) = seen[0]
+    assert less.shape == (2, *size, 3)
+    assert less.dtype == torch.uint8
+    assert small.shape == (2, 3, *size)
+    assert abs(less.float().mean() - image.float().mean()) < 3
+
+
 def test_a_small_pixel_is_valid_if_most_of_it_is():
     valid = torch.zeros(1, 4, 8, dtype=torch.bool)
     valid[0, :, 1:3] = valid[0, 1:, 4:7] = True

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional
 
-from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.resize import multiple_size, resize_maps, resize_to_multiple, valid_cells
 
 
 def test_valid_area_is_resized_as_if_there_were_no_padding():
@@ -31,6 +31,19 @@ def test_cells_that_are_not_valid_are_zero_at_any_size():
     larger = resize_maps(maps, (16, 24), valid=valid)
     assert (larger[:, :, :8, :12] >= 1).all()
     assert larger[:, :, 10:].sum() == larger[..., 14:].sum() == 0
+
+
+def test_sizes_are_scaled_and_rounded_up_to_multiples():
+    assert multiple_size((32, 48), 16) == (32, 48)
+    assert multiple_size((33, 47), 16) == (48, 48)
+    assert multiple_size((33, 47), 16, scale=0.5) == (16, 32)
+    assert multiple_size((3, 1), 8, scale=0.1) == (8, 8)
+    assert multiple_size((11, 7), 1, scale=1.5) == (16, 10)
+    image = torch.rand(2, 3, 9, 16)
+    assert resize_to_multiple(image, 8).shape == (2, 3, 16, 16)
+    assert resize_to_multiple(image, 8, scale=2).shape == (2, 3, 24, 32)
+    assert resize_to_multiple(image[..., :8, :], 8) is not image
+    assert torch.equal(resize_to_multiple(image[..., :8, :], 8), image[..., :8, :])
 
 
 def test_a_cell_with_one_valid_pixel_is_valid():

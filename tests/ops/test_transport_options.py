@@ -83,6 +83,20 @@ def test_backend_pot_gives_the_same_results(lead, classes, pixels, seed):
         torch.testing.assert_close(function(score, backend="pot", **options, **CONVERGED), ours, atol=1e-6, rtol=1e-5)
 
 
+def test_pot_has_the_gradient_of_our_plan():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(2, 3, 12, generator=generator, dtype=torch.float64)
+    gradients = []
+    for backend in ("torch", "pot"):
+        score = scores(2, 3, 12).requires_grad_()
+        (
+            transport_plan(score, backend=backend, stopping="marginal", tol=1e-12, max_iter=3000) * weight
+        ).sum().backward()
+        gradients.append(score.grad)
+    torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-5)
+    assert gradients[0].abs().max() > 1e-3
+
+
 def test_missing_pot_is_named(monkeypatch):
     monkeypatch.setattr(_transport_pot, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="POT is not installed, but `backend` is 'pot'"):
