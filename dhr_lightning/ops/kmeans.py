@@ -96,7 +96,7 @@ def _pick(weights: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
 def _start(rows: Tensor, uniform: Tensor) -> Tensor:
     """Choose `len(uniform)` rows, far ones more often; the same row twice only if no other is left."""
     draws = uniform.to(rows.device)
-    every = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+    every = torch.ones_like(rows[:, 0])
     nearest = every
     chosen: list[Tensor] = []
     for step, draw in enumerate(draws):

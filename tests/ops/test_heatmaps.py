@@ -29,6 +29,11 @@ def test_heatmaps_by_hand():
     torch.testing.assert_close(soft[0, 1, 0, 0], ((slope[0] - 1) / 0.5).sigmoid())
 
 
+def test_the_temperature_is_a_tenth_by_default():
+    default, tenth = (class_heatmaps(FEATURES, MASK, KEYS, mode="softmax", **t) for t in ({}, {"temperature": 0.1}))
+    assert torch.equal(default.maps, tenth.maps)
+
+
 def test_cosines_of_more_levels_are_averaged_on_the_first_grid():
     coarse = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # classes 0 and 3 have a cell each
     both = class_heatmaps(FEATURES, MASK, KEYS, levels=[coarse], mode="relu", pooling="area")

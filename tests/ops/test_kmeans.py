@@ -79,6 +79,17 @@ def test_batched_equals_one_by_one_and_single_kmeans_on_blobs():
         torch.testing.assert_close(nearest_rows(found[b], single), single, atol=1e-5, rtol=0)
 
 
+def test_a_set_of_equal_vectors_beside_another_one_stays_alone():
+    x, member = torch.randn(2, 12, 3, generator=generator()), torch.ones(2, 12, dtype=torch.bool)
+    x[0, 4:] = torch.tensor([0.0, 2.0, 0.0])
+    member[0, :4] = False
+    found, used = batched_spherical_kmeans(x, member, 3, iterations=1, seed=0)
+    assert used.all()
+    torch.testing.assert_close(found[0], torch.tensor([[0.0, 1.0, 0.0]]).expand(3, 3))
+    start = module._batched_start(functional.normalize(x, dim=2), member[:, None], torch.rand(3, generator=generator()))
+    torch.testing.assert_close(start[0, 0], found[0])
+
+
 def test_sets_that_share_vectors_equal_separate_sets():
     x = torch.randn(2, 50, 4, generator=generator())
     member = torch.rand(2, 3, 50, generator=generator(1)) > 0.5

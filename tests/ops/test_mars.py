@@ -156,6 +156,11 @@ def test_padding_does_not_change_the_foreground(refine):
     assert torch.equal(padded[:, :16, :24], alone)
 
 
+def test_a_pixel_that_is_as_much_background_as_foreground_is_background():
+    image = torch.zeros(1, 1, 3, 3).byte()
+    assert foreground_mask(image, torch.tensor([[[0.5, 0.4999, 0.5001]]])).tolist() == [[[False, False, True]]]
+
+
 def test_class_sets_without_background_are_refused():
     uss, mask, _ = toy()
     with pytest.raises(ValueError, match="MARS needs a background class, but `offset` is 0"):

@@ -96,6 +96,18 @@ def test_one_pass_equals_plain_cosines(layout, depth):
     assert cosine[1, :, 0, 0].tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rounding_never_leads_beyond_one(sign):
+    features = torch.randn(1, 7, 40, 50, generator=torch.Generator().manual_seed(0))
+    centroids = sign * torch.nn.functional.normalize(features.flatten(2).mT, dim=2)  # (1, N, 7)
+    exact = (centroids[0] * torch.nn.functional.normalize(features.flatten(2).mT, dim=2)[0]).sum(1).abs()
+    assert exact.max() > 1, "without a clamp some lengths are above 1"
+    cosine = cosine_heatmaps(features, centroids)
+    assert cosine.min() >= -1
+    assert cosine.max() <= 1
+    assert (sign * cosine[0].flatten(1).diagonal()).min() > 1 - 1e-6
+
+
 def test_labels_of_a_batch_with_padding_equal_one_by_one():
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([0, 1, 2, 7, 255])[torch.randint(0, 5, (3, 11, 13), generator=generator)]

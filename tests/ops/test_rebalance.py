@@ -175,6 +175,16 @@ def test_refinements_are_called_when_settings_allow():
     assert calls == []
 
 
+def test_a_refinement_cannot_bring_back_a_class_without_a_pixel():
+    sample = make_image(0, tags=(0, 1, 3))
+    sample["mask"][sample["mask"] == 2] = 0
+    greedy = lambda image, score, present, *, valid=None: torch.ones_like(score).index_fill(1, torch.tensor(2), 9.0)  # noqa: E731
+    result, keys, _ = run([sample], options=replace(DEFAULT, seed="none"), refine_final=greedy)
+    assert keys.tolist() == [[0, 1, 2, 4]]
+    assert result.active.tolist() == [[True, True, False, True]]
+    assert not (result.mask == 2).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_inside_autocast(dtype):
     images = [make_image(i, **arguments) for i, arguments in enumerate(MIXED[:3])]
@@ -195,6 +205,7 @@ def test_half_precision_features_inside_autocast(dtype):
         ({"uss": None}, "Expected features in `uss`, but got none"),
         ({"wss": []}, "Expected features in `wss`, but got none"),
         ({"wss": [], "settings": RebalanceSettings(wss=False, features="both")}, "Expected features in `wss`"),
+        ({"keys": torch.tensor([0, 1])}, r"Expected `keys` of shape \(B, K\), but got \(2,\)"),
         ({"offset": 2}, r"`offset` in \[0, 1\], but got 2"),
         ({"valid": torch.ones(1, 4, 4, dtype=torch.bool)}, "Expected `valid` of shape"),
         ({"mask": torch.zeros(1, 16, 16)}, "Expected `mask` of an integer type, but got torch.float32"),

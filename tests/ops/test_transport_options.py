@@ -63,6 +63,26 @@ def test_a_share_of_zero_gives_zero_not_nan(function, stopping, epsilon):
     torch.testing.assert_close(result[[0, 2]], same)
 
 
+@pytest.mark.parametrize("function", [transport_plan, transport_weights, transport_posterior])
+def test_a_hundred_rounds_are_the_most_by_default(function):
+    score = scores(4, 60) ** 3
+    early, default, late = (
+        function(score, epsilon=0.01, tol=1e-30, **given) for given in ({"max_iter": 99}, {}, {"max_iter": 101})
+    )
+    assert torch.equal(default, function(score, epsilon=0.01, tol=1e-30, max_iter=100))
+    assert not torch.equal(default, early)
+    assert not torch.equal(default, late)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_logarithm_of_no_mass_is_zero_without_gradient(dim):
+    x = torch.tensor([[-torch.inf, -torch.inf], [-torch.inf, -1.0]], dtype=torch.float64, requires_grad=True)
+    total = _transport_problem.log_sum(x, dim)
+    assert total.tolist() == [0.0, -1.0]
+    total.sum().backward()
+    assert x.grad.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
 @given(
     lead=st.sampled_from([(), (1,), (3,), (2, 2)]),
     classes=st.integers(1, 5),
