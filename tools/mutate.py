@@ -70,14 +70,15 @@ class Results:
 def main() -> int:
     """Make mutants, test a part of them and report; returns the exit status."""
     options = _parse()
+    end = time.monotonic() + 60 * options.minutes
     os.chdir(Path(__file__).resolve().parents[1])
     # for the processes of the tests: Hypothesis draws the same examples every time, and a sum has one order
     os.environ.update({"CI": "1", "OMP_NUM_THREADS": "1"})
     runner = _prepare(options)
     results = _load(options.only)
     names = _choose(results, options)
-    print(f"{len(names)} mutants to test, {options.minutes} minutes at most", flush=True)
-    _test(runner, names, results, options)
+    print(f"{len(names)} mutants to test, {(end - time.monotonic()) / 60:.0f} minutes left", flush=True)
+    _test(_outcomes(runner, names, end=end, seconds=options.seconds), runner, results)
     mutants = results.mutants()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_report(options.output, mutants)
@@ -91,7 +92,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=60, help="mutants of each package that the sample holds")
     parser.add_argument("--all", action="store_true", help="all mutants instead of a sample")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another sample")
-    parser.add_argument("--minutes", type=float, default=25, help="no mutant is started later than this")
+    parser.add_argument("--minutes", type=float, default=28, help="no mutant is started later than this")
     parser.add_argument("--seconds", type=float, default=30, help="tests of one mutant: those that fit in this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants tested at the same time")
     parser.add_argument("--tests", nargs="+", help="folders or files of tests instead of those of pyproject.toml")
@@ -117,7 +118,10 @@ def _prepare(options: argparse.Namespace) -> MutantRunner:
         mutmut.create_mutants(options.jobs)
     _forget_tests_of_new_functions()
     runner = get_mutant_runner(options.jobs)
-    mutmut.collect_or_load_stats(runner)
+    try:
+        mutmut.collect_or_load_stats(runner)
+    except SystemExit as error:
+        raise SystemExit("A test fails without any mutant. Find it with `make test`, and repair it first.") from error
     if _tests_changed():
         mutmut._reset_mutant_results(lambda name, code: code in (SURVIVED, NO_TESTS))
     mutmut.set_mutant_under_test("")
@@ -223,11 +227,11 @@ def _choose(results: Results, options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _test(runner: MutantRunner, names: Iterable[str], results: Results, options: argparse.Namespace) -> None:
-    """Run the tests of every mutant until all are done, the time is over, or the user interrupts."""
+def _test(outcomes: Iterator[MutantResult], runner: MutantRunner, results: Results) -> None:
+    """Keep the results of all mutants until they are done, the time is over, or the user interrupts."""
     runner.startup()
     try:
-        for result in _outcomes(runner, names, options):
+        for result in outcomes:
             results.record(result)
             if result.exit_code in (SURVIVED, NO_TESTS):
                 print(f"survived: {result.mutant_name}", flush=True)
@@ -237,16 +241,16 @@ def _test(runner: MutantRunner, names: Iterable[str], results: Results, options:
         runner.shutdown()
 
 
-def _outcomes(runner: MutantRunner, names: Iterable[str], options: argparse.Namespace) -> Iterator[MutantResult]:
-    end = time.monotonic() + 60 * options.minutes
+def _outcomes(runner: MutantRunner, names: Iterable[str], *, end: float, seconds: float) -> Iterator[MutantResult]:
+    """Run the tests of mutant after mutant."""
     for name in names:
         if time.monotonic() > end:
             break
         while not runner.has_capacity():
             yield runner.wait_for_result()
-        tests, seconds = _tests_of(name, options.seconds)
-        limit = ceil(2 * config().timeout_multiplier * (seconds + config().timeout_constant))
-        runner.submit(name, tests, limit, seconds)
+        tests, expected = _tests_of(name, seconds)
+        limit = ceil(2 * config().timeout_multiplier * (expected + config().timeout_constant))
+        runner.submit(name, tests, limit, expected)
     runner.signal_work_complete()
     while runner.pending_count():
         yield runner.wait_for_result()
