@@ -79,7 +79,7 @@ class MaskStatistics:
         for minor, large in neighbours:
             if not (offset <= minor < num_classes and offset <= large < num_classes):
                 raise ValueError(f"Expected `neighbours` in {offset}..{num_classes - 1}, but got {(minor, large)}.")
-            self._large[large, minor] = 1.0
+            self._large[large, minor] = True
         self._counts = torch.zeros(6, num_classes, dtype=torch.int64, device="cpu")
 
     def update(self, mask: Tensor, tags: Tensor, truth: Tensor | None = None) -> None:
