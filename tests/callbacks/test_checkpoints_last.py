@@ -41,6 +41,15 @@ def test_folders_are_made_and_leftovers_of_a_kill_are_removed(tmp_path: Path):
     assert torch.load(path.with_name("previous.ckpt"), weights_only=True) == {"step": 1}
 
 
+def test_a_leftover_that_another_process_has_just_removed_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda folder, pattern: iter([folder / ".tmp-gone"]))
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At `fsync` the file is complete, in the same folder, and the old checkpoint is still there."""
     path, seen = tmp_path / "last.ckpt", []
