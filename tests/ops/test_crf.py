@@ -256,6 +256,15 @@ def test_pool_equals_one_process_and_is_reused():
         _crf_pool.close_pool()
 
 
+@pytest.mark.parametrize(("workers", "batch"), [(0, 3), (1, 3), (2, 1)])
+def test_no_process_is_started_where_one_suffices(workers, batch, monkeypatch):
+    pytest.importorskip("pydensecrf")
+    monkeypatch.setattr(_crf_pool, "_get_pool", lambda workers: pytest.fail("started a pool"))
+    image, probability = sample(batch=batch)
+    refined = dense_crf(image, probability, backend="pydensecrf", settings=CRFSettings(iterations=1), workers=workers)
+    torch.testing.assert_close(refined.sum(1), torch.ones_like(refined[:, 0]))
+
+
 def test_worker_module_loads_neither_torch_nor_numpy():
     code = "import sys, dhr_lightning.ops._crf_worker; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,6 +5,7 @@ from math import sqrt
 import pytest
 import torch
 
+from dhr_lightning.ops._lattice_keys import locate, number_corners
 from dhr_lightning.ops.lattice import LatticeCache, build_lattice
 
 
@@ -138,6 +139,21 @@ def test_wrong_arguments_are_named():
         build_lattice(torch.rand(5, 2)).filter(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"Expected `values` of shape \(N, C\)"):
         build_lattice(torch.rand(5, 2)).filter(torch.zeros(5))
+
+
+@pytest.mark.parametrize("dims", [3, 4, 5])
+def test_numbers_of_corners_fit_into_63_bits_or_the_kernel_is_refused(dims):
+    refused = 0
+    for spread in 2.0 ** torch.arange(6, 20, 0.125):
+        try:
+            codes = number_corners(locate(points(20, dims, float(spread)).t().contiguous()), None)
+        except ValueError:
+            refused += 1
+            continue
+        assert refused == 0, "a narrower kernel was refused"
+        assert codes.code.min() >= 0
+        assert codes.code.max() < codes.block * (dims + 1) <= 2**62
+    assert refused
 
 
 def test_cache_knows_the_very_same_tensors_only():

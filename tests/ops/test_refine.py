@@ -106,6 +106,7 @@ def test_a_scale_below_one_refines_a_smaller_image(scale, size, monkeypatch):
     (less, small) = seen[0]
     assert less.shape == (2, *size, 3)
     assert less.dtype == torch.uint8
+    assert (less is image) == (scale == 1.0), "a copy would have a lattice of its own"
     assert small.shape == (2, 3, *size)
     assert abs(less.float().mean() - image.float().mean()) < 3
 
