@@ -111,6 +111,17 @@ def test_a_scale_below_one_refines_a_smaller_image(scale, size, monkeypatch):
     assert abs(less.float().mean() - image.float().mean()) < 3
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
+def test_scores_outside_the_image_never_reach_it(backend, scale):
+    image, score = sample()
+    valid = torch.zeros(2, 24, 20, dtype=torch.bool)
+    valid[:, :13, :11] = True
+    other = score.masked_fill(~valid[:, None], 9.0)
+    results = [make_refiner(backend, scale=scale)(image, values, PRESENT, valid=valid) for values in (score, other)]
+    torch.testing.assert_close(*(result[:, :, :13, :11] for result in results))
+
+
 def test_a_small_pixel_is_valid_if_most_of_it_is():
     valid = torch.zeros(1, 4, 8, dtype=torch.bool)
     valid[0, :, 1:3] = valid[0, 1:, 4:7] = True
