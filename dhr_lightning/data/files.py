@@ -1,5 +1,7 @@
 """Read photos and ground-truth masks, with errors that name the file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,20 @@ _ORIENTATION = ExifTags.Base.Orientation
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a photo; what goes wrong while it is read names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
+        ) from error
+
+
 def read_image(path: Path) -> Image.Image:
     """Read a photo as RGB, turned upright as its EXIF tag says.
 
@@ -20,17 +36,10 @@ def read_image(path: Path) -> Image.Image:
         DataError: if the file is missing, truncated, no image, larger than Pillow reads safely, or has more than 8 bits
             per channel (Pillow would cut all brighter values to white).
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"Image {path} has {image.mode} pixels of more than 8 bits. Save it with 8 bits.")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
-        ) from error
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"Image {path} has {image.mode} pixels of more than 8 bits. Save it with 8 bits.")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -39,16 +48,9 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: if the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
-    except FileNotFoundError as error:
-        raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"Image {path} cannot be read ({error}). Replace the file or remove its id from the list."
-        ) from error
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
     return (width, height) if turned else (height, width)
 
 
