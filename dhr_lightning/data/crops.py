@@ -39,7 +39,8 @@ class FiveCrop:
         ConfigError: if a value is out of range.
 
     Source: STEGO (arXiv:2203.08414), published code: five-crop, resize of the short side, centre crop.
-    Differs: one resize with anti-aliasing, bilinear; published are copies on disk, resized to the nearest pixel.
+    Differs: one resize with anti-aliasing, bilinear; published are copies on disk, resized to the nearest pixel, which
+        changes features more when a crop moves a little, see docs/method.md.
     """
 
     crop_size: int = 224
@@ -95,7 +96,7 @@ class FiveCrops(Dataset[Sample]):
 
 
 class CropPairs(Dataset[Sample]):
-    """One random crop of each image, with a random one of its nearest neighbours once these are known.
+    """All crops of all images, each with a random one of its nearest neighbours once these are known.
 
     Args:
         crops: where they come from.
@@ -103,7 +104,6 @@ class CropPairs(Dataset[Sample]):
         seed: with epoch and index, the only source of randomness.
 
     Source: STEGO (arXiv:2203.08414), published code.
-    Differs: an epoch sees one crop of each image, drawn anew, not all five; a crop is as likely at every step.
     """
 
     def __init__(self, crops: FiveCrops, *, neighbours: Tensor | None = None, seed: int = 0) -> None:
@@ -111,15 +111,14 @@ class CropPairs(Dataset[Sample]):
         self.augmentation = crops.augmentation
 
     def __len__(self) -> int:
-        return len(self.crops.records)
+        return len(self.crops)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Sample `index`, or `(epoch, index)`."""
+        """Crop `index`, or `(epoch, index)`."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        generator = sample_generator(self.seed, epoch, index)
-        crop = CROPS * index + int(torch.randint(CROPS, (), generator=generator))
-        sample = self.crops[crop]
+        sample = self.crops[index]
         if self.neighbours is not None:
-            row = self.neighbours[crop]
-            sample["neighbour"] = self.crops[int(row[torch.randint(len(row), (), generator=generator)])]["pixels"]
+            row = self.neighbours[index]
+            draw = torch.randint(len(row), (), generator=sample_generator(self.seed, epoch, index))
+            sample["neighbour"] = self.crops[int(row[draw])]["pixels"]
         return sample

@@ -109,14 +109,17 @@ def test_seed_epoch_and_index_decide_a_pair(crops: FiveCrops):
     assert boxes(1, 3) != first
 
 
-def test_all_five_places_of_an_image_are_drawn(crops: FiveCrops):
+def test_an_epoch_sees_all_five_places_of_every_image(crops: FiveCrops):
     pairs = CropPairs(crops)
-    assert len(pairs) == 4
-    drawn = [pairs[epoch, 1]["geometry"].source for epoch in range(60)]
-    assert set(drawn) == {FiveCrop(16).box((48, 64), place) for place in range(CROPS)}
+    assert len(pairs) == 20
+    found = [pairs[epoch, index] for epoch in (0, 7) for index in range(20)]
+    expected = [(record.id, place) for _ in range(2) for record in crops.records for place in range(CROPS)]
+    for sample, (name, place) in zip(found, expected, strict=True):
+        height, width = sample["geometry"].size
+        assert (sample["id"], sample["geometry"].source) == (name, FiveCrop(16).box((width, height), place))
 
 
-def test_the_neighbour_belongs_to_the_drawn_crop_and_any_of_its_row_may_come(crops: FiveCrops):
+def test_the_neighbour_belongs_to_the_crop_and_any_of_its_row_may_come(crops: FiveCrops):
     table = torch.tensor([[(index + 5) % 20, (index + 10) % 20] for index in range(20)])
     pairs = CropPairs(crops, neighbours=table)
     every = torch.stack([crops[index]["pixels"] for index in range(20)])

@@ -108,7 +108,7 @@ def test_training_lowers_the_loss_of_stego(fit: Fit, monkeypatch: pytest.MonkeyP
         return result
 
     monkeypatch.setattr(uss, "stego_loss", spy)
-    fit(make_uss("stego", stego={**SMALL, "points": 8}), epochs=15)
+    fit(make_uss("stego", stego={**SMALL, "points": 8}), epochs=3)
     assert len(losses) == 30
     assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.02
 
@@ -194,8 +194,8 @@ def test_stego_never_sees_padding(photos: WSSSDataModule, fit: Fit):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
             seen.append(batch)
 
-    fit(task, epochs=3, callbacks=[Look()])
-    assert len(seen) == 6
+    fit(task, callbacks=[Look()])
+    assert len(seen) == 10
     for batch in seen:
         assert batch["valid"].all()
         assert batch["pixels"].shape == batch["neighbour"].shape == (2, 3, 32, 32)
@@ -236,7 +236,7 @@ def test_each_crop_meets_itself_its_neighbour_and_five_others(
 
     monkeypatch.setattr(uss, "stego_loss", lambda *arguments: calls.append(arguments) or real(*arguments))
     fit(task, callbacks=[Look()])
-    assert len(calls) == len(batches) == 2
+    assert len(calls) == len(batches) == 10
     image, neighbour = batches[0]
     for maps, images in zip(calls[0][:2], (image, neighbour), strict=True):
         expected = task.network.backbone(images)
@@ -273,9 +273,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(fit: Fit, t
 
 
 def test_steps_end_a_fit_and_are_counted_once_each(fit: Fit):
-    trainer = fit(make_uss("stego"), epochs=1000, max_steps=5)
-    assert trainer.global_step == 5
-    assert trainer.current_epoch == 3  # two batches each
+    trainer = fit(make_uss("stego"), epochs=1000, max_steps=25)
+    assert trainer.global_step == 25
+    assert trainer.current_epoch == 3  # ten batches each
 
 
 def test_neighbours_are_found_with_patches_that_are_fitted(photos: WSSSDataModule, fit: Fit):
@@ -297,7 +297,7 @@ def test_head_and_loss_are_float32_in_mixed_precision(fit: Fit, monkeypatch: pyt
 
     monkeypatch.setattr(uss, "stego_loss", spy)
     fit(make_uss("stego"), precision="bf16-mixed")
-    assert seen == [{torch.float32}] * 2
+    assert seen == [{torch.float32}] * 10
 
 
 @pytest.mark.parametrize("backbone", ["patches", "mobilenet_v2", VIT])
