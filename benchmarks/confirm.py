@@ -17,7 +17,7 @@ from ladder_setup import Bench
 from ladder_table import ROWS
 from torch.utils.data import DataLoader
 
-from dhr_lightning.data.datasets import SegmentationDataset
+from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.ops.cam import compact_keys

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.datasets import SegmentationDataset
+from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.errors import ArtifactError

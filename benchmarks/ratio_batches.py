@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record, spread
-from dhr_lightning.data.datasets import SegmentationDataset
+from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.sample import Batch, collate

@@ -12,11 +12,11 @@ from ratio_base import Options, Ratio, paired_medians
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.data.microworld import render
+from dhr_lightning.data.microworld.generate import render
 from dhr_lightning.errors import DataError
-from dhr_lightning.ops._crf_pool import close_pool
-from dhr_lightning.ops.crf import dense_crf, has_pydensecrf
-from dhr_lightning.ops.lattice import LatticeCache
+from dhr_lightning.ops.crf.dense import dense_crf, has_pydensecrf
+from dhr_lightning.ops.crf.lattice import LatticeCache
+from dhr_lightning.ops.crf.pool import close_pool
 from dhr_lightning.ops.refine import Refiner
 
 SIZE, GRID = (375, 500), (24, 32)

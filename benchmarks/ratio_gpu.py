@@ -13,7 +13,7 @@ from ratio_mask_step import TAGS, Batch, batched, make_batch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops.crf import dense_crf
+from dhr_lightning.ops.crf.dense import dense_crf
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.dhr import DHRTask
 from dhr_lightning.tasks.wss import segmentation_loss

@@ -7,7 +7,7 @@ from ot.batch import solve_batch
 from ratio_base import Options, Ratio, paired_medians
 from torch import Tensor
 
-from dhr_lightning.ops.transport import transport_plan
+from dhr_lightning.ops.transport.plan import transport_plan
 
 BATCH, CLASSES, EPSILON = 16, 4, 0.1
 # POT bounds the L2 error of the pixel marginal, ours a logarithmic one; ours ends no farther from the exact plan.

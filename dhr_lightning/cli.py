@@ -24,8 +24,8 @@ from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
 from dhr_lightning.callbacks.writers import ArtifactWriters
 from dhr_lightning.config import SECTIONS, apply_overrides, resolve
 from dhr_lightning.data.datamodule import WSSSDataModule
-from dhr_lightning.data.start_checks import check_background, check_weights
 from dhr_lightning.errors import ConfigError, DHRError
+from dhr_lightning.provenance.start_checks import check_background, check_weights
 from dhr_lightning.tasks.base import BaseTask
 from dhr_lightning.tasks.cam import CAMTask
 from dhr_lightning.tasks.dhr import DHRTask

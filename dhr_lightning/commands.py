@@ -15,19 +15,19 @@ from dhr_lightning.artifacts.layout import round_kind, round_number
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.config import data_file, resolve
-from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import DatasetInfo
-from dhr_lightning.data.check import check_dataset
 from dhr_lightning.data.gate import Gate, gate_notes
-from dhr_lightning.data.importers import import_files
-from dhr_lightning.data.importers_state import imported_from
-from dhr_lightning.data.init import init_folder
-from dhr_lightning.data.prepare import prepare_benchmark
-from dhr_lightning.data.recorded import MAKERS, STEPS, expected_artifacts, recorded_status
-from dhr_lightning.doctor import run_doctor
+from dhr_lightning.data.preparation.check import check_dataset
+from dhr_lightning.data.preparation.prepare import prepare_benchmark
 from dhr_lightning.evaluate import evaluate_folder, show_scores
 from dhr_lightning.export.targets import write_export
+from dhr_lightning.importing.command import import_files
+from dhr_lightning.inspection.command import run_doctor
+from dhr_lightning.inspection.init import init_folder
 from dhr_lightning.progress import track
+from dhr_lightning.provenance import identity
+from dhr_lightning.provenance.imported import imported_from
+from dhr_lightning.provenance.recorded import MAKERS, STEPS, expected_artifacts, recorded_status
 from dhr_lightning.report import DatasetTruth, build_report
 
 log = logging.getLogger("dhr_lightning")
@@ -72,12 +72,12 @@ def prepare(arguments: Sequence[str]) -> int:
             download: fetch missing official files of a benchmark from their public addresses.
         """
         config = _data_config(dataset, root, workspace)
-        info, folder, store = provenance.dataset_of(config)
+        info, folder, store = identity.dataset_of(config)
         options = config["data"].get("options") or {}
         if info.prepare is not None:
             info.prepare(folder, options)
         prepare_benchmark(info.name, folder, info.classes, options, download=download)
-        records = {split: provenance.usable_records(config, split) for split in info.splits(folder)}
+        records = {split: identity.usable_records(config, split) for split in info.splits(folder)}
         check_dataset(store.root / info.name, records, info.classes)
         for split, rows in records.items():
             tags = sum(len(record.tags) for record in rows) / max(len(rows), 1)
@@ -112,7 +112,7 @@ def status(arguments: Sequence[str]) -> int:
             root: folder of the dataset; default: the one in its configuration.
             workspace: folder that holds artifacts/.
         """
-        info, folder, store = provenance.dataset_of(_data_config(dataset, root, workspace))
+        info, folder, store = identity.dataset_of(_data_config(dataset, root, workspace))
         rows = {(kind, split): recorded_status(store, kind, split) for kind, split in store.kinds()}
         for kind, split in expected_artifacts(info, folder):
             rows.setdefault((kind, split), Status("absent", f"run `make {MAKERS[kind, split].target}`"))
@@ -167,7 +167,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             compat: none, or dhr to leave out the images that the evaluator published with DHR leaves out.
             json: also write the figures to this file.
         """
-        info, folder, _ = provenance.dataset_of(_data_config(dataset, root, "."))
+        info, folder, _ = identity.dataset_of(_data_config(dataset, root, "."))
         result = evaluate_folder(Path(pred), info, folder, split, missing=missing, compat=compat, progress=track)
         show_scores(result)
         if json:
@@ -201,7 +201,7 @@ def export(arguments: Sequence[str]) -> int:
             force: replace another export there.
         """
         config = _data_config(dataset, root, workspace)
-        name = provenance.dataset_of(config)[0].name
+        name = identity.dataset_of(config)[0].name
         target = Path(output) if output else Path(workspace) / "exports" / name / f"{to}_{split}"
         write_export(to, config, split, target, force=force)
         return 0
@@ -228,7 +228,7 @@ def report(arguments: Sequence[str]) -> int:
             output: folder of the report; default: reports/<dataset> in the workspace.
             images: pictured images per split.
         """
-        info, folder, _ = provenance.dataset_of(_data_config(dataset, root, workspace))
+        info, folder, _ = identity.dataset_of(_data_config(dataset, root, workspace))
         target = Path(output) if output else Path(workspace) / "reports" / info.name
         write_run_report(info, folder, Path(workspace), target, images=images)
         return 0

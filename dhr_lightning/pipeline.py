@@ -15,12 +15,14 @@ from dhr_lightning.artifacts.manifest import Manifest, digest_config
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.commands import write_run_report
 from dhr_lightning.config import check_stage_config, data_file, dataset_argument, own_overrides, resolve
-from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.check import check_dataset
-from dhr_lightning.data.importers_state import imported_status, reason_to_leave_out, refuse_stale_imports
-from dhr_lightning.data.recorded import STEPS, check_inputs
-from dhr_lightning.data.start_checks import (
+from dhr_lightning.data.preparation.check import check_dataset
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.progress import configure_logging, duration, exit_status
+from dhr_lightning.provenance import identity
+from dhr_lightning.provenance.imported import imported_status, reason_to_leave_out, refuse_stale_imports
+from dhr_lightning.provenance.recorded import STEPS, check_inputs
+from dhr_lightning.provenance.start_checks import (
     NO_BACKGROUND,
     can_download,
     check_background,
@@ -28,8 +30,6 @@ from dhr_lightning.data.start_checks import (
     filled_from,
     reason_impossible,
 )
-from dhr_lightning.errors import ConfigError
-from dhr_lightning.progress import configure_logging, duration, exit_status
 from dhr_lightning.request import Request, Stage, Step, parse_request
 
 log = logging.getLogger("dhr_lightning")
@@ -44,8 +44,8 @@ class Plan:
     config: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.info, self.root, self.store = provenance.dataset_of(self.config)
-        self.task = provenance.task_name(self.config)
+        self.info, self.root, self.store = identity.dataset_of(self.config)
+        self.task = identity.task_name(self.config)
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -56,19 +56,19 @@ class Plan:
     def records(self, split: str) -> list[Record]:
         """Images of a split that are used."""
         if split not in self._records:
-            self._records[split] = provenance.usable_records(self.config, split)
+            self._records[split] = identity.usable_records(self.config, split)
         return self._records[split]
 
     def outputs(self) -> list[tuple[str, str]]:
         """Every `(kind, split)` that this step makes."""
-        rounds = [(round_kind(k), "train") for k in range(len(provenance.refresh_epochs(self.config)))]
-        return rounds + provenance.written_artifacts(self.config)
+        rounds = [(round_kind(k), "train") for k in range(len(identity.refresh_epochs(self.config)))]
+        return rounds + identity.written_artifacts(self.config)
 
     def describe(self, kind: str, split: str) -> Manifest:
         """The manifest that an output would have today; the weights are not known yet."""
         splits = {"train"} if kind.startswith("dhr_mask") else {"train", split}
         records = {name: self.records(name) for name in splits}
-        return provenance.describe_artifact(self.config, kind, split, records=records, store=self.store)
+        return identity.describe_artifact(self.config, kind, split, records=records, store=self.store)
 
     def status(self, kind: str, split: str) -> Status:
         """Fresh, stale (why), partial or absent."""
@@ -110,7 +110,7 @@ def plan_steps(stage: Stage, request: Request) -> list[Plan]:
         own = own_overrides(request.overrides, step.name, sorted(known))
         config = resolve(paths, own)
         check_stage_config(config)
-        if not provenance.dataset_of(config)[0].classes.has_background:
+        if not identity.dataset_of(config)[0].classes.has_background:
             paths.insert(2, NO_BACKGROUND)
             config = resolve(paths, own)
         if request.download and can_download(config):

@@ -82,3 +82,12 @@ def configure_logging() -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def human(size: float) -> str:
+    """Bytes as `512 B`, `3.4 MB` or `12.0 GB`, in powers of 1000 as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dhr_lightning.data.catalog import ClassSet, Record, voc_palette
-from dhr_lightning.data.voc import VOC_CLASSES, read_voc
+from dhr_lightning.data.datasets.voc import VOC_CLASSES, read_voc
 
 # Read by huggingface_hub at import: a download fails at once, and no weights cached on this machine are found.
 os.environ["HF_HUB_OFFLINE"] = "1"

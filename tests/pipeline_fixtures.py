@@ -33,7 +33,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in dataset in the size of `debug.yaml`."""
-    from dhr_lightning.data.microworld import ensure
+    from dhr_lightning.data.microworld.generate import ensure
 
     root = tmp_path_factory.mktemp("data") / "microworld"
     ensure(root, seed=0, train=12, val=4)

@@ -12,7 +12,7 @@ from PIL import Image
 from dhr_lightning.__main__ import COMMANDS, LIGHTNING, main
 from dhr_lightning.cli import run_lightning, split_arguments
 from dhr_lightning.config import resolve
-from dhr_lightning.data.microworld import MICROWORLD_CLASSES
+from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES
 from dhr_lightning.errors import ConfigError
 from tests.pipeline_workspace import REPOSITORY, Lines, Workspace
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
-from dhr_lightning.data.voc import VOC_CLASSES
+from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.errors import DataError
 from dhr_lightning.evaluate import evaluate_folder
 from dhr_lightning.protocol import EvaluationProtocol

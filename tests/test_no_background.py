@@ -11,10 +11,10 @@ from PIL import Image
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data.labels import CONTEXT_IDS, STUFF_IDS
+from dhr_lightning.data.datasets.labels import CONTEXT_IDS, STUFF_IDS
 from dhr_lightning.pipeline import Request, plan_steps, stage_main
-from tests.data.benchmark_layouts import SIZE, runs, write_context, write_grey, write_photo
-from tests.data.folder_samples import write_folder
+from tests.data.datasets.folder_samples import write_folder
+from tests.data.preparation.benchmark_layouts import SIZE, runs, write_context, write_grey, write_photo
 from tests.pipeline_workspace import STAGES, Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]

@@ -15,12 +15,12 @@ from PIL import Image
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.cli import TASKS
-from dhr_lightning.data import start_checks
-from dhr_lightning.data.init import NEXT
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.inspection.init import NEXT
 from dhr_lightning.pipeline import Request, plan_steps, run_stage, stage_main
+from dhr_lightning.provenance import start_checks
 from dhr_lightning.request import parse_request
-from tests.data.folder_samples import write_folder
+from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import REPOSITORY, STAGES, Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]

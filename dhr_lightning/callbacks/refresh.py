@@ -19,10 +19,10 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
 from dhr_lightning.data.gate import kind_to_read
-from dhr_lightning.data.provenance import describe_artifact
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.metrics import confusion_matrix, scores
 from dhr_lightning.progress import duration
+from dhr_lightning.provenance.identity import describe_artifact
 from dhr_lightning.tasks.dhr import DHRTask
 
 log = logging.getLogger("dhr_lightning")

@@ -17,10 +17,10 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.gate import Gate
-from dhr_lightning.data.provenance import describe_artifact, used_kinds
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.provenance.identity import describe_artifact, used_kinds
 from dhr_lightning.tasks.base import BaseTask
 
 # Everything else is written as the network gives it.

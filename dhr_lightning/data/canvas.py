@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dhr_lightning.artifacts.files import features_grid
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.datasets import PathOf
+from dhr_lightning.data.dataset import PathOf
 from dhr_lightning.data.files import image_size
 from dhr_lightning.data.sample import canvas_size, feature_grid
 

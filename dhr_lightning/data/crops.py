@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
-from dhr_lightning.data.datasets import sample_generator
+from dhr_lightning.data.dataset import sample_generator
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.sample import Geometry, Sample
 from dhr_lightning.errors import ConfigError

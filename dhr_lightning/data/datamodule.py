@@ -16,7 +16,7 @@ from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
-from dhr_lightning.data.datasets import PathOf, SegmentationDataset
+from dhr_lightning.data.dataset import PathOf, SegmentationDataset
 from dhr_lightning.data.gate import kind_to_read
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
-from dhr_lightning.data.folder import resolve_folder
-from dhr_lightning.data.importers_official import resolve_official
-from dhr_lightning.data.labels import ADE_CLASSES, COCO_CLASSES, CONTEXT_CLASSES, STUFF_CLASSES
-from dhr_lightning.data.microworld import MICROWORLD_CLASSES, STUFF_NAMES, ensure
-from dhr_lightning.data.prepared import has_prepared_test, read_prepared
-from dhr_lightning.data.voc import VOC_CLASSES, has_test_list, read_voc
+from dhr_lightning.data.datasets.folder import resolve_folder
+from dhr_lightning.data.datasets.labels import ADE_CLASSES, COCO_CLASSES, CONTEXT_CLASSES, STUFF_CLASSES
+from dhr_lightning.data.datasets.official import resolve_official
+from dhr_lightning.data.datasets.prepared import has_prepared_test, read_prepared
+from dhr_lightning.data.datasets.voc import VOC_CLASSES, has_test_list, read_voc
+from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES, STUFF_NAMES, ensure
 from dhr_lightning.errors import ConfigError
 
 

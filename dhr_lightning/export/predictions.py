@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.recorded import MAKERS, recorded_status
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.provenance import identity
+from dhr_lightning.provenance.recorded import MAKERS, recorded_status
 
 KIND = "prediction"
 
@@ -45,7 +45,7 @@ def finished_predictions(config: Mapping[str, Any], split: str) -> Predictions:
     Raises:
         ArtifactError: names their state and the command that makes them.
     """
-    info, root, store = provenance.dataset_of(config)
+    info, root, store = identity.dataset_of(config)
     records = info.read(root, split, info.classes)
     status = recorded_status(store, KIND, split)
     if status.fresh:  # as its own recipe has it; that may have had other images than those asked for

@@ -11,12 +11,12 @@ from PIL import Image
 
 from dhr_lightning.artifacts.files import read_mask, write_mask
 from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.files import read_image
-from dhr_lightning.data.provenance import dataset_of
-from dhr_lightning.data.voc import VOC_CLASSES
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.export.predictions import Predictions
 from dhr_lightning.progress import track
+from dhr_lightning.provenance.identity import dataset_of
 
 SPLITS = ("test", "val")
 _CLASSES = ClassSet(VOC_CLASSES)

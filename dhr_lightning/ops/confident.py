@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dhr_lightning.ops._checks import as_float, check_dims, check_shape
 from dhr_lightning.ops.cam import background_score, labels_from_scores
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refine
 
 LABEL_CRF = CRFSettings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_compat=10)

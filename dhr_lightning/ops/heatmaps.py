@@ -10,7 +10,7 @@ from dhr_lightning.ops._checks import as_float, check_choice, check_positive
 from dhr_lightning.ops.cam import min_max_normalize
 from dhr_lightning.ops.pooling import cell_labels, class_cosines
 from dhr_lightning.ops.resize import resize_maps, valid_cells
-from dhr_lightning.ops.transport import Stopping, transport_posterior, transport_weights
+from dhr_lightning.ops.transport.plan import Stopping, transport_posterior, transport_weights
 
 HeatmapMode = Literal["min_max", "relu", "softmax"]
 Pooling = Literal["majority", "area"]

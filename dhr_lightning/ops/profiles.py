@@ -6,7 +6,7 @@ from typing import Any, Literal
 from dhr_lightning.ops._checks import check_choice, check_positive, check_range
 from dhr_lightning.ops.heatmaps import HeatmapMode
 from dhr_lightning.ops.seeds import SeedMode
-from dhr_lightning.ops.transport import Stopping
+from dhr_lightning.ops.transport.plan import Stopping
 
 Guard = Literal["none", "heatmap", "seed", "both"]
 

@@ -10,7 +10,7 @@ from dhr_lightning.ops.cam import background_score, index_classes, labels_from_s
 from dhr_lightning.ops.refine import Refine
 from dhr_lightning.ops.resize import resize_maps, valid_cells
 from dhr_lightning.ops.thresholds import exponent_of, foreground_histogram, otsu_threshold
-from dhr_lightning.ops.transport import Stopping, transport_weights
+from dhr_lightning.ops.transport.plan import Stopping, transport_weights
 
 SeedMode = Literal["vanished", "all", "none"]
 

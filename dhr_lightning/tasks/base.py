@@ -39,7 +39,7 @@ class BaseTask(L.LightningModule):
             through them and their norms stay as loaded. ResNets and `small32` have 4 stages.
         frozen_encoder: train the rest of the network only.
         from_scratch: random weights are meant. On photos a step refuses to start from them otherwise, see
-            `data.start_checks.check_weights`; nothing else reads this.
+            `provenance.start_checks.check_weights`; nothing else reads this.
 
     Source: rates, decay and frozen parts of IRNet (arXiv:1904.05044): `frozen_norm: statistics`, `frozen_stages: 2`.
     """

@@ -17,7 +17,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
 from dhr_lightning.ops.cam import background_score, compact_keys, gather_classes, labels_from_scores, normalize_cam
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from dhr_lightning.tasks.base import BaseTask, cut_masks

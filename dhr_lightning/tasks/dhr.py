@@ -12,7 +12,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.models.segmenter import Segmenter
 from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
 from dhr_lightning.ops.refine import Refiner

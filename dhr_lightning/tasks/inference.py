@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.segmenter import multi_scale_probability
-from dhr_lightning.ops.crf import BACKENDS, CRFSettings
+from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.protocol import EvaluationProtocol
 

@@ -13,7 +13,7 @@ from dhr_lightning.data.gate import Gate, kind_to_read, measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.ops.cam import compact_keys
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.mars import (
     centroid_sizes,
     debiased_centroids,

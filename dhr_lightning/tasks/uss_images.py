@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.doctor_space import human
 from dhr_lightning.data.files import image_size
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.models.uss import USSNetwork
 from dhr_lightning.ops.resize import multiple_size
+from dhr_lightning.progress import human
 
 _LOOKED_AT = 256  # images whose size is read to estimate the space
 

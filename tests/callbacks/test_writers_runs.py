@@ -14,8 +14,8 @@ from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.callbacks import writers
 from dhr_lightning.callbacks.writers import ArtifactWriters, making, prediction_refiner
 from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
-from dhr_lightning.data.voc import VOC_CLASSES
 from dhr_lightning.errors import ArtifactError, LockError
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.tasks.base import BaseTask

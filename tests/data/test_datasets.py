@@ -7,7 +7,7 @@ import torch
 
 from dhr_lightning.artifacts.files import write_features, write_mask
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.datasets import SegmentationDataset
+from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.files import read_image, read_truth
 from dhr_lightning.data.sample import Sample
 from dhr_lightning.data.transforms import Augmentation

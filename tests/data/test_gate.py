@@ -7,12 +7,12 @@ import pytest
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data import provenance
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datamodule import Needs, WSSSDataModule
 from dhr_lightning.data.gate import Gate, gate_notes, kind_to_read, measure_removal
-from dhr_lightning.data.recorded import check_inputs
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.provenance import identity
+from dhr_lightning.provenance.recorded import check_inputs
 
 CLASSES = ClassSet(("background", "cat", "dog", "car"))
 BEFORE = {
@@ -129,10 +129,8 @@ def test_planning_and_datamodule_read_the_same_masks(
     datamodule.trainer = SimpleNamespace(lightning_module=SimpleNamespace(needs=needs), world_size=1, global_rank=0)
     datamodule._records["train"] = train_records
 
-    assert provenance.used_kinds(config, store) == {"mars_mask": read}
-    described = provenance.describe_artifact(
-        config, "prediction", "train", records={"train": train_records}, store=store
-    )
+    assert identity.used_kinds(config, store) == {"mars_mask": read}
+    described = identity.describe_artifact(config, "prediction", "train", records={"train": train_records}, store=store)
     assert set(described.inputs) == {"data/train", f"{read}/train"}
     for loader in (datamodule.train_dataloader(), *datamodule.predict_dataloader()):
         assert loader.dataset.masks("a") == store.path(read, "train", "a")

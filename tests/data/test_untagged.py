@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.datasets.voc import read_voc
 from dhr_lightning.data.untagged import UNTAGGED_POLICIES, apply_untagged_policy, usable_images
-from dhr_lightning.data.voc import read_voc
 from dhr_lightning.errors import ConfigError, TagError
 
 CLASSES = ClassSet(("background", "cat", "dog"))

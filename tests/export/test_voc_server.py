@@ -14,11 +14,11 @@ from dhr_lightning.artifacts.files import read_mask, write_mask
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, voc_palette
+from dhr_lightning.data.datasets.voc import VOC_CLASSES, read_voc
 from dhr_lightning.data.files import read_image
-from dhr_lightning.data.voc import VOC_CLASSES, read_voc
 from dhr_lightning.errors import MaskError
 from dhr_lightning.export import voc_server
-from tests.data.folder_samples import write_folder
+from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.ops import crf
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels, label_probability
+from dhr_lightning.ops.crf import dense as crf
 from dhr_lightning.ops.refine import Refiner
 
 needs_pydensecrf = pytest.mark.skipif(not crf.has_pydensecrf(), reason="needs pydensecrf")

@@ -9,9 +9,11 @@ import torch
 from torch.nn.functional import interpolate
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops import _crf_lattice, _crf_pool, crf
-from dhr_lightning.ops.crf import CRFSettings, dense_crf
-from dhr_lightning.ops.lattice import LatticeCache
+from dhr_lightning.ops.crf import dense as crf
+from dhr_lightning.ops.crf import mean_field
+from dhr_lightning.ops.crf import pool as crf_pool
+from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
+from dhr_lightning.ops.crf.lattice import LatticeCache
 
 needs_pydensecrf = pytest.mark.skipif(not crf.has_pydensecrf(), reason="needs pydensecrf")
 backends = pytest.mark.parametrize("backend", ["lattice", pytest.param("pydensecrf", marks=needs_pydensecrf)])
@@ -140,7 +142,7 @@ def test_single_image_and_padding_and_class_order(backend):
 
 @pytest.mark.parametrize("pixels", [1, 700, 2**26])
 def test_batch_of_mixed_sizes_and_classes_equals_one_by_one(pixels, monkeypatch):
-    monkeypatch.setitem(_crf_lattice._PIXELS_PER_LATTICE, "cpu", pixels)
+    monkeypatch.setitem(mean_field._PIXELS_PER_LATTICE, "cpu", pixels)
     image, probability = sample(batch=5)
     present = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]).bool()
     valid = torch.zeros(5, 20, 24, dtype=torch.bool)
@@ -199,8 +201,8 @@ def test_smallest_inputs(backend):
 
 
 def test_cache_builds_once_and_changes_nothing(monkeypatch):
-    built, build = [], _crf_lattice.build_lattice
-    monkeypatch.setattr(_crf_lattice, "build_lattice", lambda *a, **k: built.append(1) or build(*a, **k))
+    built, build = [], mean_field.build_lattice
+    monkeypatch.setattr(mean_field, "build_lattice", lambda *a, **k: built.append(1) or build(*a, **k))
     image, probability = sample()
     valid = torch.ones(3, 20, 24, dtype=torch.bool)
     cache = LatticeCache()
@@ -244,40 +246,40 @@ def test_pool_equals_one_process_and_is_reused():
     try:
         result = dense_crf(image, probability, backend="pydensecrf", present=present, workers=2)
         torch.testing.assert_close(result, alone, atol=0, rtol=0)
-        pool = _crf_pool._pool
+        pool = crf_pool._pool
         dense_crf(image, probability, backend="pydensecrf", workers=2)
-        assert pool is _crf_pool._pool
+        assert pool is crf_pool._pool
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
         with pytest.raises(RuntimeError, match=r"worker process died while 5 images .* workers=2"):
             _crash(pool)
         again = dense_crf(image, probability, backend="pydensecrf", present=present, workers=2)
         torch.testing.assert_close(again, result)
     finally:
-        _crf_pool.close_pool()
+        crf_pool.close_pool()
 
 
 @pytest.mark.parametrize(("workers", "batch"), [(0, 3), (1, 3), (2, 1)])
 def test_no_process_is_started_where_one_suffices(workers, batch, monkeypatch):
     pytest.importorskip("pydensecrf")
-    monkeypatch.setattr(_crf_pool, "_get_pool", lambda workers: pytest.fail("started a pool"))
+    monkeypatch.setattr(crf_pool, "_get_pool", lambda workers: pytest.fail("started a pool"))
     image, probability = sample(batch=batch)
     refined = dense_crf(image, probability, backend="pydensecrf", settings=CRFSettings(iterations=1), workers=workers)
     torch.testing.assert_close(refined.sum(1), torch.ones_like(refined[:, 0]))
 
 
 def test_worker_module_loads_neither_torch_nor_numpy():
-    code = "import sys, dhr_lightning.ops._crf_worker; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    code = "import sys, dhr_lightning.ops.crf.worker; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_tasks_of_the_pool_are_even():
     large, small = 1_000_000, 20_000
-    chunks = _crf_pool._cut([small, large] * 3, 2)
+    chunks = crf_pool._cut([small, large] * 3, 2)
     assert chunks[:3] == [[1], [3], [5]], "large images go first, each alone, so that no worker ends with two of them"
     assert sorted(index for chunk in chunks for index in chunk) == list(range(6))
-    chunks = _crf_pool._cut([small] * 64, 2)
+    chunks = crf_pool._cut([small] * 64, 2)
     assert {len(chunk) for chunk in chunks} == {8}, "small images share a task, and each worker gets four"
-    assert {len(chunk) for chunk in _crf_pool._cut([small] * 640, 2)} == {10}, "but no task grows large"
+    assert {len(chunk) for chunk in crf_pool._cut([small] * 640, 2)} == {10}, "but no task grows large"
 
 
 def _crash(pool):

@@ -23,7 +23,7 @@ from dhr_lightning.ops import (
     thresholds,
     transport,
 )
-from dhr_lightning.ops.crf import CRFSettings, dense_crf
+from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance import rebalance
 from dhr_lightning.ops.refine import Refiner

@@ -5,7 +5,7 @@ from dhr_lightning.ops import heatmaps
 from dhr_lightning.ops.cam import min_max_normalize
 from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
 from dhr_lightning.ops.resize import resize_maps, valid_cells
-from dhr_lightning.ops.transport import transport_weights
+from dhr_lightning.ops.transport.plan import transport_weights
 
 KEYS = torch.tensor([[0, 3]])
 MASK = torch.tensor([[[0, 0, 3, 3]]])

@@ -5,8 +5,8 @@ from math import sqrt
 import pytest
 import torch
 
-from dhr_lightning.ops._lattice_keys import locate, number_corners
-from dhr_lightning.ops.lattice import LatticeCache, build_lattice
+from dhr_lightning.ops.crf.lattice import LatticeCache, build_lattice
+from dhr_lightning.ops.crf.lattice_keys import locate, number_corners
 
 
 def points(count, dims, spread, seed=0):

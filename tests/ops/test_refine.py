@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops import _crf_lattice, crf, refine
-from dhr_lightning.ops.crf import CRFSettings, dense_crf
+from dhr_lightning.ops import refine
+from dhr_lightning.ops.crf import dense as crf
+from dhr_lightning.ops.crf import mean_field
+from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
 from dhr_lightning.ops.pamr import pamr
 from dhr_lightning.ops.refine import Refiner, normalize_scores, resolve_backend
 
@@ -30,8 +32,8 @@ def make_refiner(backend, **options):
 @pytest.fixture
 def builds(monkeypatch):
     """Every lattice that is built leaves an entry."""
-    built, build = [], _crf_lattice.build_lattice
-    monkeypatch.setattr(_crf_lattice, "build_lattice", lambda *a, **k: built.append(1) or build(*a, **k))
+    built, build = [], mean_field.build_lattice
+    monkeypatch.setattr(mean_field, "build_lattice", lambda *a, **k: built.append(1) or build(*a, **k))
     return built
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rebalance_reference import scale
 
-from dhr_lightning.ops.transport import transport_plan, transport_posterior, transport_weights
+from dhr_lightning.ops.transport.plan import transport_plan, transport_posterior, transport_weights
 
 
 def scores(*shape, seed=0, power=1.0):

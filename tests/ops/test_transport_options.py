@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.ops import _transport_newton, _transport_pot, _transport_problem
-from dhr_lightning.ops.transport import transport_plan, transport_posterior, transport_weights
+from dhr_lightning.ops.transport import newton, pot, problem
+from dhr_lightning.ops.transport.plan import transport_plan, transport_posterior, transport_weights
 
 CONVERGED = {"stopping": "marginal", "tol": 1e-10, "max_iter": 5000}
 AREA = torch.tensor([[60.0, 30.0, 10.0], [0.0, 5.0, 15.0]], dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_a_hundred_rounds_are_the_most_by_default(function):
 @pytest.mark.parametrize("dim", [0, 1])
 def test_the_logarithm_of_no_mass_is_zero_without_gradient(dim):
     x = torch.tensor([[-torch.inf, -torch.inf], [-torch.inf, -1.0]], dtype=torch.float64, requires_grad=True)
-    total = _transport_problem.log_sum(x, dim)
+    total = problem.log_sum(x, dim)
     assert total.tolist() == [0.0, -1.0]
     total.sum().backward()
     assert x.grad.tolist() == [[0.0, 0.0], [0.0, 1.0]]
@@ -118,7 +118,7 @@ def test_pot_has_the_gradient_of_our_plan():
 
 
 def test_missing_pot_is_named(monkeypatch):
-    monkeypatch.setattr(_transport_pot, "find_spec", lambda name: None)
+    monkeypatch.setattr(pot, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="POT is not installed, but `backend` is 'pot'"):
         transport_plan(scores(2, 4), backend="pot", stopping="marginal")
 
@@ -130,7 +130,7 @@ def test_both_domains_give_the_same_plan(monkeypatch, stopping):
     valid[1, 30:], present[2, 0], present[3] = False, False, False
     options = {"stopping": stopping, "valid": valid, "present": present}
     linear = transport_plan(score.float(), **options)
-    monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
+    monkeypatch.setattr(problem, "_LINEAR", dict.fromkeys(problem._LINEAR, 0.0))
     torch.testing.assert_close(transport_plan(score.float(), **options), linear, atol=1e-7, rtol=1e-4)
     torch.testing.assert_close(transport_plan(score, **options).float(), linear, atol=1e-7, rtol=1e-4)
 
@@ -154,8 +154,8 @@ def test_a_problem_does_not_feel_its_neighbours():
     for stopping in ("absolute", "marginal"):
         together = transport_plan(torch.stack([easy, hard, easy]), stopping=stopping, epsilon=0.05)
         assert torch.equal(together[0], together[2])
-        for part, problem in zip(together, (easy, hard), strict=False):
-            torch.testing.assert_close(part, transport_plan(problem, stopping=stopping, epsilon=0.05))
+        for part, one in zip(together, (easy, hard), strict=False):
+            torch.testing.assert_close(part, transport_plan(one, stopping=stopping, epsilon=0.05))
 
 
 SHARES = {
@@ -174,11 +174,11 @@ def plain_round(posterior, targets, theta):
 @pytest.mark.parametrize("wide", [False, True])
 def test_newton_reaches_the_plan_of_plain_rounds_sooner(monkeypatch, shares, epsilon, wide):
     if wide:
-        monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
+        monkeypatch.setattr(problem, "_LINEAR", dict.fromkeys(problem._LINEAR, 0.0))
     score = torch.stack([scores(4, 200, seed=seed) ** (3 * seed + 1) for seed in range(4)])
     options = {"stopping": "marginal", "epsilon": epsilon, "marginal": SHARES[shares].double().expand(4, 4)}
     few = transport_plan(score, tol=1e-30, max_iter=15, **options)
-    monkeypatch.setattr(_transport_newton, "_newton_step", plain_round)
+    monkeypatch.setattr(newton, "_newton_step", plain_round)
     plain = transport_plan(score, tol=1e-12, max_iter=20_000, **options)
     assert ((plain.sum(1) - 1 / 200).abs().sum(1) < 1e-11).all()
     torch.testing.assert_close(few, plain, atol=1e-13, rtol=1e-6)
@@ -205,9 +205,9 @@ def test_steps_that_lead_nowhere_are_taken_back(monkeypatch, step, epsilon):
     }
     score = torch.stack([scores(4, 200, seed=seed) ** (seed + 1) for seed in range(4)])
     options = {"stopping": "marginal", "epsilon": epsilon, "tol": 1e-30}
-    monkeypatch.setattr(_transport_newton, "_newton_step", plain_round)
+    monkeypatch.setattr(newton, "_newton_step", plain_round)
     plain = transport_plan(score, max_iter=16, **options)
-    monkeypatch.setattr(_transport_newton, "_newton_step", steps[step])
+    monkeypatch.setattr(newton, "_newton_step", steps[step])
     torch.testing.assert_close(transport_plan(score, max_iter=32, **options), plain, atol=1e-12, rtol=1e-9)
 
 
@@ -225,7 +225,7 @@ def test_tol_bounds_the_error_of_the_pixel_marginal(tol, epsilon):
 @pytest.mark.parametrize("stopping", ["absolute", "marginal"])
 def test_gradients_with_masks_and_zero_shares(function, wide, stopping, monkeypatch):
     if wide:
-        monkeypatch.setattr(_transport_problem, "_LINEAR", dict.fromkeys(_transport_problem._LINEAR, 0.0))
+        monkeypatch.setattr(problem, "_LINEAR", dict.fromkeys(problem._LINEAR, 0.0))
     score = scores(2, 4, 6).requires_grad_()
     present = torch.tensor([[True, True, True, True], [True, False, True, True]])
     options = {"present": present, "valid": torch.arange(12).view(2, 6) < 10, "stopping": stopping, "max_iter": 60}

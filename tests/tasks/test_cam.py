@@ -9,7 +9,7 @@ from dhr_lightning.data.catalog import spread
 from dhr_lightning.data.registry import read_records
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.reporting.kinds import find_kinds
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import NAMES, make_batch, make_task

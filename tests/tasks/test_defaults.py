@@ -9,7 +9,7 @@ from torch import nn
 
 from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.datamodule import Needs
-from dhr_lightning.ops.crf import CRFSettings
+from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.tasks import cam, dhr, uss, wss
 from dhr_lightning.tasks.base import BaseTask
 from dhr_lightning.tasks.cam import CAMTask

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from dhr_lightning.callbacks.writers import making
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
-from dhr_lightning.ops.crf import CRFSettings, dense_crf
+from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
 from dhr_lightning.tasks.inference import Inference, strong_classes
 from tests.task_samples import favour, make_batch, make_task
 

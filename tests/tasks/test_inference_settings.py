@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
-from dhr_lightning.ops.crf import CRFSettings, has_pydensecrf
+from dhr_lightning.ops.crf.dense import CRFSettings, has_pydensecrf
 from dhr_lightning.tasks.inference import Inference, strong_classes
 from tests.task_samples import favour, make_batch, make_task
 

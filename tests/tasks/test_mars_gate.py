@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.data.voc import VOC_CLASSES
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.tasks import mars
 from dhr_lightning.tasks.mars import MARSTask

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.doctor_space import human
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, NonFiniteLossError
+from dhr_lightning.inspection.space import human
 from dhr_lightning.tasks import uss as module
 from dhr_lightning.tasks.uss import USSTask
 from dhr_lightning.tasks.uss_images import equal_sizes, images_of, space_on_disk

@@ -1,0 +1,1 @@
+"""Readers of datasets: images, tags and masks of a split."""

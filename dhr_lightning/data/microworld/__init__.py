@@ -1,0 +1,1 @@
+"""The built-in dataset: synthetic scenes, drawn on first use."""

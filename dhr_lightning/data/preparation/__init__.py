@@ -1,0 +1,1 @@
+"""Benchmarks made ready: downloads, archives, prepared lists and masks."""

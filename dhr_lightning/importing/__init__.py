@@ -1,0 +1,1 @@
+"""Files of other tools brought in as artifacts."""

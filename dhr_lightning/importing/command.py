@@ -1,0 +1,213 @@
+"""Bring in what others made: artifacts, tags and lists, so that work starts where theirs ended."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dhr_lightning.artifacts.files import write_bytes
+from dhr_lightning.artifacts.layout import EXTENSIONS, extension
+from dhr_lightning.artifacts.manifest import digest_config, digest_file
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.config import data_file, resolve
+from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, DatasetInfo, Record
+from dhr_lightning.data.datasets.folder import find_images
+from dhr_lightning.errors import ArtifactError, ConfigError, DataError
+from dhr_lightning.importing.read import SUFFIXES, read_foreign
+from dhr_lightning.importing.tags import (
+    compare_tags,
+    match_keys,
+    read_list,
+    read_tags,
+    refuse_existing,
+    write_tag_table,
+)
+from dhr_lightning.progress import track
+from dhr_lightning.provenance.identity import dataset_of, usable_records
+from dhr_lightning.provenance.imported import describe_import, imported_from
+
+LISTS = ("tags", "ids")
+_PHOTO_FOLDERS = ("JPEGImages", "images")
+log = logging.getLogger("dhr_lightning")
+
+
+def import_files(
+    kind: str,
+    source: str,
+    dataset: str = "microworld",
+    root: str | None = None,
+    workspace: str = ".",
+    split: str | None = None,
+    output: str | None = None,
+    force: bool = False,
+) -> int:
+    """Import masks, CAMs, features, tags or an id list that others made.
+
+    Args:
+        kind: base_mask, mars_mask, wss_mask, cam, uss, prediction or prediction_base (a folder with one file per
+            image); tags (cls_labels.npy or a list with class numbers) or ids (a list of images).
+        source: folder or file to import; it is only read.
+        dataset: name of a file in configs/data, or path of a YAML file.
+        root: folder of the dataset; default: the one in its configuration.
+        workspace: folder that holds artifacts/.
+        split: split of the images; default: train, for predictions val.
+        output: file that tags or ids are written to; default: tags.csv or SPLIT.txt in the folder of the dataset.
+        force: replace what is there.
+    """
+    overrides = [*(["--data.root", root] if root else []), "--data.workspace", workspace]
+    recipe = {"configs": [data_file(dataset)], "overrides": overrides}
+    config = resolve(recipe["configs"], overrides)
+    if kind == "tags":
+        import_tags(Path(source), config, output=output, force=force)
+    elif kind == "ids":
+        import_ids(Path(source), config, split=split or "train", output=output, force=force)
+    elif kind in EXTENSIONS:
+        chosen = split or ("val" if kind.startswith("prediction") else "train")
+        import_artifact(Path(source), kind, config, split=chosen, recipe=recipe, force=force)
+    else:
+        raise ConfigError(f"Expected a kind of {', '.join((*EXTENSIONS, *LISTS))}, but got {kind!r}.")
+    return 0
+
+
+def import_artifact(
+    source: Path, kind: str, config: Mapping[str, Any], *, split: str, recipe: Mapping[str, Any], force: bool = False
+) -> None:
+    """Check every file of a folder, then write and seal them as an artifact.
+
+    Args:
+        source: folder with one file per image of the split, named by its id.
+        kind: artifact kind.
+        config: resolved configuration with a `data` section.
+        split: split of the images.
+        recipe: configuration files and overrides that give `config` again.
+        force: replace an artifact that a stage made.
+
+    Raises:
+        DataError: if a file is missing, unreadable or does not fit its image; nothing has been written then.
+        ArtifactError: if a stage made the artifact that is there.
+    """
+    info, _, store = dataset_of(config)
+    manifest = store.manifest(kind, split)
+    if manifest is not None and imported_from(store, kind, split) is None and not force:
+        raise ArtifactError(f"{store.folder(kind, split)} was made by a stage. Replace it with --force.")
+    records = usable_records(config, split)
+    files = _files(source, kind, records)
+    _check(files, kind, records, info.classes)
+    content = digest_config({image_id: digest_file(path) for image_id, path in files.items()})
+    ids = [record.id for record in records]
+    identity = describe_import(
+        store, kind, split, ids=ids, classes=info.classes, source={"folder": str(source.resolve()), "content": content}
+    ).with_info(recipe=dict(recipe))
+    with store.open_writer(kind, split, identity=identity, ids=ids, palette=info.classes.palette) as writer:
+        for record in track(records, "importing"):
+            if not writer.done(record.id):
+                writer.write(record.id, *read_foreign(files[record.id], kind, record, info.classes))
+        writer.seal()
+    log.info("%s/%s: %d files imported from %s", kind, split, len(ids), source)
+    _say_next(store, kind)
+
+
+def import_tags(source: Path, config: Mapping[str, Any], *, output: str | None, force: bool) -> None:
+    """Write `tags.csv` from `cls_labels.npy` or a list with class numbers; names come from the dataset's class list.
+
+    Raises:
+        DataError: if no entry belongs to an image of the dataset.
+        ConfigError: if the output exists.
+    """
+    info, root, _ = dataset_of(config)
+    path = Path(output) if output else root / "tags.csv"
+    refuse_existing(path, force=force)
+    tags = read_tags(source, info.classes)
+    photos = next((root / name for name in _PHOTO_FOLDERS if (root / name).is_dir()), None)
+    known = find_images(photos) if photos else {}
+    found, lost = match_keys(tags, known)
+    if not found:
+        raise DataError(
+            f"None of the {len(tags)} entries of {source} belongs to an image of {photos}, first {lost[0]!r}."
+        )
+    if lost:
+        log.warning("warning: %d of %d entries match no image, first %r; left out.", len(lost), len(tags), lost[0])
+    imported = {image_id: tags[key] for key, image_id in found.items()}
+    others = _tags_of_dataset(info, root)
+    write_tag_table(path, imported)
+    log.info("%s: tags of %d images from %s", path, len(found), source)
+    if others:
+        log.info("%s", compare_tags(imported, others))
+
+
+def _tags_of_dataset(info: DatasetInfo, root: Path) -> dict[str, list[str]]:
+    """Tag names by image, as far as the dataset has tags of its own: there may be photos only."""
+    tags: dict[str, list[str]] = {}
+    for split in TAGGED_SPLITS:
+        try:
+            records = info.read(root, split, info.classes)
+        except DataError as error:
+            log.info("tags of %s are not compared: the dataset has none that can be read (%s)", split, error)
+            continue
+        tags |= {record.id: [info.classes.names[value] for value in record.tags] for record in records}
+    return tags
+
+
+def import_ids(source: Path, config: Mapping[str, Any], *, split: str, output: str | None, force: bool) -> None:
+    """Write a list of the family as plain ids, one per line.
+
+    Raises:
+        ConfigError: if the output exists.
+    """
+    root = Path((config.get("data") or {}).get("root") or ".")
+    path = Path(output) if output else root / f"{split}.txt"
+    refuse_existing(path, force=force)
+    ids = [image.id for image in read_list(source)]
+    write_bytes(path, "".join(f"{image_id}\n" for image_id in ids).encode())
+    log.info("%s: %d ids from %s", path, len(ids), source)
+
+
+def _files(source: Path, kind: str, records: Sequence[Record]) -> dict[str, Path]:
+    if not source.is_dir():
+        raise DataError(f"The folder {source} does not exist. Give the folder that holds one file per image.")
+    suffixes = SUFFIXES[extension(kind)]
+    files = {}
+    for record in records:
+        paths = (source / f"{record.id}{suffix}" for suffix in suffixes)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            files[record.id] = path
+    missing = [record.id for record in records if record.id not in files]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(records)} images have no {' or '.join(suffixes)} file in {source}, "
+            f"first {missing[0]}{suffixes[0]}. An artifact covers every image of its split: add the files, or take "
+            "the images out of the split."
+        )
+    return files
+
+
+def _check(files: Mapping[str, Path], kind: str, records: Sequence[Record], classes: ClassSet) -> None:
+    """Read everything once, and count images whose values are not among their tags: a sign of another class list."""
+    foreign = []
+    for record in track(records, "checking"):
+        arrays = read_foreign(files[record.id], kind, record, classes)
+        if extension(kind) == ".npy" or kind.startswith("prediction"):
+            continue
+        values = set(np.unique(arrays[0]).tolist()) - {classes.ignore_index, *record.tags}
+        if values - ({0} if classes.has_background else set()):
+            foreign.append(record.id)
+    if foreign:
+        log.warning(
+            "warning: %d of %d files of %s hold classes that are no tags of their image, first %s. "
+            "If there are many, their class values may mean other classes.",
+            len(foreign), len(records), kind, files[foreign[0]],
+        )  # fmt: skip
+
+
+def _say_next(store: ArtifactStore, kind: str) -> None:
+    if not kind.endswith("_mask"):
+        return
+    manifest = store.manifest("cam", "train")
+    if manifest is None or manifest.checkpoint is None:
+        log.info(
+            "next: stage 2, then stage 3 with --overlay imported.yaml --download, which starts from weights by name "
+            "instead of stage 1's network"
+        )

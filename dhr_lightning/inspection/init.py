@@ -1,0 +1,154 @@
+"""Look at a folder of photos and write its configuration."""
+
+import logging
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from dhr_lightning.artifacts.files import write_bytes
+from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, ClassSet
+from dhr_lightning.data.datasets.folder import FolderContents, check_tags, look_into
+from dhr_lightning.data.datasets.folder_options import FolderOptions, folder_classes, folder_name
+from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES
+from dhr_lightning.data.registry import DATASETS, OWN_DATASETS
+from dhr_lightning.errors import ConfigError, DataError
+
+CLASS_FILE = "classes.txt"
+# What else people start with; --download fetches pretrained weights by name.
+NEXT = (
+    (
+        "with files of weights",
+        "-- --cam.model.init_args.pretrained RESNET50.pth --uss.model.init_args.pretrained DINO_VITB8.pth",
+    ),
+    ("a small network on a CPU", "--overlay real.yaml --config uss=stage2_encoder.yaml --download"),
+    (
+        "without any weights, only to see the steps run",
+        "--overlay quickstart.yaml --config uss=stage2_filterbank.yaml -- --model.init_args.from_scratch true",
+    ),
+)
+_SHOWN = 3
+_WIDTH = 110
+_GLUE = "\0"  # a space inside a name, where no line may end
+log = logging.getLogger("dhr_lightning")
+
+
+def init_folder(folder: str, output: str | None = None, name: str | None = None, force: bool = False) -> int:
+    """Look at a folder of photos with a table of tags, and write a configuration for it.
+
+    Args:
+        folder: folder with photos (in images/ or directly) and tags.csv.
+        output: file to write; default: NAME.yaml here.
+        name: name of the dataset; default: the folder's.
+        force: overwrite the file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"The folder {root} does not exist. Give the folder that holds your photos and tags.csv.")
+    has_list = (root / CLASS_FILE).is_file()
+    options = FolderOptions(name=name, classes=CLASS_FILE if has_list else None, unmatched="ignore")
+    target = Path(output or f"{folder_name(root, options, taken=(*DATASETS, *OWN_DATASETS))}.yaml")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists. Choose another --output, or overwrite it with --force.")
+    table = root / options.table
+    if not table.is_file():
+        raise DataError(_no_table(root, table))
+    contents = look_into(root, options)
+    classes = folder_classes(root, options, contents.table)
+    check_tags(contents.table, classes)
+    findings = describe_contents(root, contents, classes)
+    write_bytes(target, config_text(root, options, contents, classes, findings).encode())
+    for line in findings:
+        log.info(line)
+    log.info("written: %s", target)
+    log.info("next: make stage1 stage2 stage3 DATASET=%s ARGS=--download", target)
+    for what, arguments in NEXT:
+        log.info("  %s: ... ARGS='%s'", what, arguments)
+    return 0
+
+
+def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -> list[str]:
+    """What was found, as lines for people.
+
+    Args:
+        root: the user's folder.
+        contents: what lies in it.
+        classes: its class list.
+    """
+    suffixes = Counter(path.suffix.casefold() for path in contents.images.values())
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+    splits = Counter(contents.splits.values())
+    counts = Counter(tag for row in contents.rows.values() for tag in row.tags)
+    absent = [name for name in classes.tag_names if name not in counts]
+    common = ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
+    lines = [
+        f"{len(contents.images)} images ({kinds})",
+        f"{contents.table.path.name}: {contents.table.form} form, {len(contents.rows)} images with a row, "
+        f"{contents.merged} repeated rows merged",
+        f"{classes.num_tags} classes{' and background' if classes.has_background else ''}; most images: {common}",
+        f"splits: {', '.join(f'{splits[name]} {name}' for name in SPLITS if splits[name] or name in TAGGED_SPLITS)} "
+        f"({contents.split_source})",
+    ]
+    if contents.masks:
+        lines.append(f"{len(contents.masks)} true masks, for evaluation only")
+    else:
+        lines.append("no true masks: nothing needs them; the report shows figures without ground truth")
+    untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
+    lines += _listed(untagged, "images have no tag and are left out of training (data.untagged)")
+    lines += _listed([f"{name} ({where})" for name, where in contents.unmatched], "names match no image")
+    lines += _listed([str(path.relative_to(root)) for path in contents.stray_masks], "masks belong to no image")
+    lines += _listed(absent, "classes have no image")
+    return lines
+
+
+def config_text(
+    root: Path, options: FolderOptions, contents: FolderContents, classes: ClassSet, findings: Sequence[str]
+) -> str:
+    """The configuration file, with the findings and the choices as comments."""
+    flow = ", ".join(_scalar(name).replace(" ", _GLUE) for name in classes.tag_names)
+    names = "\n".join(textwrap.wrap(f"[{flow}]", _WIDTH, break_long_words=False, break_on_hyphens=False))
+    indented = textwrap.indent(names.replace(_GLUE, " "), "      ")
+    held_out = contents.split_source.endswith("id")
+    found = "".join(f"#   {line}\n" for line in findings)
+    has_masks = bool(contents.masks)
+    return (
+        f"# Written after a look at the folder:\n{found}"
+        "data:\n"
+        "  dataset: folder\n"
+        f"  root: {_scalar(str(root))}\n"
+        "  untagged: drop  # training images without tags: drop, background (they show no class), or error\n"
+        "  options:\n"
+        f"    name: {_scalar(folder_name(root, options, taken=()))}  # folder of the artifacts\n"
+        "    # The order of the classes fixes their values in masks: append new ones at the end.\n"
+        f"    classes:\n{indented}\n"
+        f"    background: {str(classes.has_background).lower()}  # false: every pixel belongs to one of the classes\n"
+        + (f"    holdout: {options.holdout}  # share of the images kept for validation; 0 keeps none\n" * held_out)
+        + ("    masks: masks  # true masks, for evaluation only\n" * has_masks)
+        + f"    unmatched: {'ignore' if contents.unmatched else 'error'}  # rows without an image: error or ignore\n"
+    )
+
+
+def _scalar(text: str) -> str:
+    """One YAML scalar, quoted where it must be."""
+    flow = str(yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6))
+    return flow.strip()[1:-1]
+
+
+def _listed(items: Sequence[str], what: str) -> list[str]:
+    if not items:
+        return []
+    more = " ..." if len(items) > _SHOWN else ""
+    return [f"{len(items)} {what}: {', '.join(items[:_SHOWN])}{more}"]
+
+
+def _no_table(root: Path, table: Path) -> str:
+    example = next((p for p in sorted(root.rglob("*")) if p.suffix.casefold() in IMAGE_SUFFIXES), None)
+    name = example.name if example else "cat_01.jpg"
+    labels = next(iter(sorted(root.rglob("cls_labels.npy"))), None)
+    hint = f" {labels} can be turned into it with `python -m dhr_lightning import tags`." if labels else ""
+    return (
+        f"There is no table of tags at {table}. Write one in a spreadsheet, saved as `CSV UTF-8`: "
+        f'a first line `image,tags`, then lines such as `{name},"cat;dog"`.{hint}'
+    )

@@ -1,0 +1,1 @@
+"""Dense conditional random field on a permutohedral lattice, or by pydensecrf."""

@@ -1,0 +1,1 @@
+"""Entropic optimal transport between cells and classes."""

@@ -1,0 +1,1 @@
+"""What artifacts are made from, and whether that is still so."""

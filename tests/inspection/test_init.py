@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from dhr_lightning.__main__ import main
+from dhr_lightning.config import resolve
+from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.inspection.init import init_folder
+from dhr_lightning.provenance.identity import dataset_of, usable_records
+from tests.data.datasets.folder_samples import write_folder, write_photo
+from tests.pipeline_workspace import Lines
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+NAMES = ["cat", "dog", "traffic light", "no", "ö: #x", *(f"long class name {k}" for k in range(30))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"img_{k}.jpg,{name}\n" for k, name in enumerate(NAMES))
+    return write_folder(Path("my_photos"), f"image,tag\n{rows}", [f"img_{k}.jpg" for k in range(len(NAMES))])
+
+
+def test_the_written_file_means_the_folder(folder: Path, lines: Lines):
+    assert main(["init", "my_photos"]) == 0
+    config = resolve(["my_photos.yaml"])
+    info, root, store = dataset_of(config)
+    assert (info.name, root, store.dataset) == ("my_photos", folder, "my_photos")
+    assert info.classes.names == ("background", *sorted(NAMES))
+    assert len(usable_records(config, "train")) + len(usable_records(config, "val")) == len(NAMES)
+    assert "35 images (35 .jpg)" in lines.messages
+    assert "next: make stage1 stage2 stage3 DATASET=my_photos.yaml ARGS=--download" in lines.messages
+    assert max(map(len, Path("my_photos.yaml").read_text().splitlines())) <= 120
+
+
+def test_a_file_is_overwritten_on_request_only(folder: Path, lines: Lines):
+    Path("own.yaml").write_text("mine")
+    assert main(["init", "my_photos", "--output", "own.yaml"]) == 2
+    assert lines.messages[-1] == "error: own.yaml exists. Choose another --output, or overwrite it with --force."
+    assert Path("own.yaml").read_text() == "mine"
+    assert main(["init", "my_photos", "--output", "own.yaml", "--force"]) == 0
+    assert resolve(["own.yaml"])["data"]["dataset"] == "folder"
+
+
+def test_what_does_not_fit_is_counted_and_listed(folder: Path, lines: Lines):
+    write_photo(folder / "images" / "bare.jpg")
+    with (folder / "tags.csv").open("a") as table:
+        table.write("gone.jpg,cat\nimg_0.jpg,dog\n")
+    assert init_folder("my_photos") == 0
+    assert "tags.csv: long form, 35 images with a row, 1 repeated rows merged" in lines.text
+    assert "1 images have no tag and are left out of training (data.untagged): bare" in lines.text
+    assert "1 names match no image: gone.jpg (my_photos/tags.csv, line 37)" in lines.text
+    assert "unmatched: ignore" in Path("my_photos.yaml").read_text()
+
+
+def test_a_class_file_is_used(folder: Path, lines: Lines):
+    (folder / "classes.txt").write_text("\n".join(["background", *reversed(NAMES), "unseen"]))
+    assert init_folder("my_photos") == 0
+    assert dataset_of(resolve(["my_photos.yaml"]))[0].classes.tag_names == (*reversed(NAMES), "unseen")
+    assert "1 classes have no image: unseen" in lines.text
+
+
+def test_a_folder_that_cannot_be_used_is_explained(folder: Path):
+    (folder / "tags.csv").unlink()
+    with pytest.raises(DataError, match=r'no table of tags at .*`image,tags`.*`img_0\.jpg,"cat;dog"`'):
+        init_folder("my_photos")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        init_folder("nowhere")
+    Path("my photos").mkdir()
+    with pytest.raises(ConfigError, match="'my photos' cannot name a folder"):
+        init_folder("my photos")
+    assert not list(Path().glob("*.yaml"))
