@@ -26,8 +26,8 @@ from dhr_lightning.reporting.evaluate import count_masks
 from dhr_lightning.reporting.figures import Figures, all_figures
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.truth import DatasetTruth, TruthFacts, UInt8, resolve_truth
-from dhr_lightning.tasks.cam import CAMTask
-from dhr_lightning.tasks.uss import USSTask
+from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.methods.features.task import USSTask
 
 SLUGS = ("reference", "uss_wss_strong", "majority", "unguarded", "guarded")
 

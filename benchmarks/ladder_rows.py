@@ -22,8 +22,8 @@ from dhr_lightning.ops.rebalance import rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.pipeline import Plan
 from dhr_lightning.tasks import dhr
-from dhr_lightning.tasks.base import cut_masks, load_encoder
-from dhr_lightning.tasks.dhr import DHRTask
+from dhr_lightning.methods.base import cut_masks, load_encoder
+from dhr_lightning.methods.masks.dhr.task import DHRTask
 
 
 class SharedRefiner:

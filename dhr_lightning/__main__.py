@@ -13,11 +13,13 @@ LIGHTNING = {
     "predict": "write a task's artifacts from a checkpoint",
 }
 COMMANDS = {
+    "run": "run a recipe: make what is not there or out of date, and write the report",
     "init": "look at a folder of photos with tags and write its configuration",
     "prepare": "make or check a dataset",
     "doctor": "look at every file and tag of a dataset and say what is wrong",
     "import": "bring in masks, CAMs, features, tags or lists that others made",
     "status": "show every artifact as fresh, stale (why) or absent",
+    "gc": "remove what no recipe needs that ran here",
     "evaluate": "score a folder of masks against ground truth",
     "export": "hand predictions over, for example to the VOC server",
     "report": "write report.html and report.json",

@@ -20,21 +20,15 @@ from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoi
 from dhr_lightning.callbacks.loggers import ContinuedCSVLogger
 from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
-from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh  # noqa: F401 - named shortly in configurations
 from dhr_lightning.callbacks.writers import ArtifactWriters
-from dhr_lightning.config import SECTIONS, apply_overrides, resolve
+from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_text
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DHRError
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
-from dhr_lightning.tasks.base import BaseTask
-from dhr_lightning.tasks.cam import CAMTask
-from dhr_lightning.tasks.dhr import DHRTask
-from dhr_lightning.tasks.mars import MARSTask
-from dhr_lightning.tasks.uss import USSTask
-from dhr_lightning.tasks.wss import WSSTask
 
-# Imported so that a configuration may name them shortly: `class_path: CAMTask`.
-TASKS = (CAMTask, USSTask, WSSTask, MARSTask, DHRTask)
 log = logging.getLogger("dhr_lightning")
 
 
@@ -42,8 +36,7 @@ class DHRCommandLine(LightningCLI):
     """Lightning's command line with our defaults: loggers, checkpoints, progress and artifact writers.
 
     Args:
-        recipe: configuration files and overrides, recorded in manifests.
-        config: the resolved configuration as plain data.
+        identity: of the step, if it has all its inputs: where its artifacts go, and what their manifests say.
         run_dir: continue logging in this folder; default: a new version under `runs/`.
         checkpoint: the weights that `predict` will use.
     """
@@ -52,12 +45,11 @@ class DHRCommandLine(LightningCLI):
         self,
         arguments: Sequence[str],
         *,
-        recipe: dict[str, Any],
-        config: dict[str, Any],
+        identity: StepIdentity | None,
         run_dir: Path | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        self.recipe, self.resolved, self.run_dir, self.checkpoint = recipe, config, run_dir, checkpoint
+        self.identity, self.run_dir, self.checkpoint = identity, run_dir, checkpoint
         super().__init__(
             BaseTask,
             WSSSDataModule,
@@ -80,7 +72,8 @@ class DHRCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
         """Add what every run has, unless the configuration says otherwise."""
-        self.datamodule.settings = self.resolved
+        if self.identity is not None:
+            self.datamodule.attach(self.identity)
         trainer = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             options["logger"], self.save_config_callback = False, None  # a fit's folder stays as the fit left it
@@ -93,7 +86,7 @@ class DHRCommandLine(LightningCLI):
         if trainer.plugins is None:
             options["plugins"] = [AtomicCheckpointIO()]
         bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
-        extra: list[L.Callback] = [LastCheckpoint(), ArtifactWriters(self.recipe, self.checkpoint), bar]
+        extra: list[L.Callback] = [LastCheckpoint(), ArtifactWriters(self.checkpoint), bar]
         if self.model.hparams.get("ema") is not None:
             extra.append(WeightAverage(self.model.hparams.ema, self.model.hparams.ema_warmup))
         if trainer.enable_model_summary is None:
@@ -103,9 +96,6 @@ class DHRCommandLine(LightningCLI):
         if trainer.logger is not False and self.subcommand != "predict":
             extra += [LearningRateMonitor(), Panels()]
         options["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *extra]
-        for callback in options["callbacks"]:
-            if isinstance(callback, PseudoMaskRefresh):
-                callback.recipe = self.recipe
         return super().instantiate_trainer(**options)
 
     def before_instantiate_classes(self) -> None:
@@ -114,11 +104,9 @@ class DHRCommandLine(LightningCLI):
         Raises:
             DHRError: for masks that cannot exist, and for random weights on photos that nobody asked for.
         """
-        config = self.config[self.subcommand].as_dict()
-        name = str(config["model"]["class_path"]).rpartition(".")[2]
-        if self.subcommand == "fit" and name in [task.__name__ for task in TASKS]:
-            check_background(config, step=name)
-            check_weights({name: config}, in_stage=False)
+        if self.subcommand == "fit" and self.identity is not None:
+            check_background(self.identity.config, step=self.identity.step)
+            check_weights({self.identity.step: self.identity.config}, in_recipe=False)
 
     def instantiate_classes(self) -> None:
         """Show what a constructor refuses as it says it, not as it looks to the parser.
@@ -140,10 +128,11 @@ class DHRCommandLine(LightningCLI):
         """Take weights alone from a checkpoint: Lightning would let its arguments win over the configuration."""
 
     def _loggers(self) -> list[Any]:
-        folder = self.datamodule.workspace / "runs" / self.datamodule.info.name
+        run = self.identity.run if self.identity else self.model.spec.name
+        folder = self.datamodule.workspace / "runs" / self.datamodule.info.name / run
         version = self.run_dir.name if self.run_dir else None
-        board = TensorBoardLogger(folder, name=self.model.step, version=version, default_hp_metric=False)
-        return [board, ContinuedCSVLogger(folder, name=self.model.step, version=board.version)]
+        board = TensorBoardLogger(folder.parent, name=folder.name, version=version, default_hp_metric=False)
+        return [board, ContinuedCSVLogger(folder.parent, name=folder.name, version=board.version)]
 
 
 def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> DHRCommandLine:
@@ -159,8 +148,11 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
     """
     subcommand, *rest = arguments
     paths, overrides, others = split_arguments(rest)
-    config = resolve(paths) if paths else {}
-    recipe = {"configs": [str(path) for path in paths], "overrides": overrides}
+    config = apply_overrides(read_configs(paths), overrides)
+    if config:
+        spec = spec_of(config)
+        config["model"] = {"class_path": spec.task, **(config.get("model") or {})}
+        config["data"] = {"method": spec.name, **(config.get("data") or {})}
     quiet()
     parsed = [subcommand]
     if config:
@@ -172,9 +164,8 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
     checkpoint = next((Path(b) for a, b in pairwise(others) if a == "--ckpt_path"), None)
     try:
         return DHRCommandLine(
-            [*parsed, *overrides, *others],
-            recipe=recipe,
-            config=apply_overrides(config, overrides),
+            [*parsed, *others],
+            identity=StepIdentity(config) if config else None,
             run_dir=run_dir,
             checkpoint=checkpoint,
         )
@@ -182,6 +173,13 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process instead of handing it on
             raise KeyboardInterrupt from error
         raise
+
+
+def read_configs(paths: Sequence[str]) -> dict[str, Any]:
+    """Merge `--config` arguments: files, or one configuration as YAML text, which is how a recipe hands its own over."""
+    if len(paths) == 1 and "\n" in paths[0]:
+        return resolve_text(paths[0])
+    return resolve(paths) if paths else {}
 
 
 def lightning_command(name: str, arguments: Sequence[str]) -> int:

@@ -8,13 +8,15 @@ from typing import Any
 import yaml
 
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.steps import methods
 
-PER_TASK = "per_task"
-TASK_NAMES = ("CAMTask", "USSTask", "WSSTask", "MARSTask", "DHRTask")
+PER_METHOD, PER_DATASET = "per_method", "per_dataset"
 SECTIONS = ("model", "data", "trainer", "seed_everything")
 # What cannot change an artifact's content is left out of its digest.
-_IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size")
-_IGNORED_TRAINER = (
+IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size", "method", "step", "inputs")
+# What concerns training batches only, so nothing that is made without a fit.
+PREPARATION_DATA = ("batch_size", "crop_size", "scale", "flip", "jitter", "interpolation", "seed")
+IGNORED_TRAINER = (
     "accelerator",
     "devices",
     "num_nodes",
@@ -43,6 +45,9 @@ def find_config(name: str | Path) -> Path:
     for folder in (package.parent / "configs", package / "_configs"):
         if (folder / relative).is_file():
             return folder / relative
+    method = methods().get(relative.stem) if relative.parent in (Path("methods"), Path()) else None
+    if method is not None and method.config is not None and relative.suffix == ".yaml":
+        return method.config
     shipped = sorted(p.relative_to(package.parent).as_posix() for p in (package.parent / "configs").rglob("*.yaml"))
     raise ConfigError(f"There is no configuration file {str(name)!r}. Shipped: {', '.join(shipped)}.")
 
@@ -127,22 +132,8 @@ def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
         yield name, text
 
 
-def own_overrides(overrides: Sequence[str], name: str, steps: Sequence[str]) -> list[str]:
-    """Overrides that concern one step: those without a step's name, and its own without the name."""
-    kept, items = [], list(overrides)
-    while items:
-        item = items.pop(0)
-        follows = [] if "=" in item or not items or items[0].startswith("--") else [items.pop(0)]
-        first = item[2:].split(".")[0]
-        if first == name:
-            kept += ["--" + item[3 + len(name) :], *follows]
-        elif first not in steps:
-            kept += [item, *follows]
-    return kept
-
-
-def check_stage_config(config: Mapping[str, Any]) -> None:
-    """Refuse what a stage cannot run, even where everything is up to date.
+def check_run_config(config: Mapping[str, Any]) -> None:
+    """Refuse what a recipe cannot run, even where everything is up to date.
 
     Raises:
         ConfigError: for a section that nothing reads, or more than one device.
@@ -155,44 +146,56 @@ def check_stage_config(config: Mapping[str, Any]) -> None:
     several = len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices != 1
     if several or int(trainer.get("num_nodes") or 1) > 1:
         raise ConfigError(
-            f"A stage runs on one device, but trainer.devices is {devices} and trainer.num_nodes "
+            f"A recipe runs on one device, but trainer.devices is {devices} and trainer.num_nodes "
             f"{trainer.get('num_nodes', 1)}. Use `python -m dhr_lightning fit` and `predict` for a step on several."
         )
 
 
-def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Merge configuration files left to right, pick the task's own section, then apply overrides.
+def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, method: str | None = None) -> dict[str, Any]:
+    """Merge configuration files left to right, then apply overrides.
 
-    A file may hold a section `per_task: {CAMTask: {...}, ...}`: an overlay such as `quickstart.yaml` says there what
-    differs between tasks. The parts named like the final `model.class_path` are merged last, in the order of the files.
+    A file may hold `per_method: {cam: {...}, ...}` and `per_dataset: {voc: {...}, ...}`: an overlay such as `debug.yaml`
+    says there what differs between methods and datasets.
+
+    Args:
+        paths: of YAML files.
+        overrides: `--a.b value`.
+        method: whose parts count; default: `data.method` of the files.
 
     Returns:
         A plain dictionary in the layout of the command line: `model`, `data`, `trainer`, `seed_everything`.
 
     Raises:
-        ConfigError: if a file is missing or broken, `per_task` names an unknown task, or an override is malformed.
+        ConfigError: if a file is missing or broken, or an override is malformed.
     """
+    layers = [read_yaml(find_config(path)) for path in paths]
+    name = method or next((str((one.get("data") or {})["method"]) for one in reversed(layers)
+                           if (one.get("data") or {}).get("method")), None)  # fmt: skip
+    return apply_overrides(merge_layers(layers, method=name), overrides)
+
+
+def resolve_text(text: str) -> dict[str, Any]:
+    """A resolved configuration from its YAML text."""
+    return dict(yaml.safe_load(text))
+
+
+def merge_layers(layers: Sequence[Mapping[str, Any]], *, method: str | None) -> dict[str, Any]:
+    """Merge configurations left to right; of each, what holds for all, then its part for the dataset and the method."""
+    named = [(layer.get("data") or {}).get("dataset") for layer in layers]
+    dataset = next((name for name in reversed(named) if name), None)
     config: dict[str, Any] = {}
-    sections: list[Mapping[str, Any]] = []
-    for path in paths:
-        content = read_yaml(find_config(path))
-        sections.append(_per_task(content.pop(PER_TASK, None) or {}, path))
-        config = merge(config, content)
-    task = str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2]
-    for section in sections:
-        config = merge(config, section.get(task) or {})
-    return apply_overrides(config, overrides)
+    for layer in layers:
+        config = merge(config, {name: value for name, value in layer.items() if name not in (PER_METHOD, PER_DATASET)})
+        config = merge(config, (layer.get(PER_DATASET) or {}).get(dataset) or {})
+        config = merge(config, in_sections((layer.get(PER_METHOD) or {}).get(method) or {}))
+    return config
 
 
-def _per_task(section: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    unknown = sorted(set(section) - set(TASK_NAMES))
-    if unknown:
-        raise ConfigError(f"Unknown task {unknown[0]!r} in {PER_TASK} of {path}. Known: {', '.join(TASK_NAMES)}.")
-    return section
+def in_sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a step in full form: what is in no section is an argument of the task.
 
-
-def output_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides what an artifact contains."""
-    data = {key: value for key, value in config.get("data", {}).items() if key not in _IGNORED_DATA}
-    trainer = {key: value for key, value in config.get("trainer", {}).items() if key not in _IGNORED_TRAINER}
-    return {"model": config.get("model", {}), "data": data, "trainer": trainer, "seed": config.get("seed_everything")}
+    `{lr: 0.1, data: {batch_size: 4}}` -> `{model: {init_args: {lr: 0.1}}, data: {batch_size: 4}}`.
+    """
+    full = {name: value for name, value in settings.items() if name in SECTIONS}
+    arguments = {name: value for name, value in settings.items() if name not in SECTIONS}
+    return merge(full, {"model": {"init_args": arguments}}) if arguments else full

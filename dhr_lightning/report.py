@@ -11,7 +11,7 @@ from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.reporting.evaluate import Progress, SplitResult, evaluate_split
 from dhr_lightning.reporting.figures import all_figures
 from dhr_lightning.reporting.html import PageContent, render_page
-from dhr_lightning.reporting.kinds import MaskKind, find_kinds
+from dhr_lightning.reporting.kinds import Entry, MaskKind, find_kinds
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
 from dhr_lightning.reporting.sweep import Sweep, sweep_background
 from dhr_lightning.reporting.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
@@ -24,6 +24,7 @@ _logger = logging.getLogger(__name__)
 def build_report(
     store: ArtifactStore,
     truth: GroundTruth,
+    entries: Sequence[Entry],
     *,
     split: str,
     output: Path,
@@ -36,7 +37,8 @@ def build_report(
     """Judge every mask in the store and write `report.html` and `report.json`.
 
     Args:
-        store: the artifacts; every complete kind of mask on `split` or a split of `SPLITS` is judged.
+        store: the artifacts.
+        entries: artifacts of the recipe; every complete one that holds masks is judged.
         truth: ground truth; where it has no masks only label-free figures are reported, and the page says so.
         split: split of the ladder on top, where each step is compared with the one before.
         output: folder for the two files; made if absent.
@@ -48,7 +50,7 @@ def build_report(
 
     Returns:
         What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
-        `<kind>[/round_KK]/<split>`, `sweep` of the background score or null, `seconds`, `notes`. A figure that cannot
+        `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `seconds`, `notes`. A figure that cannot
         be known is null.
 
     Raises:
@@ -56,7 +58,7 @@ def build_report(
         MaskError: if a mask and its truth differ in size, or the truth holds an unknown value.
     """
     facts = resolve_truth(truth)
-    kinds, remarks = _kinds(store, truth, split)
+    kinds, remarks = _kinds(store, truth, entries, split)
     results = _evaluate(store, truth, kinds, facts=facts, progress=progress)
     figures = all_figures(results, facts)
     remarks += _remarks(results)
@@ -92,12 +94,16 @@ def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
     }
 
 
-def _kinds(store: ArtifactStore, truth: GroundTruth, split: str) -> tuple[list[MaskKind], list[str]]:
-    on_disk = {name for _, name in store.kinds()}
+def _kinds(
+    store: ArtifactStore, truth: GroundTruth, entries: Sequence[Entry], split: str
+) -> tuple[list[MaskKind], list[str]]:
+    on_disk = {entry.split for entry in entries if store.folder(entry.address, entry.split).is_dir()}
     splits = [name for name in dict.fromkeys((split, *SPLITS)) if name in on_disk]
-    kinds, remarks = find_kinds(store, {name: truth.ids(name) for name in splits}, splits=splits)
+    kinds, remarks = find_kinds(store, entries, {name: truth.ids(name) for name in splits}, splits=splits)
     if not kinds:
-        remarks.append(f"There is no complete mask in {store.root}, so there is nothing to judge. Run stage 1 first.")
+        remarks.append(
+            f"There is no complete mask in {store.root}, so there is nothing to judge. Run the recipe first."
+        )
     return kinds, remarks
 
 

@@ -1,12 +1,8 @@
-"""Stage 2: images -> unsupervised segmentation features (`uss`) of the training images, without any label."""
+"""Stage 2: images -> unsupervised segmentation features of the training images, without any label."""
 
-from dhr_lightning.pipeline import Stage, Step, stage_main
+from dhr_lightning.pipeline.command import Stage, stage_main
 
-STAGE = Stage(
-    "stage2_uss",
-    "images -> unsupervised segmentation features",
-    (Step("uss", "stage2_stego.yaml", builtin="stage2_filterbank.yaml"),),
-)
+STAGE = Stage("stage2_uss", "images -> unsupervised segmentation features", ("uss",))
 
 if __name__ == "__main__":
     raise SystemExit(stage_main(STAGE))

@@ -7,7 +7,7 @@ import torch
 from dhr_lightning.cli import TASKS
 from dhr_lightning.config import resolve
 from dhr_lightning.data.sample import Batch, Geometry, collate
-from dhr_lightning.tasks.base import BaseTask
+from dhr_lightning.methods.base import BaseTask
 
 FILES = {
     "CAMTask": "stage1_cam.yaml",

@@ -68,7 +68,7 @@ def test_only_the_section_of_the_final_task_is_merged_and_it_comes_last(tmp_path
     overlay = write(
         tmp_path, "o.yaml", "per_task: {CAMTask: {data: {batch_size: 4}}, WSSTask: {data: {batch_size: 5}}}\n"
     )
-    task = write(tmp_path, "t.yaml", "model: {class_path: dhr_lightning.tasks.wss.WSSTask}\ndata: {batch_size: 1}\n")
+    task = write(tmp_path, "t.yaml", "model: {class_path: dhr_lightning.methods.segmenters.wss.task.WSSTask}\ndata: {batch_size: 1}\n")
     for order in ([overlay, task], [task, overlay]):
         config = resolve(order)
         assert config["data"]["batch_size"] == 5

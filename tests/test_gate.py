@@ -11,8 +11,8 @@ import torch
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.tasks.dhr import DHRTask
-from dhr_lightning.tasks.uss import USSTask
+from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.features.task import USSTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace, interrupt_at
 
 pytest_plugins = ["tests.pipeline_fixtures"]

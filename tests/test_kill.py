@@ -13,7 +13,7 @@ EPOCHS = "--dhr.trainer.max_epochs=3"
 ALL_ROUNDS = (*ROUNDS, "dhr_mask/round_02")
 
 DIE_IN_THE_SECOND_EPOCH = """
-from dhr_lightning.tasks.cam import CAMTask
+from dhr_lightning.methods.seeds.cam.task import CAMTask
 step = CAMTask.training_step
 CAMTask.training_step = lambda task, batch, index: (
     die() if (task.current_epoch, index) == (1, 1) else step(task, batch, index)

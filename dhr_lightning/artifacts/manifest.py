@@ -14,7 +14,7 @@ from typing import Any
 from dhr_lightning.artifacts.files import read_json, write_json
 from dhr_lightning.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
 _SHORT = 12
 _BLOCK = 1 << 20
 
@@ -24,7 +24,7 @@ class Manifest:
     """What an artifact was made from. Usually built by `Manifest.create`, which computes the digests.
 
     Attributes:
-        kind: artifact kind, such as `cam` or `dhr_mask/round_03`.
+        address: where it lies below the dataset, such as `cam/1a2b3c4d/cam` or `dhr/5e6f7a8b/mask/round_03`.
         dataset: name of the dataset.
         split: `train` or `val`.
         count: number of images.
@@ -37,7 +37,7 @@ class Manifest:
         schema: version of this format.
     """
 
-    kind: str
+    address: str
     dataset: str
     split: str
     count: int
@@ -52,7 +52,7 @@ class Manifest:
     @classmethod
     def create(
         cls,
-        kind: str,
+        address: str,
         dataset: str,
         split: str,
         *,
@@ -64,7 +64,7 @@ class Manifest:
         """Describe an artifact that is about to be made, or that today's settings would make.
 
         Args:
-            kind: artifact kind.
+            address: where it lies below the dataset.
             dataset: name of the dataset.
             split: `train` or `val`.
             ids: image ids, each once, in any order.
@@ -78,7 +78,7 @@ class Manifest:
             ArtifactError: if `checkpoint` cannot be read.
         """
         return cls(
-            kind=kind,
+            address=address,
             dataset=dataset,
             split=split,
             count=len(ids),
@@ -108,15 +108,15 @@ class Manifest:
         content = read_json(path)
         if content.get("schema") != SCHEMA:
             raise ArtifactError(
-                f"{path} has schema {content.get('schema')!r}, but this version reads schema {SCHEMA}. Run its stage "
-                "again, or use the version that wrote it."
+                f"{path} has schema {content.get('schema')!r}, but this version reads schema {SCHEMA}. Move the "
+                "folder away or choose another --workspace, or use the version that wrote it."
             )
         names = {field.name for field in dataclasses.fields(cls)}
         try:
             manifest = cls(**{name: content[name] for name in names})
             manifest._check_types()
         except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a manifest ({error!r}). Run its stage again.") from error
+            raise ArtifactError(f"{path} is not a manifest ({error!r}). Run the step that writes it again.") from error
         return manifest
 
     def save(self, path: Path) -> None:
@@ -134,7 +134,7 @@ class Manifest:
         """
         reasons = [
             f"{name} {getattr(self, name)} -> {getattr(today, name)}"
-            for name in ("schema", "kind", "dataset", "split")
+            for name in ("schema", "address", "dataset", "split")
             if getattr(self, name) != getattr(today, name)
         ]
         if self.ids != today.ids:
@@ -152,7 +152,7 @@ class Manifest:
         return reasons
 
     def _check_types(self) -> None:
-        texts = (self.kind, self.dataset, self.split, self.ids, self.config, *self.inputs.values())
+        texts = (self.address, self.dataset, self.split, self.ids, self.config, *self.inputs.values())
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.count, int):
             raise TypeError("a field has the wrong type")
         if not (isinstance(self.settings, dict) and isinstance(self.info, dict)):

@@ -1,5 +1,6 @@
 """Find artifacts on disk and say whether they are what today's settings would make."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhr_lightning.artifacts import layout
+from dhr_lightning.artifacts.kinds import check_name, find_kind, kind_of, round_number
 from dhr_lightning.artifacts.manifest import Manifest, digest_file, digest_ids
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError
@@ -49,43 +51,43 @@ class ArtifactStore:
             ArtifactError: if `dataset` is not a plain folder name.
         """
         self.root = Path(root)
-        self.dataset = layout.check_name(dataset, "dataset name")
+        self.dataset = check_name(dataset, "dataset name")
 
-    def folder(self, kind: str, split: str) -> Path:
+    def folder(self, address: str, split: str) -> Path:
         """Folder of one artifact.
 
         Raises:
-            ValueError: for an unknown kind.
+            ValueError: for an address of an unknown kind.
             ArtifactError: if `split` is not a plain folder name.
         """
-        layout.extension(kind)
-        return self.root / self.dataset / kind / layout.check_name(split, "split")
+        kind_of(address)
+        return self.root / self.dataset / address / check_name(split, "split")
 
-    def path(self, kind: str, split: str, image_id: str) -> Path:
+    def path(self, address: str, split: str, image_id: str) -> Path:
         """File of one image; it need not exist.
 
         Raises:
-            ValueError: for an unknown kind.
+            ValueError: for an address of an unknown kind.
             ArtifactError: if the id could name a file outside the folder.
         """
-        return layout.item_path(self.folder(kind, split), kind, image_id)
+        return layout.item_path(self.folder(address, split), address, image_id)
 
-    def manifest(self, kind: str, split: str) -> Manifest | None:
+    def manifest(self, address: str, split: str) -> Manifest | None:
         """The manifest of a sealed artifact, or None if it is not sealed.
 
         Raises:
             ArtifactError: if the manifest is unreadable.
         """
-        path = self.folder(kind, split) / layout.MANIFEST
+        path = self.folder(address, split) / layout.MANIFEST
         return Manifest.load(path) if path.exists() else None
 
     def status(
-        self, kind: str, split: str, *, expected: Manifest | None = None, ids: Sequence[str] | None = None
+        self, address: str, split: str, *, expected: Manifest | None = None, ids: Sequence[str] | None = None
     ) -> Status:
         """Compare an artifact with what today's settings would make.
 
         Args:
-            kind: artifact kind.
+            address: where it lies, such as `cam/1a2b3c4d/cam`; its last part is a kind.
             split: `train` or `val`.
             expected: what today's settings would make; None checks completeness and the recorded checkpoint only.
                 If it names no checkpoint, the recorded one must be unchanged wherever its file still exists.
@@ -94,10 +96,10 @@ class ArtifactStore:
         Returns:
             Never raises for a damaged artifact: an unreadable manifest is stale.
         """
-        folder = self.folder(kind, split)
+        folder = self.folder(address, split)
         path = folder / layout.MANIFEST
         if not path.exists():
-            return self._unsealed(folder, kind, expected)
+            return self._unsealed(folder, address, expected)
         try:
             sealed = Manifest.load(path)
             reasons = [] if expected is None else sealed.changes_to(expected)
@@ -109,30 +111,31 @@ class ArtifactStore:
             return Status("stale", str(error))
         if reasons:
             return Status("stale", _join(reasons))
-        return self._complete(folder, kind, sealed, ids)
+        return self._complete(folder, address, sealed, ids)
 
-    def kinds(self) -> list[tuple[str, str]]:
-        """Every `(kind, split)` on disk, sealed or interrupted, sorted."""
-        base = self.root / self.dataset
-        found = []
-        for name in (layout.MANIFEST, layout.PARTIAL):
-            for depth in ("*/*", f"{layout.ROUNDS}/*/*"):
-                found += [path.parent.relative_to(base) for path in base.glob(f"{depth}/{name}")]
-        pairs = {(place.parent.as_posix(), place.name) for place in found}
-        return sorted(pair for pair in pairs if layout.is_kind(pair[0]))
+    def addresses(self) -> list[tuple[str, str]]:
+        """Every `(address, split)` on disk, sealed or interrupted, sorted."""
+        base, found = self.root / self.dataset, set()
+        for folder, below, names in os.walk(base):
+            if not {layout.MANIFEST, layout.PARTIAL}.isdisjoint(names):
+                place = Path(folder).relative_to(base)
+                found.add((place.parent.as_posix(), place.name))
+                below.clear()
+        return sorted(pair for pair in found if find_kind(pair[0]))
 
-    def rounds(self, split: str) -> list[int]:
-        """Numbers of the sealed `dhr_mask` rounds, ascending."""
-        numbers = (
-            layout.round_number(kind)
-            for kind, where in self.kinds()
-            if where == split and (self.folder(kind, where) / layout.MANIFEST).exists()
+    def rounds(self, address: str, split: str) -> list[int]:
+        """Numbers of the sealed mask refreshes at an address, ascending."""
+        folders = (self.root / self.dataset / address).glob("round_*")
+        numbers = {folder: round_number(f"{address}/{folder.name}") for folder in folders}
+        return sorted(
+            number
+            for folder, number in numbers.items()
+            if number is not None and (folder / split / layout.MANIFEST).exists()
         )
-        return sorted(number for number in numbers if number is not None)
 
     def open_writer(
         self,
-        kind: str,
+        address: str,
         split: str,
         *,
         identity: Manifest,
@@ -146,17 +149,17 @@ class ArtifactStore:
             ValueError: if `identity` describes another artifact, or `ids` are not those of `identity`.
             ArtifactError: if an id cannot name a file.
         """
-        place, described = (kind, self.dataset, split), (identity.kind, identity.dataset, identity.split)
+        place, described = (address, self.dataset, split), (identity.address, identity.dataset, identity.split)
         if described != place:
             raise ValueError(f"Expected an `identity` of {'/'.join(place)}, but got {'/'.join(described)}.")
-        return ArtifactWriter(self.folder(kind, split), identity=identity, ids=ids, palette=palette, owner=owner)
+        return ArtifactWriter(self.folder(address, split), identity=identity, ids=ids, palette=palette, owner=owner)
 
-    def forget(self, kind: str, split: str) -> None:
+    def forget(self, address: str, split: str) -> None:
         """Make an artifact incomplete; the next writer clears its files whatever they were made from."""
         for name in (layout.MANIFEST, layout.PARTIAL):
-            (self.folder(kind, split) / name).unlink(missing_ok=True)
+            (self.folder(address, split) / name).unlink(missing_ok=True)
 
-    def _complete(self, folder: Path, kind: str, sealed: Manifest, ids: Sequence[str] | None) -> Status:
+    def _complete(self, folder: Path, address: str, sealed: Manifest, ids: Sequence[str] | None) -> Status:
         if ids is None:
             try:
                 ids = (folder / layout.IDS).read_text(encoding="utf-8").splitlines()
@@ -164,15 +167,15 @@ class ArtifactStore:
                 ids = []
             if len(set(ids)) != len(ids) or digest_ids(ids) != sealed.ids:
                 return Status("partial", f"{folder / layout.IDS} is absent or was changed; make the artifact again")
-        missing = [one for one in ids if not layout.has_content(layout.item_path(folder, kind, one))]
+        missing = [one for one in ids if not layout.has_content(layout.item_path(folder, address, one))]
         if missing:
             return Status(
                 "partial", f"{len(missing)} of {len(ids)} files are missing in {folder}, first {missing[0]!r}"
             )
         return Status("fresh")
 
-    def _unsealed(self, folder: Path, kind: str, expected: Manifest | None) -> Status:
-        wanted = layout.extension(kind)
+    def _unsealed(self, folder: Path, address: str, expected: Manifest | None) -> Status:
+        wanted = kind_of(address).codec.extension
         count = sum(path.suffix == wanted for path in layout.files_below(folder))
         partial = folder / layout.PARTIAL
         if not partial.exists():

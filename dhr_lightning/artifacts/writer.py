@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhr_lightning.artifacts import layout
-from dhr_lightning.artifacts.files import TEMPORARY_PREFIX, write_bytes, write_cam, write_features, write_mask
+from dhr_lightning.artifacts.files import TEMPORARY_PREFIX, write_bytes
+from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_ids, timestamp
 from dhr_lightning.errors import ArtifactError
@@ -54,14 +55,14 @@ class ArtifactWriter:
         self.ids = tuple(ids)
         self.palette = palette
         self.owner = owner
-        self._extension = layout.extension(identity.kind)
-        self._paths = {image_id: layout.item_path(folder, identity.kind, image_id) for image_id in self.ids}
+        self._codec = kind_of(identity.address).codec
+        self._paths = {image_id: layout.item_path(folder, identity.address, image_id) for image_id in self.ids}
         self._resources = ExitStack()
         self._active = False
         if digest_ids(self.ids) != identity.ids:
             raise ValueError(f"Expected the {identity.count} ids of `identity`, but got {len(self.ids)} other `ids`.")
-        if self._extension == ".png" and palette is None:
-            raise ValueError(f"Expected a `palette` to write {identity.kind}, but got None.")
+        if self._codec.needs_palette and palette is None:
+            raise ValueError(f"Expected a `palette` to write {identity.address}, but got None.")
 
     def __enter__(self) -> "ArtifactWriter":
         """Take the folder and bring it to a state that belongs to `identity`.
@@ -103,7 +104,7 @@ class ArtifactWriter:
 
         Args:
             image_id: one of `ids`.
-            arrays: `keys, cam` for `cam`; `features` for `uss`; `mask` for mask kinds, as in `files.write_*`.
+            arrays: `keys, cam` for `cam`; `features` for `features`; `mask` for mask kinds, as in `files.write_*`.
 
         Returns:
             The path written.
@@ -115,17 +116,12 @@ class ArtifactWriter:
         path = self._path(image_id)
         if not self._active:
             raise ValueError("Expected `write` inside the writer's `with` block, but the writer is not open.")
-        wanted = 2 if self._extension == ".npz" else 1
+        wanted = len(self._codec.dtypes)
         if len(arrays) != wanted:
-            raise ValueError(f"Expected {wanted} array(s) for {self.identity.kind}, but got {len(arrays)}.")
+            raise ValueError(f"Expected {wanted} array(s) for {self.identity.address}, but got {len(arrays)}.")
         if "/" in image_id:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if self._extension == ".npz":
-            write_cam(path, arrays[0], arrays[1])
-        elif self._extension == ".npy":
-            write_features(path, arrays[0])
-        elif self.palette is not None:
-            write_mask(path, arrays[0], self.palette)
+        self._codec.write(path, arrays, self.palette)
         return path
 
     def seal(self, *, seconds: float | None = None, **info: Any) -> Manifest:
@@ -169,7 +165,7 @@ class ArtifactWriter:
         for path in files:
             if path.name.startswith(TEMPORARY_PREFIX):
                 path.unlink(missing_ok=True)
-        items = [path for path in files if path.suffix == self._extension]
+        items = [path for path in files if path.suffix == self._codec.extension]
         if _has_identity(manifest, self.identity) or _has_identity(partial, self.identity):
             self._declare(partial)
             manifest.unlink(missing_ok=True)
@@ -177,7 +173,7 @@ class ArtifactWriter:
         own = any((self.folder / name).exists() for name in (layout.MANIFEST, layout.PARTIAL, layout.IDS))
         if items and not own:
             raise ArtifactError(
-                f"{self.folder} holds {len(items)} {self._extension} files without a manifest, first {items[0].name}; "
+                f"{self.folder} holds {len(items)} {self._codec.extension} files without a manifest, first {items[0].name}; "
                 "they would be overwritten. Move them away, or import them as an artifact."
             )
         # Order matters: at no moment may a manifest or partial state describe files of another identity.

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+from dhr_lightning.artifacts.runs import LAST, PREVIOUS
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,17 +51,3 @@ class LastCheckpoint(Checkpoint):
             return
         folder = trainer.log_dir or trainer.default_root_dir
         trainer.save_checkpoint(Path(folder) / "checkpoints" / LAST, weights_only=False)
-
-
-def find_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or `None`."""
-    for name in (LAST, PREVIOUS):
-        if (run / "checkpoints" / name).is_file():
-            return run / "checkpoints" / name
-    return None
-
-
-def next_version(folder: Path) -> Path:
-    """First unused `version_k`."""
-    numbers = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
-    return folder / f"version_{max(numbers, default=-1) + 1}"

@@ -1,5 +1,6 @@
 """TensorBoard pictures: photo, CAM, masks of every step, prediction and truth, for the same few images."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
-from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.kinds import ArtifactKind, find_kind, round_address
 from dhr_lightning.callbacks.average import averaged_weights
 from dhr_lightning.callbacks.progress import planned_epochs
 from dhr_lightning.data.catalog import Record
@@ -19,7 +20,7 @@ from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
 from dhr_lightning.data.files import read_image, read_truth
 from dhr_lightning.data.sample import collate
-from dhr_lightning.tasks.base import BaseTask
+from dhr_lightning.methods.base import BaseTask
 
 
 class Panels(L.Callback):
@@ -55,10 +56,9 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
     found: set[int] = set()
     for record in records:
         image = np.array(read_image(record.image))
-        masks = _stored_masks(task, datamodule, record) | _predicted(task, datamodule, record)
         found |= set(record.tags)
-        row = {"image": image}
-        row |= {title: picture for title, picture in _cam(task, datamodule, record, image).items()}
+        row = {"image": image, **_pictures(datamodule, record, image)}
+        masks = _predicted(task, datamodule, record)
         row |= {title: overlay(image, mask, datamodule.classes) for title, mask in masks.items()}
         if record.mask is not None:
             row["truth"] = overlay(image, read_truth(record.mask), datamodule.classes)
@@ -68,32 +68,37 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
     return panel([[row[title] for title in titles] for row in rows], titles, names, datamodule.classes)
 
 
-def _input(task: BaseTask, datamodule: WSSSDataModule, kind: str, image_id: str) -> Path | None:
-    """File of a finished artifact; none of a kind that this step writes, because that one is of an earlier run."""
-    if kind in task.writes.get("train", ()) or datamodule.store.manifest(kind, "train") is None:
-        return None
-    path = datamodule.store.path(kind, "train", image_id)
-    return path if path.is_file() else None
+def _inputs(datamodule: WSSSDataModule, image_id: str) -> Iterator[tuple[str, ArtifactKind, Path]]:
+    """`(title, kind, file)` of everything that the running step reads of an image, and of its own current masks."""
+    addresses = {port: datamodule.input_address(port) for port in datamodule.inputs}
+    if datamodule.mask_round is not None:
+        addresses["current masks"] = round_address(datamodule.output_address("mask"), datamodule.mask_round)
+    for title, address in addresses.items():
+        kind = find_kind(address) if address else None
+        if kind is not None and address is not None:
+            path = datamodule.store.path(address, "train", image_id)
+            if path.is_file():
+                yield title, kind, path
 
 
-def _cam(task: BaseTask, datamodule: WSSSDataModule, record: Record, image: Pixels) -> dict[str, Pixels]:
-    path = _input(task, datamodule, "cam", record.id)
-    if path is None:
-        return {}
+def _cam(path: Path, image: Pixels) -> Pixels:
     _, maps = read_cam(path)
     if not len(maps):
-        return {"CAM": image}
+        return image
     score = torch.from_numpy(maps.astype(np.float32)).amax(0)[None, None]
     size = torch.nn.functional.interpolate(score, image.shape[:2], mode="bilinear", align_corners=False)
-    return {"CAM": heat(image, size[0, 0].numpy())}
+    return heat(image, size[0, 0].numpy())
 
 
-def _stored_masks(task: BaseTask, datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
-    kinds = {"base mask": "base_mask", "MARS mask": "mars_mask"}
-    if datamodule.mask_round is not None:
-        kinds["DHR mask"] = round_kind(datamodule.mask_round)
-    paths = {title: _input(task, datamodule, kind, record.id) for title, kind in kinds.items()}
-    return {title: read_mask(path) for title, path in paths.items() if path is not None}
+def _pictures(datamodule: WSSSDataModule, record: Record, image: Pixels) -> dict[str, Pixels]:
+    """What the running step reads, drawn on the photo."""
+    pictures = {}
+    for title, kind, path in _inputs(datamodule, record.id):
+        if kind.role == "cam":
+            pictures[title] = _cam(path, image)
+        elif kind.is_mask:
+            pictures[title] = overlay(image, read_mask(path), datamodule.classes)
+    return pictures
 
 
 @torch.no_grad()

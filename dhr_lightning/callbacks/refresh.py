@@ -3,27 +3,24 @@
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import torch
 
 from dhr_lightning.artifacts.files import read_mask
-from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.callbacks.writers import enter_together
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
-from dhr_lightning.data.gate import kind_to_read
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.metrics import confusion_matrix, scores
 from dhr_lightning.progress import duration
-from dhr_lightning.provenance.identity import describe_artifact
-from dhr_lightning.tasks.dhr import DHRTask
 
 log = logging.getLogger("dhr_lightning")
 
@@ -46,7 +43,6 @@ class PseudoMaskRefresh(L.Callback):
         if every < 1:
             raise ConfigError(f"Expected PseudoMaskRefresh.every >= 1, but got {every}.")
         self.every = every
-        self.recipe: Mapping[str, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
         """Make round 0, unless a resumed run already trains on a later one."""
@@ -69,15 +65,15 @@ class PseudoMaskRefresh(L.Callback):
         """Regenerate the masks of all training images with the current weights."""
         datamodule: WSSSDataModule = trainer.datamodule
         records = datamodule.records("train")
-        kind, start = round_kind(number), time.monotonic()
-        identity = self._identity(datamodule, kind, records, weights_digest(task), number)
+        address, start = round_address(datamodule.output_address("mask"), number), time.monotonic()
+        identity = self._identity(datamodule, address, weights_digest(task), number)
         ids = [record.id for record in records]
-        if not datamodule.store.status(kind, "train", expected=identity, ids=ids).fresh:
+        if not datamodule.store.status(address, "train", expected=identity, ids=ids).fresh:
             with enter_together(trainer, datamodule.writer(identity, owner=trainer.is_global_zero)) as writer:
                 missing = set(writer.missing())
                 trainer.strategy.barrier("listed")  # a rank that writes must not shorten another's list
                 mine = [record for record in records if record.id in missing][trainer.global_rank :: trainer.world_size]
-                self._write(trainer, task, writer, mine, f"dhr_mask round {number}")
+                self._write(trainer, task, writer, mine, f"{datamodule.step}: mask round {number}")
                 trainer.strategy.barrier("refreshed")
                 if trainer.is_global_zero:
                     device = trainer.strategy.root_device
@@ -85,19 +81,10 @@ class PseudoMaskRefresh(L.Callback):
         datamodule.set_mask_round(number)
         self._report(trainer, datamodule, number, time.monotonic() - start)
 
-    def _identity(
-        self, datamodule: WSSSDataModule, kind: str, records: list[Record], weights: str, number: int
-    ) -> Manifest:
-        identity = describe_artifact(
-            datamodule.settings,
-            kind,
-            "train",
-            records={"train": records},
-            store=datamodule.store,
-            info={"recipe": self.recipe},
-        )
+    def _identity(self, datamodule: WSSSDataModule, address: str, weights: str, number: int) -> Manifest:
+        identity = datamodule.run.describe(address, "train")
         checkpoint = {"path": f"weights before round {number}", "sha256": weights}
-        return Manifest(**{**vars(identity), "checkpoint": checkpoint})
+        return replace(identity, checkpoint=checkpoint)
 
     def _write(
         self, trainer: L.Trainer, task: DHRTask, writer: ArtifactWriter, records: list[Record], what: str
@@ -108,7 +95,7 @@ class PseudoMaskRefresh(L.Callback):
         training = task.training
         task.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for batch in task.whole_batches(records, what):
+            for batch in task.whole_batches(records, what, when="refresh"):
                 masks = task.pseudo_masks(batch).mask.to(torch.uint8).cpu().numpy()
                 for image_id, mask, geometry in zip(batch["id"], masks, batch["geometry"], strict=True):
                     writer.write(image_id, np.ascontiguousarray(mask[: geometry.size[0], : geometry.size[1]]))
@@ -118,23 +105,22 @@ class PseudoMaskRefresh(L.Callback):
         """Log how the masks changed; mIoU on the training split only where ground truth exists, for evaluation."""
         if not trainer.is_global_zero:
             return
-        needs, store = datamodule.needs, datamodule.store
-        start = kind_to_read(store, str(needs.predict_masks), force=needs.force_masks)
-        previous = round_kind(number - 1) if number else start
-        figures = compare_masks(datamodule, round_kind(number), previous)
+        rounds = datamodule.output_address("mask")
+        previous = round_address(rounds, number - 1) if number else str(datamodule.input_address("masks"))
+        figures = compare_masks(datamodule, round_address(rounds, number), previous)
         for logger in trainer.loggers:
             logger.log_metrics({f"refresh/{name}": value for name, value in figures.items()}, step=trainer.global_step)
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        log.info("dhr_mask round %d: %s (%s)", number, text, duration(seconds))
+        log.info("%s: mask round %d: %s (%s)", datamodule.step, number, text, duration(seconds))
 
 
-def compare_masks(datamodule: WSSSDataModule, kind: str, previous: str) -> dict[str, float]:
+def compare_masks(datamodule: WSSSDataModule, address: str, previous: str) -> dict[str, float]:
     """Share of pixels unlike `previous`, share of tags without a pixel and, with ground truth, mIoU; all in [0, 1]."""
     store, classes = datamodule.store, datamodule.classes
     changed = pixels = vanished = tags = 0
     matrix = torch.zeros(1, dtype=torch.int64)
     for record in datamodule.records("train"):
-        mask = read_mask(store.path(kind, "train", record.id))
+        mask = read_mask(store.path(address, "train", record.id))
         before = read_mask(store.path(previous, "train", record.id))
         changed, pixels = changed + int((mask != before).sum()), pixels + mask.size
         found = set(np.unique(mask).tolist())

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_lightning.artifacts.layout import extension
+from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.ops.refine import Refiner
-from dhr_lightning.provenance.identity import describe_artifact, used_kinds
-from dhr_lightning.tasks.base import BaseTask
 
-# Everything else is written as the network gives it.
-REFINED = ("base_mask", "mars_mask")
 log = logging.getLogger("dhr_lightning")
 
 
-def to_arrays(kind: str, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Tensors of one image in the dtypes that its artifact kind stores."""
-    if extension(kind) == ".npz":
-        keys, cam = tensors
-        return [keys.numpy().astype(np.int16), cam.float().numpy().astype(np.float16)]
-    dtype = np.float16 if extension(kind) == ".npy" else np.uint8
-    return [tensors[0].numpy().astype(dtype)]
+def to_arrays(address: str, tensors: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Tensors of one image in the types that its artifact kind stores."""
+    plain = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+    return kind_of(address).codec.convert([tensor.numpy() for tensor in plain])
 
 
 class ArtifactWriters(L.Callback):
@@ -43,12 +37,11 @@ class ArtifactWriters(L.Callback):
     With several ranks all write, then rank 0 seals.
 
     Args:
-        recipe: how the artifacts are made (configuration files and overrides); recorded, never compared.
         checkpoint: the weights that will predict (Lightning tells callbacks only after their set-up).
     """
 
-    def __init__(self, recipe: Mapping[str, Any] | None = None, checkpoint: Path | None = None) -> None:
-        self.recipe, self.checkpoint = dict(recipe or {}), checkpoint
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        self.checkpoint = checkpoint
         self._writers: dict[tuple[str, str], ArtifactWriter] = {}
         self._open = ExitStack()
         self._start = 0.0
@@ -56,41 +49,31 @@ class ArtifactWriters(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
         """Lock the folders before any work and tell the datamodule which images are done."""
         if stage == "fit":
-            _tell_replaced(trainer.datamodule, pl_module)
+            _tell_replaced(trainer.datamodule)
         if stage != "predict":
             return
         datamodule: WSSSDataModule = trainer.datamodule
-        if self.checkpoint is None:
+        if self.checkpoint is None and datamodule.spec.fits:
             raise ArtifactError("predict writes artifacts, so it must know the weights. Add --ckpt_path PATH.")
         self._start = time.monotonic()
-        writes = {split: pl_module.writes[split] for split in datamodule.predict_splits}
-        for split, kinds in writes.items():
-            for kind in kinds:
-                self._writers[kind, split] = self._writer(datamodule, kind, split, self.checkpoint, trainer)
-        datamodule.skip = frozenset(
+        writes = datamodule.spec.writes
+        kinds = {
+            split: [kind for kind, write in writes.items() if split in write.splits and not write.rounds]
+            for split in datamodule.predict_splits
+        }
+        for split, names in kinds.items():
+            for kind in names:
+                identity = datamodule.run.describe(datamodule.output_address(kind), split, checkpoint=self.checkpoint)
+                writer = datamodule.writer(identity, owner=trainer.is_global_zero)
+                self._writers[kind, split] = self._open.enter_context(enter_together(trainer, writer))
+        datamodule.written = frozenset(
             (split, record.id)
-            for split, kinds in writes.items()
+            for split, names in kinds.items()
             for record in datamodule.records(split)
-            if all(self._writers[kind, split].done(record.id) for kind in kinds)
+            if all(self._writers[kind, split].done(record.id) for kind in names)
         )
-        if datamodule.skip:
-            log.info("%s: continuing, %d images are already written", pl_module.step, len(datamodule.skip))
-
-    def _writer(
-        self, datamodule: WSSSDataModule, kind: str, split: str, checkpoint: Path, trainer: L.Trainer
-    ) -> ArtifactWriter:
-        records = {name: datamodule.records(name) for name in {"train", split}}
-        identity = describe_artifact(
-            datamodule.settings,
-            kind,
-            split,
-            records=records,
-            store=datamodule.store,
-            checkpoint=checkpoint,
-            info={"recipe": self.recipe},
-        )
-        writer = datamodule.writer(identity, owner=trainer.is_global_zero)
-        return self._open.enter_context(enter_together(trainer, writer))
+        if datamodule.written:
+            log.info("%s: continuing, %d images are already written", pl_module.step, len(datamodule.written))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
         """Say which refinement runs, if any."""
@@ -130,9 +113,9 @@ class ArtifactWriters(L.Callback):
     def _seal(self, trainer: L.Trainer, task: BaseTask) -> None:
         seconds = time.monotonic() - self._start
         if trainer.is_global_zero:
-            for (kind, split), writer in self._writers.items():
+            for (_, split), writer in self._writers.items():
                 # not the device of the task, which has left it when nothing was left to predict
-                info = making(task, kind, split, device=trainer.strategy.root_device)
+                info = making(task, split, device=trainer.strategy.root_device)
                 _tell_gate(writer.seal(seconds=seconds, **info), writer.folder)
         self._close()
 
@@ -152,28 +135,29 @@ def enter_together(trainer: L.Trainer, writer: ArtifactWriter) -> Iterator[Artif
         yield writer
 
 
-def _tell_replaced(datamodule: WSSSDataModule, task: BaseTask) -> None:
-    """Warn if masks that the task names are harmful, so that it starts from others."""
-    for kind, used in used_kinds(datamodule.settings, datamodule.store).items():
-        gate = Gate.read(datamodule.store.manifest(kind, "train")) if used != kind else None
+def _tell_replaced(datamodule: WSSSDataModule) -> None:
+    """Warn if masks that the step names are harmful, so that it starts from others."""
+    for port, address in datamodule.inputs.items():
+        used = datamodule.input_address(port)
+        gate = Gate.read(datamodule.store.manifest(address, "train")) if used != address else None
         if gate is not None:
-            log.warning("%s: starts from %s, not from %s: %s", task.step, used, kind, gate.verdict())
+            log.warning("%s: starts from %s, not from %s: %s", datamodule.step, used, address, gate.verdict())
 
 
 def _tell_gate(manifest: Manifest, folder: Path) -> None:
     """Log what a step with a gate removed; a warning if that is harmful."""
-    gate, name = Gate.read(manifest), f"{manifest.kind}/{manifest.split}"
+    gate, name = Gate.read(manifest), f"{manifest.address}/{manifest.split}"
     if gate is not None and gate.harmful:
         log.warning("%s: %s. They stay in %s to look at", name, gate.verdict(), folder)
     elif gate is not None:
         log.info("%s: %s", name, gate.verdict())
 
 
-def making(task: BaseTask, kind: str, split: str, *, device: torch.device) -> dict[str, Any]:
+def making(task: BaseTask, split: str, *, device: torch.device) -> dict[str, Any]:
     """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
     inference = getattr(task, "inference", None)
     if inference is None:
-        refiner = prediction_refiner(task) if kind in REFINED else None
+        refiner = prediction_refiner(task)
         return {"refine": refiner.resolve(device) if refiner else "none", **task.making()}
     protocol = inference.protocol(split, device)
     return {"refine": protocol.backend or "none", "protocol": protocol.record()}

@@ -1,23 +1,25 @@
 """The datamodule that every task shares."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
+from dhr_lightning.artifacts.kinds import kind_of, round_address
 from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
-from dhr_lightning.data.dataset import PathOf, SegmentationDataset
-from dhr_lightning.data.gate import kind_to_read
+from dhr_lightning.data.dataset import SegmentationDataset, Source
+from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
@@ -25,30 +27,28 @@ from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.steps import TRUTH, StepSpec, get_method
+
+NO_METHOD = StepSpec("none", "none", "images and tags alone")
 
 
-class Needs(NamedTuple):
-    """What a task wants to find in its batches.
+class RunContext(Protocol):
+    """What a run knows of the artifacts of its step; see `provenance.identity.StepIdentity`."""
 
-    Args:
-        train_masks: artifact kind to train on; `truth` for full supervision, `None` for tags only.
-        train_features: USS features in training batches.
-        augment: random crops in training batches; whole images otherwise.
-        five_crop: these crops in training batches instead, each with a crop of one of its nearest neighbours.
-        predict_splits: splits that prediction runs over, as far as the dataset has them; in the order of `SPLITS`.
-        predict_masks: artifact kind that mask making starts from; on the training split only.
-        predict_features: USS features for mask making; on the training split only.
-        force_masks: read the masks named here even if their gate calls them harmful.
-    """
+    @property
+    def step(self) -> str:
+        """Name of the step in its recipe."""
+        ...
 
-    train_masks: str | None = None
-    train_features: bool = False
-    augment: bool = True
-    five_crop: FiveCrop | None = None
-    predict_splits: tuple[str, ...] = ("train",)
-    predict_masks: str | None = None
-    predict_features: bool = False
-    force_masks: bool = False
+    def address(self, kind: str) -> str:
+        """Where an output lies."""
+        ...
+
+    def describe(
+        self, address: str, split: str, *, checkpoint: Path | None = None, info: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """The manifest that an output would have if it were made now."""
+        ...
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -58,6 +58,10 @@ class WSSSDataModule(L.LightningDataModule):
         dataset: name in the catalog.
         root: folder of the dataset; default: the catalog's.
         workspace: folder that holds `artifacts/` and `runs/`.
+        method: name of the method whose inputs and outputs count; default: the first of the task.
+        step: name of the step in its recipe, for messages; default: the method.
+        inputs: addresses of the artifacts that the step reads, by port, see `steps.Read`; `truth` for the ground truth;
+            of weights, `METHOD/KEY` of the run.
         options: arguments of the dataset: of the built-in one `seed`, `train`, `val` (number of images); of a folder
             of your own see `FolderOptions`.
         batch_size: images in a training batch.
@@ -79,6 +83,9 @@ class WSSSDataModule(L.LightningDataModule):
         dataset: str = "microworld",
         root: str | None = None,
         workspace: str = ".",
+        method: str | None = None,
+        step: str | None = None,
+        inputs: dict[str, str] | None = None,
         options: dict[str, Any] | None = None,
         batch_size: int = 16,
         predict_batch_size: int = 8,
@@ -100,9 +107,10 @@ class WSSSDataModule(L.LightningDataModule):
         self.batch_size, self.predict_batch_size, self.num_workers = batch_size, predict_batch_size, num_workers
         self.augmentation = Augmentation(crop_size, scale, flip, jitter, interpolation)
         self.untagged, self.seed = untagged, seed
+        self.method, self.step, self.inputs = method, step or method or "", dict(inputs or {})
+        self.context: RunContext | None = None
         self.mask_round: int | None = None
-        self.skip: frozenset[tuple[str, str]] = frozenset()
-        self.settings: Mapping[str, Any] = {}
+        self.written: frozenset[tuple[str, str]] = frozenset()
         self.neighbours: Tensor | None = None
         self._training: SegmentationDataset | CropPairs | None = None
         self._records: dict[str, list[Record]] = {}
@@ -123,15 +131,55 @@ class WSSSDataModule(L.LightningDataModule):
         return self.classes.has_background
 
     @property
-    def needs(self) -> Needs:
-        """What the attached task asks for."""
-        task = getattr(self.trainer, "lightning_module", None)
-        return getattr(task, "needs", Needs())
+    def task(self) -> Any:  # noqa: ANN401 - a task, which lies a floor above
+        """The task that runs on this data, or None."""
+        return getattr(self.trainer, "lightning_module", None)
+
+    @property
+    def spec(self) -> StepSpec:
+        """What the running method reads and writes."""
+        if self.method:
+            return get_method(self.method).spec
+        return getattr(self.task, "spec", NO_METHOD)
 
     @property
     def predict_splits(self) -> tuple[str, ...]:
-        """Splits that the attached task predicts and the dataset has; one prediction loader for each."""
-        return tuple(split for split in self.needs.predict_splits if split in self.info.splits(self.root))
+        """Splits that the method predicts and the dataset has, in their order; one prediction loader for each."""
+        wanted = {split for write in self.spec.writes.values() if not write.rounds for split in write.splits}
+        return tuple(split for split in self.info.splits(self.root) if split in wanted)
+
+    def attach(self, context: RunContext) -> None:
+        """Tell the data which run it serves."""
+        self.context, self.step = context, context.step
+
+    @property
+    def run(self) -> RunContext:
+        """The run that this data serves.
+
+        Raises:
+            ArtifactError: if there is none.
+        """
+        if self.context is None:
+            raise ArtifactError(
+                "No run is attached to this data, so nothing can be written. Use a recipe or the commands."
+            )
+        return self.context
+
+    def input_address(self, port: str) -> str | None:
+        """Address of what is read at a port: as named, or what a sanity gate replaces it by; None if there is none."""
+        named = self.inputs.get(port)
+        if named is None or named == TRUTH or self.spec.reads[port].weights:
+            return named
+        force = bool(getattr(self.task, "hparams", {}).get("force_masks", False))
+        return address_to_read(self.store, named, force=force)
+
+    def output_address(self, kind: str) -> str:
+        """Address of what the running step writes."""
+        return self.run.address(kind)
+
+    def output_folder(self, kind: str, split: str) -> Path:
+        """Folder of what the running step writes."""
+        return self.store.folder(self.output_address(kind), split)
 
     def prepare_data(self) -> None:
         """Make the built-in dataset if it is not there."""
@@ -163,16 +211,10 @@ class WSSSDataModule(L.LightningDataModule):
         """Restore the mask round of a checkpoint."""
         self.mask_round = state_dict["mask_round"]
 
-    def mask_path(self, kind: str, split: str, image_id: str) -> Path:
-        """File of a mask to train on; for `dhr_mask` that of the current round."""
-        if kind == "dhr_mask":
-            kind = f"dhr_mask/round_{self.mask_round or 0:02d}"
-        return self.store.path(kind, split, image_id)
-
     def writer(self, identity: Manifest, *, owner: bool) -> ArtifactWriter:
         """Writer of an artifact of this dataset; see `ArtifactStore.open_writer`."""
         return self.store.open_writer(
-            identity.kind,
+            identity.address,
             identity.split,
             identity=identity,
             ids=[record.id for record in self.records(identity.split)],
@@ -180,51 +222,68 @@ class WSSSDataModule(L.LightningDataModule):
             owner=owner,
         )
 
-    def checkpoint_of(self, kind: str, split: str = "train") -> Path:
-        """Path of the weights that an artifact was made with.
+    def weights(self, port: str) -> Path | None:
+        """Checkpoint of the run that is read at a port, or None if the step reads none.
 
         Raises:
-            ArtifactError: if the artifact is not there or records no checkpoint.
+            ArtifactError: if that run has not finished.
         """
-        manifest = self.store.manifest(kind, split)
-        if manifest is None or manifest.checkpoint is None:
+        run = self.inputs.get(port)
+        if run is None:
+            return None
+        path = finished_checkpoint(self.workspace / "runs" / self.info.name / run)
+        if path is None:
             raise ArtifactError(
-                f"No finished {kind!r} artifact with a checkpoint in {self.store.folder(kind, split)}. "
-                "Run the stage that makes it first (`make stage1` for cam), or set model.init_args.init_from: null."
+                f"The weights that {self.step or 'this step'} starts from ({port}: {run}) are not there. Run the step "
+                "that trains them first, or take the input out of the recipe."
             )
-        return Path(manifest.checkpoint["path"])
+        return path
 
-    def _masks(self, kind: str | None, split: str) -> PathOf | None:
-        used = None if kind is None or kind == "truth" else kind_to_read(self.store, kind, force=self.needs.force_masks)
-        return functools.partial(self.mask_path, used, split) if used else None
+    def _sources(self, when: Literal["fit", "predict", "refresh"], split: str = "train") -> dict[str, Source]:
+        """Where to find each input that batches of a kind hold."""
+        sources = {}
+        for port, read in self.spec.reads.items():
+            address = self.input_address(port) if getattr(read, when) and split == "train" else None
+            if address is not None and address != TRUTH:
+                sources[port] = Source(kind_of(address), functools.partial(self.store.path, address, split))
+        if when == "fit" and self.spec.has_rounds:
+            address = round_address(self.output_address("mask"), self.mask_round or 0)
+            sources["masks"] = Source(kind_of(address), functools.partial(self.round_path, split))
+        return sources
 
-    def _features(self, wanted: bool, split: str) -> PathOf | None:
-        return functools.partial(self.store.path, "uss", split) if wanted else None
+    def round_path(self, split: str, image_id: str) -> Path:
+        """File of a mask of the current round."""
+        address = round_address(self.output_address("mask"), self.mask_round or 0)
+        return self.store.path(address, split, image_id)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
-        needs, trainer = self.needs, self.trainer
-        dataset = self._training = self._training_dataset(needs)
+        trainer, dataset = self.trainer, self._training_dataset()
+        self._training = dataset
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
-        if isinstance(dataset, SegmentationDataset) and not needs.augment:
+        if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
             return self._loader(dataset, LateLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
         return self._loader(dataset, LateLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
-    def _training_dataset(self, needs: Needs) -> SegmentationDataset | CropPairs:
-        if needs.five_crop is not None:
-            crops = FiveCrops(self.records("train"), self.classes, needs.five_crop)
+    def _training_dataset(self) -> SegmentationDataset | CropPairs:
+        five_crop = getattr(self.task, "five_crop", None)
+        if five_crop is not None:
+            crops = FiveCrops(self.records("train"), self.classes, five_crop)
             return CropPairs(crops, neighbours=self.neighbours, seed=self.seed)
         return SegmentationDataset(
             self.records("train"),
             self.classes,
-            augmentation=self.augmentation if needs.augment else None,
-            masks=self._masks(needs.train_masks, "train"),
-            features=self._features(needs.train_features, "train"),
-            truth=needs.train_masks == "truth",
+            augmentation=self.augmentation if getattr(self.task, "augment", True) else None,
+            inputs=self._sources("fit"),
+            gt_mask=self._truth_port() is not None,
             seed=self.seed,
         )
+
+    def _truth_port(self) -> str | None:
+        """Port at which the ground truth stands in for masks, or None."""
+        return next((port for port, address in self.inputs.items() if address == TRUTH), None)
 
     def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
         """All crops of the training images in order, five for each image."""
@@ -233,45 +292,37 @@ class WSSSDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
-        return self._whole(self.records("val"), truth=True)
+        return self._whole(SegmentationDataset(self.records("val"), self.classes, gt_mask=True))
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each split that the task predicts, without the images that are already written."""
-        needs = self.needs
         return [
-            self._whole(
-                [record for record in self.records(split) if (split, record.id) not in self.skip],
-                masks=self._masks(needs.predict_masks if split == "train" else None, split),
-                features=self._features(needs.predict_features and split == "train", split),
+            self.whole_dataloader(
+                [record for record in self.records(split) if (split, record.id) not in self.written], split
             )
             for split in self.predict_splits
         ]
 
-    def refresh_dataloader(self, records: list[Record]) -> DataLoader[Any]:
-        """Whole training images with initial masks and features, for regenerating masks."""
-        needs = self.needs
-        return self._whole(
-            records,
-            masks=self._masks(needs.predict_masks, "train"),
-            features=self._features(needs.predict_features, "train"),
-        )
+    def whole_dataloader(
+        self, records: Sequence[Record], split: str = "train", when: Literal["predict", "refresh"] = "predict"
+    ) -> DataLoader[Any]:
+        """Whole images of a split, in order, with the inputs that prediction or a mask refresh reads."""
+        return self._whole(SegmentationDataset(records, self.classes, inputs=self._sources(when, split)))
 
     def dataset_of(self, records: list[Record]) -> SegmentationDataset:
-        """Whole images without masks or features."""
+        """Whole images without inputs."""
         return SegmentationDataset(records, self.classes)
 
-    def _whole(
-        self, records: list[Record], *, truth: bool = False, masks: PathOf | None = None, features: PathOf | None = None
-    ) -> DataLoader[Any]:
-        dataset = SegmentationDataset(records, self.classes, truth=truth, masks=masks, features=features)
+    def _whole(self, dataset: SegmentationDataset) -> DataLoader[Any]:
         batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)
         return self._loader(dataset, DataLoader, batch_sampler=batches)
 
     def _batches(self, dataset: SegmentationDataset, sampler: SizedSampler, size: int) -> CanvasBatches:
         """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
-        return CanvasBatches(sampler, size, canvases=canvases_of(dataset.records, features=dataset.features))
+        features = next((one.path for one in dataset.inputs.values() if one.kind.geometry == "sampled"), None)
+        return CanvasBatches(sampler, size, canvases=canvases_of(dataset.records, features=features))
 
     def _loader(
         self, dataset: SegmentationDataset | CropPairs | FiveCrops, loader: type[DataLoader[Any]], **options: Any
@@ -291,6 +342,7 @@ class WSSSDataModule(L.LightningDataModule):
             batch["image"] = normalize(batch["pixels"], batch["valid"])
             if "neighbour" in batch:
                 batch["neighbour_image"] = normalize(batch["neighbour"], torch.ones_like(batch["valid"]))
-            if "truth" in batch and self.needs.train_masks == "truth" and self.trainer and self.trainer.training:
-                batch["mask"] = batch["truth"]
+            port = self._truth_port()
+            if port is not None and "gt_mask" in batch and self.trainer and self.trainer.training:
+                batch.setdefault("inputs", {})[port] = batch["gt_mask"]
         return batch

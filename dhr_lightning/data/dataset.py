@@ -1,20 +1,35 @@
 """The one dataset class: records plus whatever artifacts a task asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from dhr_lightning.artifacts.files import read_features, read_mask
+from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.artifacts.kinds import ArtifactKind
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.files import check_mask, read_image, read_truth
-from dhr_lightning.data.sample import Sample
+from dhr_lightning.data.sample import GridMaps, Sample
 from dhr_lightning.data.transforms import Augmentation, whole_image
 
 PathOf = Callable[[str], Path]
+GT_MASK = "gt_mask"  # no port is called so
+
+
+class Source(NamedTuple):
+    """Where the files of an input are.
+
+    Args:
+        kind: what they are.
+        path: file of an image, by its id.
+    """
+
+    kind: ArtifactKind
+    path: PathOf
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -23,15 +38,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Images with tags and, on request, masks and features made by earlier steps.
+    """Images with tags and, on request, what earlier steps made of them.
 
     Args:
         records: images of one split.
         classes: class list.
         augmentation: random crop, or `None` for whole images.
-        masks: where to find the masks to train on, by image id.
-        features: where to find USS features, by image id.
-        truth: also load the ground truth (evaluation only).
+        inputs: where to find each input, by port.
+        gt_mask: also load the ground truth, for evaluation and full supervision.
         seed: with epoch and index, the only source of randomness.
     """
 
@@ -41,13 +55,12 @@ class SegmentationDataset(Dataset[Sample]):
         classes: ClassSet,
         *,
         augmentation: Augmentation | None = None,
-        masks: PathOf | None = None,
-        features: PathOf | None = None,
-        truth: bool = False,
+        inputs: Mapping[str, Source] | None = None,
+        gt_mask: bool = False,
         seed: int = 0,
     ) -> None:
         self.records, self.classes, self.augmentation = list(records), classes, augmentation
-        self.masks, self.features, self.truth, self.seed = masks, features, truth, seed
+        self.inputs, self.gt_mask, self.seed = dict(inputs or {}), gt_mask, seed
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,19 +78,33 @@ class SegmentationDataset(Dataset[Sample]):
             pixels, valid, targets, geometry = self.augmentation(image, masks, generator)
         tags = torch.from_numpy(tags_to_multi_hot(record.tags, self.classes))
         sample = Sample(id=record.id, pixels=pixels, valid=valid, tags=tags, geometry=geometry)
-        if "mask" in targets:
-            sample["mask"] = targets["mask"]
-        if "truth" in targets:
-            sample["truth"] = targets["truth"]
-        if self.features is not None:
-            sample["uss"] = torch.from_numpy(read_features(self.features(record.id)).astype(np.float32))
+        if GT_MASK in targets:
+            sample["gt_mask"] = targets.pop(GT_MASK)
+        if self.inputs:
+            others = {port: self._read(port, record) for port in self.inputs if port not in targets}
+            sample["inputs"] = {**targets, **others}
         return sample
 
     def _read_masks(self, record: Record, size: tuple[int, int]) -> dict[str, npt.NDArray[np.uint8]]:
         masks: dict[str, npt.NDArray[np.uint8]] = {}
-        if self.masks is not None:
-            path = self.masks(record.id)
-            masks["mask"] = check_mask(read_mask(path), path=path, size=size, classes=self.classes)
-        if self.truth and record.mask is not None:
-            masks["truth"] = check_mask(read_truth(record.mask), path=record.mask, size=size, classes=self.classes)
+        for port, source in self.inputs.items():
+            if source.kind.geometry == "nearest":
+                path = source.path(record.id)
+                masks[port] = check_mask(read_mask(path), path=path, size=size, classes=self.classes)
+        if self.gt_mask and record.mask is not None:
+            masks[GT_MASK] = check_mask(read_truth(record.mask), path=record.mask, size=size, classes=self.classes)
         return masks
+
+    def _read(self, port: str, record: Record) -> GridMaps:
+        """Maps on a grid over the whole image: features, or class scores in the order of the tags."""
+        kind, path = self.inputs[port]
+        arrays = kind.codec.read(path(record.id))
+        if kind.role != "cam":
+            return GridMaps(torch.from_numpy(arrays[0].astype(np.float32)), kind.geometry)
+        keys, maps = arrays
+        place = {int(key): index for index, key in enumerate(keys)}
+        own = np.zeros((len(record.tags), *maps.shape[1:]), np.float32)  # a class that the file lacks has no score
+        for row, tag in enumerate(record.tags):
+            if tag in place:
+                own[row] = maps[place[tag]]
+        return GridMaps(torch.from_numpy(own), kind.geometry)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dhr_lightning.artifacts.files import read_mask
-from dhr_lightning.artifacts.layout import is_kind
+from dhr_lightning.artifacts.kinds import find_kind
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, Record
@@ -20,7 +20,7 @@ class Gate:
     """What a step removed from the masks it started from. Counted without ground truth.
 
     Attributes:
-        source: artifact kind that the step started from.
+        source: address of the masks that the step started from.
         lost_tags: share of the (image, tag) pairs with a pixel in the source mask that have none left, in [0, 1].
         rejected: share of the foreground pixels of the source mask whose label was changed, in [0, 1].
         max_lost_tags: the step is harmful if `lost_tags` exceeds it.
@@ -69,7 +69,7 @@ class Gate:
 
 def measure_removal(
     store: ArtifactStore,
-    kind: str,
+    address: str,
     records: Sequence[Record],
     *,
     source: str,
@@ -83,9 +83,9 @@ def measure_removal(
 
     Args:
         store: the artifacts.
-        kind: masks of the training split that the step has written, complete.
+        address: address of the masks of the training split that the step has written, complete.
         records: images and tags of the training split.
-        source: masks that the step started from.
+        source: address of the masks that the step started from.
         classes: tells background and ignored pixels.
         progress: wrapper `(records, description) -> iterable of the same records`.
 
@@ -96,8 +96,8 @@ def measure_removal(
         ArtifactError: if a mask cannot be read.
     """
     lost = tags = changed = foreground = 0
-    for record in progress(records, f"{kind} against {source}"):
-        before, after = (read_mask(store.path(name, "train", record.id)) for name in (source, kind))
+    for record in progress(records, f"{address} against {source}"):
+        before, after = (read_mask(store.path(name, "train", record.id)) for name in (source, address))
         labelled = (before != classes.ignore_index) & (before >= classes.offset)
         foreground, changed = foreground + int(labelled.sum()), changed + int((labelled & (after != before)).sum())
         pixels_before, pixels_after = (np.bincount(mask.ravel(), minlength=256) for mask in (before, after))
@@ -106,28 +106,34 @@ def measure_removal(
     return lost / max(tags, 1), changed / max(foreground, 1)
 
 
-def kind_to_read(store: ArtifactStore, kind: str, *, force: bool = False) -> str:
-    """Artifact kind that a step reads where its configuration names `kind`.
+def address_to_read(store: ArtifactStore, address: str, *, force: bool = False) -> str:
+    """Address that a step reads where its recipe names `address`.
 
-    That is `kind` itself, or the source of `kind` while the manifest of `kind` calls it harmful. Digests, training,
-    status and report all ask here, so they agree, and follow when the masks are made again with another verdict.
+    That is `address` itself, or what its step started from while the manifest of `address` calls it harmful. Digests,
+    training, status and report all ask here, so they agree, and follow when the masks are made again with another
+    verdict.
 
     Args:
         store: the artifacts.
-        kind: kind named in the configuration, of the training split.
-        force: read `kind` whatever its gate says.
+        address: named in the configuration, of the training split.
+        force: read `address` whatever its gate says.
     """
-    gate = None if force or not is_kind(kind) else Gate.read(store.manifest(kind, "train"))
-    return kind_to_read(store, gate.source) if gate and gate.harmful else kind
+    gate = None if force or not find_kind(address) else Gate.read(store.manifest(address, "train"))
+    return address_to_read(store, gate.source) if gate and gate.harmful else address
 
 
-def gate_notes(store: ArtifactStore) -> list[str]:
-    """One sentence for every artifact with a gate: what was removed, and whether later steps use it."""
-    manifests = {(kind, split): store.manifest(kind, split) for kind, split in store.kinds()}
+def gate_notes(store: ArtifactStore, outputs: Sequence[tuple[str, str]]) -> list[str]:
+    """One sentence for every artifact with a gate: what was removed, and whether later steps use it.
+
+    Args:
+        store: the artifacts.
+        outputs: `(address, split)` of those that are looked at.
+    """
+    manifests = {output: store.manifest(*output) for output in outputs}
     used = {name for manifest in manifests.values() if manifest for name in manifest.inputs}
     notes = []
-    for (kind, split), manifest in manifests.items():
-        gate, name = Gate.read(manifest), f"{kind}/{split}"
+    for (address, split), manifest in manifests.items():
+        gate, name = Gate.read(manifest), f"{address}/{split}"
         if gate is None:
             continue
         if not gate.harmful:

@@ -1,7 +1,7 @@
 """The batch that every task sees, and the geometry that travels with it."""
 
 import statistics
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ class Geometry(NamedTuple):
     size: tuple[int, int]
 
 
+class GridMaps(NamedTuple):
+    """Maps of the whole, unmirrored image on a grid of its own.
+
+    Args:
+        maps: `(D, h, w)` float32, cells evenly over the image.
+        geometry: `bilinear` if batches hold them at every pixel of the canvas, `sampled` for cells of their own density.
+    """
+
+    maps: Tensor
+    geometry: str
+
+
 class Sample(TypedDict, total=False):
     """One image as the dataset yields it; keys after `geometry` are present when a task asks for them."""
 
@@ -34,9 +46,8 @@ class Sample(TypedDict, total=False):
     valid: Tensor  # (H, W) bool, False in padding
     tags: Tensor  # (T,) float32 multi-hot over foreground
     geometry: Geometry
-    mask: Tensor  # (H, W) int64 class values to train on, 255 ignore
-    truth: Tensor  # (H, W) int64 ground truth, for evaluation only
-    uss: Tensor  # (D, h, w) float32 features of the whole, unmirrored image
+    gt_mask: Tensor  # (H, W) int64 ground truth, for evaluation and full supervision only
+    inputs: dict[str, "Tensor | GridMaps"]  # by port: (H, W) int64 class values, 255 ignore; or maps on a grid
     neighbour: Tensor  # (3, H, W) uint8 crop of another, similar image
 
 
@@ -49,9 +60,11 @@ class Batch(TypedDict, total=False):
     valid: Tensor  # (B, H, W) bool
     tags: Tensor  # (B, T) float32
     geometry: list[Geometry]
-    mask: Tensor  # (B, H, W) int64
-    truth: Tensor  # (B, H, W) int64; 255 throughout for an image without ground truth
-    uss: Tensor  # (B, D, h, w) float32 on a grid over the canvas, 0 in padding
+    gt_mask: Tensor  # (B, H, W) int64; 255 throughout for an image without ground truth
+    inputs: dict[
+        str, Tensor
+    ]  # by port: masks (B, H, W) int64, 255 in padding; CAMs (B, K, H, W) float32 of the tags in
+    # ascending order, or features (B, D, h, w) float32 on a grid over the canvas, both 0 in padding
     neighbour: Tensor  # (B, 3, H, W) uint8
     neighbour_image: Tensor  # (B, 3, H, W) float32, normalised
 
@@ -118,29 +131,43 @@ def collate(samples: list[Sample], *, divisor: int = 1) -> Batch:
         tags=torch.stack([sample["tags"] for sample in samples]),
         geometry=[sample["geometry"] for sample in samples],
     )
-    if "mask" in samples[0]:
-        batch["mask"] = torch.stack([_pad(sample["mask"], height, width, 255) for sample in samples])
-    if any("truth" in sample for sample in samples):
+    if any("gt_mask" in sample for sample in samples):
         unknown = torch.full((height, width), 255, dtype=torch.int64)
-        batch["truth"] = torch.stack(
-            [_pad(sample["truth"], height, width, 255) if "truth" in sample else unknown for sample in samples]
+        batch["gt_mask"] = torch.stack(
+            [_pad(sample["gt_mask"], height, width, 255) if "gt_mask" in sample else unknown for sample in samples]
         )
     if "neighbour" in samples[0]:
         batch["neighbour"] = torch.stack([sample["neighbour"] for sample in samples])
-    if "uss" in samples[0]:
-        batch["uss"] = torch.stack(_features_on_canvas(samples, (height, width)))
+    if "inputs" in samples[0]:
+        places = [sample["geometry"] for sample in samples]
+        batch["inputs"] = {
+            port: _collate_input([sample["inputs"][port] for sample in samples], places, (height, width))
+            for port in samples[0]["inputs"]
+        }
     return batch
 
 
-def _features_on_canvas(samples: list[Sample], canvas: tuple[int, int]) -> list[Tensor]:
-    """Sample each image's features on one grid: that of most, which is the own one of every whole image."""
+def _collate_input(values: list[Any], places: list[Geometry], canvas: tuple[int, int]) -> Tensor:
+    if not isinstance(values[0], GridMaps):
+        return torch.stack([_pad(value, *canvas, 255) for value in values])
+    grid = canvas if values[0].geometry == "bilinear" else _common_grid(values, places, canvas)
+    maps = [
+        sample_features(value.maps, place, canvas=canvas, grid=grid)
+        for value, place in zip(values, places, strict=True)
+    ]
+    largest = max(len(one) for one in maps)  # CAMs: images have different numbers of tags
+    return torch.stack([F.pad(one, (0, 0, 0, 0, 0, largest - len(one))) for one in maps])
+
+
+def _common_grid(values: list[Any], places: list[Geometry], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Grid of most of some features, which is the own one of every whole image."""
     grids = [
         feature_grid(
-            (s["uss"].shape[-2], s["uss"].shape[-1]),
-            (s["geometry"].size[0] * s["geometry"].scale[1], s["geometry"].size[1] * s["geometry"].scale[0]),
+            (value.maps.shape[-2], value.maps.shape[-1]),
+            (place.size[0] * place.scale[1], place.size[1] * place.scale[0]),
             canvas,
         )
-        for s in samples
+        for value, place in zip(values, places, strict=True)
     ]
     (grid,) = statistics.multimode(sorted(grids))[:1]
-    return [sample_features(s["uss"], s["geometry"], canvas=canvas, grid=grid) for s in samples]
+    return grid

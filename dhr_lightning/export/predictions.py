@@ -1,15 +1,13 @@
 """Finished predictions of one split, as an export needs them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.errors import ArtifactError
-from dhr_lightning.provenance import identity
-from dhr_lightning.provenance.recorded import MAKERS, recorded_status
+from dhr_lightning.pipeline.plan import RecipePlan
 
 KIND = "prediction"
 
@@ -20,39 +18,45 @@ class Predictions:
 
     Args:
         store: where they are.
+        address: theirs.
         split: the split.
         records: its images, in the order of its list.
         classes: class list.
     """
 
     store: ArtifactStore
+    address: str
     split: str
     records: Sequence[Record]
     classes: ClassSet
 
     def path(self, record: Record) -> Path:
         """Mask of an image."""
-        return self.store.path(KIND, self.split, record.id)
+        return self.store.path(self.address, self.split, record.id)
 
 
-def finished_predictions(config: Mapping[str, Any], split: str) -> Predictions:
-    """The predictions of a split, if they are complete and what their recipe would make today.
+def finished_predictions(plan: RecipePlan, split: str) -> Predictions:
+    """The predictions of a recipe's last segmenter, if they are complete and what the recipe would make today.
 
     Args:
-        config: resolved configuration with a `data` section.
+        plan: the recipe.
         split: its name.
 
     Raises:
         ArtifactError: names their state and the command that makes them.
     """
-    info, root, store = identity.dataset_of(config)
-    records = info.read(root, split, info.classes)
-    status = recorded_status(store, KIND, split)
-    if status.fresh:  # as its own recipe has it; that may have had other images than those asked for
-        status = store.status(KIND, split, ids=[record.id for record in records])
-    if not status.fresh:
+    steps = [step for step in plan.steps if step.identity and KIND in step.identity.spec.writes]
+    if not steps:
         raise ArtifactError(
-            f"{KIND}/{split} is {status} ({store.folder(KIND, split)}), so it is not exported. "
-            f"Run `make {MAKERS[KIND, split].target}` for this dataset first."
+            f"Recipe {plan.recipe.name} has no step that predicts. Choose one that ends in a segmenter."
         )
-    return Predictions(store, split, records, info.classes)
+    step = steps[-1]
+    address = step.address(KIND)
+    status = step.status(address, split)
+    if not status.fresh:
+        words = " ".join(["python -m dhr_lightning run", *plan.request.words()])
+        raise ArtifactError(
+            f"{step.name} ({address}/{split}) is {status} ({plan.view.store.folder(address, split)}), so it is not "
+            f"exported. Run `{words}` first."
+        )
+    return Predictions(plan.view.store, address, split, plan.view.records(split), plan.view.info.classes)

@@ -6,12 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dhr_lightning.artifacts.layout import files_below
 from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.export.predictions import Predictions, finished_predictions
 from dhr_lightning.export.voc_server import check_voc_server, write_voc_server
+from dhr_lightning.pipeline.plan import RecipePlan
+from dhr_lightning.provenance.identity import DataView
 
 log = logging.getLogger("dhr_lightning")
 
@@ -20,18 +22,18 @@ class Target(NamedTuple):
     """One form of export.
 
     Args:
-        check: `(configuration, split)`; refuses a dataset or split that the target cannot take.
+        check: `(dataset, split)`; refuses a dataset or split that the target cannot take.
         write: `(predictions, folder)`; makes all files in an empty folder.
     """
 
-    check: Callable[[Mapping[str, Any], str], None]
+    check: Callable[[DataView, str], None]
     write: Callable[[Predictions, Path], None]
 
 
 TARGETS: Mapping[str, Target] = {"voc-server": Target(check_voc_server, write_voc_server)}
 
 
-def write_export(to: str, config: Mapping[str, Any], split: str, output: Path, *, force: bool = False) -> None:
+def write_export(to: str, plan: RecipePlan, split: str, output: Path, *, force: bool = False) -> None:
     """Write the predictions of a split in the form of a target.
 
     The files are made in a folder beside `output` that takes its name at the end, so a run that was stopped leaves
@@ -39,7 +41,7 @@ def write_export(to: str, config: Mapping[str, Any], split: str, output: Path, *
 
     Args:
         to: name of the target.
-        config: resolved configuration with a `data` section.
+        plan: the recipe whose last segmenter predicted them.
         split: split whose predictions are exported.
         output: folder of the export.
         force: replace another export there.
@@ -51,8 +53,8 @@ def write_export(to: str, config: Mapping[str, Any], split: str, output: Path, *
     """
     if to not in TARGETS:
         raise ConfigError(f"Expected --to to be one of {', '.join(TARGETS)}, but got {to!r}.")
-    TARGETS[to].check(config, split)
-    predictions = finished_predictions(config, split)
+    TARGETS[to].check(plan.view, split)
+    predictions = finished_predictions(plan, split)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp-", dir=output.parent) as temporary:
         made = Path(temporary) / "made"

@@ -4,7 +4,6 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from dhr_lightning.data.files import read_image
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.export.predictions import Predictions
 from dhr_lightning.progress import track
-from dhr_lightning.provenance.identity import dataset_of
+from dhr_lightning.provenance.identity import DataView
 
 SPLITS = ("test", "val")
 _CLASSES = ClassSet(VOC_CLASSES)
@@ -30,13 +29,13 @@ def results_folder(split: str) -> str:
     return f"results/VOC2012/Segmentation/comp6_{split}_cls"
 
 
-def check_voc_server(config: Mapping[str, Any], split: str) -> None:
+def check_voc_server(view: DataView, split: str) -> None:
     """Refuse what the server cannot score.
 
     Raises:
         ConfigError: for other classes than VOC's, or a split that is not there.
     """
-    info, root, _ = dataset_of(config)
+    info, root = view.info, view.root
     if info.classes.names != VOC_CLASSES:
         raise ConfigError(f"The VOC server scores the 21 classes of VOC 2012, but {info.name} has others.")
     if split not in SPLITS:
@@ -44,7 +43,7 @@ def check_voc_server(config: Mapping[str, Any], split: str) -> None:
     if split not in info.splits(root):
         raise ConfigError(
             f"{info.name} in {root} has no {split} split. Put the test images of VOC 2012 and their list "
-            f"ImageSets/Segmentation/{split}.txt there, then run `make stage3`."
+            f"ImageSets/Segmentation/{split}.txt there, then run the recipe again."
         )
 
 

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from dhr_lightning.artifacts.files import write_bytes
-from dhr_lightning.artifacts.layout import EXTENSIONS, extension
-from dhr_lightning.artifacts.manifest import digest_config, digest_file
-from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.config import data_file, resolve
+from dhr_lightning.artifacts.kinds import KINDS, check_name, kind_of
+from dhr_lightning.artifacts.manifest import canonical, digest_config, digest_file
 from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, DatasetInfo, Record
 from dhr_lightning.data.datasets.folder import find_images
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
@@ -24,9 +22,10 @@ from dhr_lightning.importing.tags import (
     refuse_existing,
     write_tag_table,
 )
+from dhr_lightning.pipeline.request import BUILTIN, data_section
 from dhr_lightning.progress import track
-from dhr_lightning.provenance.identity import dataset_of, usable_records
-from dhr_lightning.provenance.imported import describe_import, imported_from
+from dhr_lightning.provenance.identity import DataView, plain
+from dhr_lightning.provenance.imported import IMPORTED, describe_import, imported_from
 
 LISTS = ("tags", "ids")
 _PHOTO_FOLDERS = ("JPEGImages", "images")
@@ -36,7 +35,8 @@ log = logging.getLogger("dhr_lightning")
 def import_files(
     kind: str,
     source: str,
-    dataset: str = "microworld",
+    name: str | None = None,
+    data: str = BUILTIN,
     root: str | None = None,
     workspace: str = ".",
     split: str | None = None,
@@ -46,67 +46,67 @@ def import_files(
     """Import masks, CAMs, features, tags or an id list that others made.
 
     Args:
-        kind: base_mask, mars_mask, wss_mask, cam, uss, prediction or prediction_base (a folder with one file per
-            image); tags (cls_labels.npy or a list with class numbers) or ids (a list of images).
+        kind: mask, label, cam, features or prediction (a folder with one file per image); tags (cls_labels.npy or a
+            list with class numbers) or ids (a list of images).
         source: folder or file to import; it is only read.
-        dataset: name of a file in configs/data, or path of a YAML file.
+        name: what recipes call it: --swap STEP=imported/NAME; default: the name of the folder.
+        data: name of a file in configs/data, a YAML file, or a folder of photos with tags.
         root: folder of the dataset; default: the one in its configuration.
         workspace: folder that holds artifacts/.
         split: split of the images; default: train, for predictions val.
         output: file that tags or ids are written to; default: tags.csv or SPLIT.txt in the folder of the dataset.
         force: replace what is there.
     """
-    overrides = [*(["--data.root", root] if root else []), "--data.workspace", workspace]
-    recipe = {"configs": [data_file(dataset)], "overrides": overrides}
-    config = resolve(recipe["configs"], overrides)
+    config = data_section(data, root, workspace)
     if kind == "tags":
         import_tags(Path(source), config, output=output, force=force)
     elif kind == "ids":
         import_ids(Path(source), config, split=split or "train", output=output, force=force)
-    elif kind in EXTENSIONS:
-        chosen = split or ("val" if kind.startswith("prediction") else "train")
-        import_artifact(Path(source), kind, config, split=chosen, recipe=recipe, force=force)
+    elif kind in KINDS:
+        chosen = split or ("val" if kind == "prediction" else "train")
+        address = f"{IMPORTED}/{check_name(name or Path(source).resolve().name, 'name of an import')}/{kind}"
+        import_artifact(Path(source), address, config, split=chosen, force=force)
     else:
-        raise ConfigError(f"Expected a kind of {', '.join((*EXTENSIONS, *LISTS))}, but got {kind!r}.")
+        raise ConfigError(f"Expected a kind of {', '.join((*KINDS, *LISTS))}, but got {kind!r}.")
     return 0
 
 
-def import_artifact(
-    source: Path, kind: str, config: Mapping[str, Any], *, split: str, recipe: Mapping[str, Any], force: bool = False
-) -> None:
+def import_artifact(source: Path, address: str, config: Mapping[str, Any], *, split: str, force: bool = False) -> None:
     """Check every file of a folder, then write and seal them as an artifact.
 
     Args:
         source: folder with one file per image of the split, named by its id.
-        kind: artifact kind.
+        address: `imported/NAME/KIND`.
         config: resolved configuration with a `data` section.
         split: split of the images.
-        recipe: configuration files and overrides that give `config` again.
-        force: replace an artifact that a stage made.
+        force: replace what was imported from another folder under this name.
 
     Raises:
         DataError: if a file is missing, unreadable or does not fit its image; nothing has been written then.
-        ArtifactError: if a stage made the artifact that is there.
+        ArtifactError: if other files were imported under this name.
     """
-    info, _, store = dataset_of(config)
-    manifest = store.manifest(kind, split)
-    if manifest is not None and imported_from(store, kind, split) is None and not force:
-        raise ArtifactError(f"{store.folder(kind, split)} was made by a stage. Replace it with --force.")
-    records = usable_records(config, split)
+    view = DataView(config["data"])
+    info, store, kind = view.info, view.store, kind_of(address).name
+    records = view.records(split)
     files = _files(source, kind, records)
+    before = imported_from(store, address, split)
+    if before not in (None, str(source.resolve())) and not force:
+        raise ArtifactError(
+            f"{store.folder(address, split)} was imported from {before}. Choose another --name, or --force."
+        )
     _check(files, kind, records, info.classes)
     content = digest_config({image_id: digest_file(path) for image_id, path in files.items()})
     ids = [record.id for record in records]
-    identity = describe_import(
-        store, kind, split, ids=ids, classes=info.classes, source={"folder": str(source.resolve()), "content": content}
-    ).with_info(recipe=dict(recipe))
-    with store.open_writer(kind, split, identity=identity, ids=ids, palette=info.classes.palette) as writer:
+    facts = {"folder": str(source.resolve()), "content": content}
+    identity = describe_import(store, address, split, ids=ids, classes=info.classes, source=facts)
+    identity = identity.with_info(config=canonical(plain(config)))
+    with store.open_writer(address, split, identity=identity, ids=ids, palette=info.classes.palette) as writer:
         for record in track(records, "importing"):
             if not writer.done(record.id):
                 writer.write(record.id, *read_foreign(files[record.id], kind, record, info.classes))
         writer.seal()
-    log.info("%s/%s: %d files imported from %s", kind, split, len(ids), source)
-    _say_next(store, kind)
+    log.info("%s/%s: %d files imported from %s", address, split, len(ids), source)
+    log.info("next: run RECIPE --swap STEP=%s, for example --swap propagation=%s", *[address.rpartition("/")[0]] * 2)
 
 
 def import_tags(source: Path, config: Mapping[str, Any], *, output: str | None, force: bool) -> None:
@@ -116,7 +116,8 @@ def import_tags(source: Path, config: Mapping[str, Any], *, output: str | None, 
         DataError: if no entry belongs to an image of the dataset.
         ConfigError: if the output exists.
     """
-    info, root, _ = dataset_of(config)
+    view = DataView(config["data"])
+    info, root = view.info, view.root
     path = Path(output) if output else root / "tags.csv"
     refuse_existing(path, force=force)
     tags = read_tags(source, info.classes)
@@ -167,7 +168,7 @@ def import_ids(source: Path, config: Mapping[str, Any], *, split: str, output: s
 def _files(source: Path, kind: str, records: Sequence[Record]) -> dict[str, Path]:
     if not source.is_dir():
         raise DataError(f"The folder {source} does not exist. Give the folder that holds one file per image.")
-    suffixes = SUFFIXES[extension(kind)]
+    suffixes = SUFFIXES[kind_of(kind).codec.extension]
     files = {}
     for record in records:
         paths = (source / f"{record.id}{suffix}" for suffix in suffixes)
@@ -189,7 +190,7 @@ def _check(files: Mapping[str, Path], kind: str, records: Sequence[Record], clas
     foreign = []
     for record in track(records, "checking"):
         arrays = read_foreign(files[record.id], kind, record, classes)
-        if extension(kind) == ".npy" or kind.startswith("prediction"):
+        if kind in ("features", "prediction"):
             continue
         values = set(np.unique(arrays[0]).tolist()) - {classes.ignore_index, *record.tags}
         if values - ({0} if classes.has_background else set()):
@@ -200,14 +201,3 @@ def _check(files: Mapping[str, Path], kind: str, records: Sequence[Record], clas
             "If there are many, their class values may mean other classes.",
             len(foreign), len(records), kind, files[foreign[0]],
         )  # fmt: skip
-
-
-def _say_next(store: ArtifactStore, kind: str) -> None:
-    if not kind.endswith("_mask"):
-        return
-    manifest = store.manifest("cam", "train")
-    if manifest is None or manifest.checkpoint is None:
-        log.info(
-            "next: stage 2, then stage 3 with --overlay imported.yaml --download, which starts from weights by name "
-            "instead of stage 1's network"
-        )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dhr_lightning.artifacts.files import read_cam
-from dhr_lightning.artifacts.layout import extension
+from dhr_lightning.artifacts.kinds import NPY, kind_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.files import check_mask, read_truth
 from dhr_lightning.errors import DataError
@@ -34,9 +34,9 @@ def read_foreign(path: Path, kind: str, record: Record, classes: ClassSet) -> li
         DataError: if the file cannot be read or is refused.
         MaskError: if a mask has another size than its image, unknown values or colours.
     """
-    if extension(kind) == ".png":
+    if kind_of(kind).is_mask:
         return [check_mask(read_truth(path), path=path, size=image_size(record.image), classes=classes)]
-    if extension(kind) == ".npy":
+    if kind_of(kind).codec is NPY:
         return [_read_features(path)]
     keys, cam = read_cam(path) if path.suffix == ".npz" else read_irn_cam(path, classes)
     return [keys, cam]

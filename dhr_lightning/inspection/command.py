@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import auto_cli
 
 from dhr_lightning.artifacts.files import write_json
-from dhr_lightning.config import resolve
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.inspection.doctor import Examination, examine
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level
 from dhr_lightning.inspection.picture import draw_sheet, save_sheet
 from dhr_lightning.inspection.space import ArtifactPlan
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.request import BUILTIN, Request, data_section
 from dhr_lightning.progress import duration
-from dhr_lightning.provenance.identity import dataset_of, refresh_epochs
+from dhr_lightning.provenance.identity import DataView
 
 log = logging.getLogger("dhr_lightning")
 _HEADINGS: Mapping[Level, tuple[str, str]] = {
@@ -38,15 +39,12 @@ def run_doctor(arguments: Sequence[str]) -> int:
     Raises:
         DHRError: if the dataset cannot be examined at all.
     """
-    # auto_cli would claim --config for files of its own options; here it names files with a `data:` section.
-    parser = ArgumentParser(prog="python -m dhr_lightning doctor")
-    parser.add_function_arguments(doctor, as_positional=False)
-    return doctor(**parser.parse_args(list(arguments)).as_dict())
+    status: int = auto_cli(doctor, args=list(arguments), as_positional=False)
+    return status
 
 
 def doctor(
-    dataset: str | None = None,
-    config: str | None = None,
+    data: str = BUILTIN,
     root: str | None = None,
     workspace: str = ".",
     json: str | None = None,
@@ -57,8 +55,7 @@ def doctor(
     """Look at every file and tag of a dataset. Exit status 0 without problems, 1 with problems, 2 if it cannot run.
 
     Args:
-        dataset: name of a file in configs/data; default: microworld, or what --config says.
-        config: file with a `data:` section.
+        data: name of a file in configs/data, a YAML file, or a folder of photos with tags.
         root: folder of the dataset; default: the one in its configuration.
         workspace: folder that holds artifacts/.
         json: also write all findings to this file, with every file that they concern.
@@ -68,15 +65,15 @@ def doctor(
     """
     if show < 0 or (workers is not None and workers < 1):
         raise ConfigError(f"Expected --show >= 0 and --workers >= 1, but got {show} and {workers}.")
-    names = [name for name in (f"data/{dataset}.yaml" if dataset else None, config) if name] or ["data/microworld.yaml"]
-    settings = resolve(names, [*(["--data.root", root] if root else []), "--data.workspace", workspace])
-    info, folder, store = dataset_of(settings)
+    settings = data_section(data, root, workspace)
+    view = DataView(settings["data"])
+    info, folder, store = view.info, view.root, view.store
     start = time.monotonic()
     result = examine(
         info,
         folder,
         artifacts=store.root / info.name,
-        plan=artifact_plan(builtin=info.name == "microworld"),
+        plan=artifact_plan(Request(data=data, root=root, workspace=workspace)),
         untagged=settings["data"].get("untagged", "drop"),
         workers=workers,
     )
@@ -97,20 +94,19 @@ def _write(result: Examination, json: str | None, picture: str | None) -> None:
         log.info("Picture: %s", picture)
 
 
-def artifact_plan(*, builtin: bool) -> ArtifactPlan:
-    """What the shipped configurations write: strides and channels as configured, and the rounds of stage 3.
+def artifact_plan(request: Request) -> ArtifactPlan:
+    """What the recipe of a dataset writes: strides and channels as configured, and the mask refreshes.
 
     Args:
-        builtin: whether the dataset is the built-in one, which has its own stage 2.
+        request: names the data; the recipe is the default one.
     """
-    cam = resolve(["stage1_cam.yaml"])["model"]["init_args"]
-    uss = resolve(["stage2_filterbank.yaml" if builtin else "stage2_stego.yaml"])["model"]["init_args"]
-    paths = ["stage3_dhr.yaml", *(["quickstart.yaml"] if builtin else [])]
+    steps = {step.name: step.identity for step in make_plan(request).steps if step.identity}
+    cam, uss = steps["cam"].arguments, steps["uss"].arguments
     return ArtifactPlan(
         cam_stride=int(cam.get("cam_stride", ArtifactPlan.cam_stride)),
         uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)),
         uss_stride=feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0],
-        rounds=len(refresh_epochs(resolve(paths))),
+        rounds=steps["dhr"].rounds,
     )
 
 

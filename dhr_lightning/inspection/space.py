@@ -17,8 +17,8 @@ _MASK_BYTES_PER_PIXEL = 0.02  # true VOC masks take 0.011; made ones have roughe
 _MASK_HEADER = 900  # bytes: the palette and PNG chunks
 _CAM_HEADER = 520  # bytes: zip and npy headers of both arrays
 _FEATURE_HEADER = 128  # bytes: npy header
-_TRAIN_MASKS = ("base_mask", "wss_mask", "mars_mask")
-_PREDICTED = ("prediction_base", "prediction")
+_TRAIN_MASKS = ("propagation", "baseline", "mars")  # steps that write one mask for each training image
+_PREDICTED = ("baseline", "dhr")  # and for each other image
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Segmenter(nn.Module):
     Source: DeepLabv3+ (arXiv:1802.02611) as published with DHR (arXiv:2404.00380), whose CAM head is a 1x1 convolution
         without bias on C5.
     Differs: DHR halves C5 before the CAM head at output stride 8; here the map keeps the resolution of C5 (the seeds
-        can be made as published, see `tasks.dhr.DHRTask`).
+        can be made as published, see `methods.masks.dhr.task.DHRTask`).
     """
 
     def __init__(

@@ -1,91 +1,304 @@
-"""What an artifact of a step is made from, computed from configuration and files alone (no torch)."""
+"""What a step is made from: the keys of its weights and files, computed from configuration and files alone (no torch)."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from dhr_lightning.artifacts.manifest import Manifest, digest_config
+from dhr_lightning.artifacts.kinds import round_address
+from dhr_lightning.artifacts.manifest import Manifest, canonical, digest_config, digest_file
+from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.config import output_settings
+from dhr_lightning.config import IGNORED_DATA, IGNORED_TRAINER, PREPARATION_DATA
 from dhr_lightning.data.catalog import DatasetInfo, Record
-from dhr_lightning.data.gate import kind_to_read
+from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.steps import TRUTH, StepSpec, get_method, method_of_task, methods
 
 REFRESH_CALLBACK = "PseudoMaskRefresh"
+KEY_LENGTH = 10
 
 
-class TaskFiles(NamedTuple):
-    """Artifacts of a task: kinds written by split, and the arguments that name kinds read (with their defaults)."""
+class DataView:
+    """The dataset of a `data` section: its images are read once, and digested once.
 
-    writes: Mapping[str, tuple[str, ...]]
-    reads: Mapping[str, str]
-    features: bool = False
+    Args:
+        data: `dataset`, `root`, `options`, `untagged` and `workspace` count.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.info: DatasetInfo = resolve_dataset(data)
+        self.root = Path(data.get("root") or self.info.root)
+        self.workspace = Path(data.get("workspace") or ".")
+        self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)
+        self._policy = data.get("untagged") or "drop"
+        self._records: dict[str, list[Record]] = {}
+        self._digests: dict[str, str] = {}
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that the dataset has."""
+        return self.info.splits(self.root)
+
+    def records(self, split: str) -> list[Record]:
+        """Images of a split; of the training split those that the policy for untagged images keeps."""
+        if split not in self._records:
+            found = self.info.read(self.root, split, self.info.classes)
+            self._records[split] = usable_images(found, split, self.info.classes, policy=self._policy)
+        return self._records[split]
+
+    def digest(self, split: str) -> str:
+        """Digest of ids, tags and image file sizes: the data a step learns from."""
+        if split not in self._digests:
+            self._digests[split] = digest_records(self.records(split))
+        return self._digests[split]
 
 
-TASKS: dict[str, TaskFiles] = {
-    "CAMTask": TaskFiles({"train": ("cam", "base_mask")}, {}),
-    "USSTask": TaskFiles({"train": ("uss",)}, {}),
-    "WSSTask": TaskFiles(
-        {"train": ("wss_mask",), "val": ("prediction_base",), "test": ("prediction_base",)},
-        {"masks": "base_mask", "init_from": "cam"},
-    ),
-    "MARSTask": TaskFiles({"train": ("mars_mask",)}, {"source": "base_mask"}, features=True),
-    "DHRTask": TaskFiles(
-        {"val": ("prediction",), "test": ("prediction",)}, {"masks": "mars_mask", "init_from": "cam"}, features=True
-    ),
-}
+class DataViews:
+    """One view for each dataset that a plan touches."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, DataView] = {}
+
+    def of(self, config: Mapping[str, Any]) -> DataView:
+        """The view of a configuration's `data` section."""
+        data = config.get("data") or {}
+        names = ("dataset", "root", "options", "untagged", "workspace")
+        key = digest_config({name: data.get(name) for name in names})
+        if key not in self._views:
+            self._views[key] = DataView(data)
+        return self._views[key]
 
 
-def task_name(config: Mapping[str, Any]) -> str:
-    """Class name of the configured task.
+class StepIdentity:
+    """What a step of a recipe depends on, where its files lie, and what their manifests say.
+
+    Two keys decide that. The weights depend on `fit_key`: method, settings of the fit, and inputs that the fit reads.
+    The files depend on `output_key`: besides, settings and inputs of prediction. An input counts by its address, which
+    holds the key of its own step. The images of the dataset are in no key: where they change, artifacts become stale.
+
+    Args:
+        config: resolved configuration of the step: `model`, `data` (with `method`, `step` and `inputs`), `trainer`,
+            `seed_everything`.
+        views: datasets that are already read.
+    """
+
+    def __init__(self, config: Mapping[str, Any], views: DataViews | None = None) -> None:
+        self.config = config
+        self.spec = spec_of(config)
+        self.data = (views or DataViews()).of(config)
+        self.store = self.data.store
+
+    @property
+    def step(self) -> str:
+        """Name of the step in its recipe."""
+        return str((self.config.get("data") or {}).get("step") or self.spec.name)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Arguments of the task."""
+        return (self.config.get("model") or {}).get("init_args") or {}
+
+    @cached_property
+    def inputs(self) -> Mapping[str, str]:
+        """Addresses of what the step reads, by port, as its recipe names them.
+
+        Raises:
+            ConfigError: for an unknown port or one that is missing.
+        """
+        return checked_inputs(self.spec, (self.config.get("data") or {}).get("inputs") or {}, self.step)
+
+    @cached_property
+    def fit_settings(self) -> dict[str, Any]:
+        """Settings that the weights depend on."""
+        if not self.spec.fits:
+            return {}
+        left_out = {*self.spec.predict_only, *self.spec.neutral}
+        trainer = {k: v for k, v in (self.config.get("trainer") or {}).items() if k not in IGNORED_TRAINER}
+        return {
+            "model": {name: self._content(name, v) for name, v in self.arguments.items() if name not in left_out},
+            "data": self._data_settings(IGNORED_DATA),
+            "trainer": trainer,
+            "seed": self.config.get("seed_everything"),
+        }
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Settings that the files depend on: those of the fit, and those of prediction."""
+        neutral = () if self.spec.fits else PREPARATION_DATA
+        names = self.spec.predict_only if self.spec.fits else tuple(self.arguments)
+        prediction = {
+            name: self.arguments[name] for name in names if name in self.arguments and name not in self.spec.neutral
+        }
+        data = {} if self.spec.fits else {"data": self._data_settings((*IGNORED_DATA, *neutral))}
+        return {"method": self.spec.name, **self.fit_settings, **data, "prediction": prediction}
+
+    def _content(self, name: str, value: Any) -> Any:  # noqa: ANN401 - a setting
+        """A file of weights counts by its content, not by where it lies."""
+        if name == "pretrained" and isinstance(value, str) and Path(value).is_file():
+            return {"sha256": digest_file(Path(value))}
+        return value
+
+    def _data_settings(self, ignored: Sequence[str]) -> dict[str, Any]:
+        data = {name: value for name, value in (self.config.get("data") or {}).items() if name not in ignored}
+        if self.data.info.own_classes:  # that is the class list, not how the files are found
+            data = {name: value for name, value in data.items() if name != "options"}
+            data["classes"] = list(self.data.info.classes.names)
+        return data
+
+    @cached_property
+    def fit_key(self) -> str:
+        """Key of the weights."""
+        read = {port: address for port, address in self.inputs.items() if self.spec.reads[port].in_fit}
+        return _key({"method": self.spec.name, "settings": self.fit_settings, "inputs": read})
+
+    @cached_property
+    def output_key(self) -> str:
+        """Key of the files."""
+        return _key({"fit": self.fit_key, "settings": self.settings, "inputs": dict(self.inputs)})
+
+    @property
+    def run(self) -> str:
+        """Name of the fits below `runs/<dataset>`, which is also how other steps name these weights."""
+        return f"{self.spec.name}/{self.fit_key}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where Lightning logs the versions of this step."""
+        return self.data.workspace / "runs" / self.data.info.name / self.run
+
+    def address(self, kind: str) -> str:
+        """Where an output lies; mask refreshes by their round below it."""
+        key = self.fit_key if self.spec.writes[kind].rounds else self.output_key
+        return f"{self.spec.name}/{key}/{kind}"
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Every `(address, split)` that this step makes, of the splits that the dataset has."""
+        found = []
+        for kind, write in self.spec.writes.items():
+            address = self.address(kind)
+            addresses = [round_address(address, k) for k in range(self.rounds)] if write.rounds else [address]
+            found += [(one, split) for split in write.splits if split in self.data.splits for one in addresses]
+        return found
+
+    def outputs_of_prediction(self) -> list[tuple[str, str]]:
+        """Those outputs that prediction writes, and no mask refresh."""
+        kinds = [kind for kind, write in self.spec.writes.items() if not write.rounds]
+        addresses = {self.address(kind) for kind in kinds}
+        return [output for output in self.outputs() if output[0] in addresses]
+
+    @property
+    def rounds(self) -> int:
+        """Number of mask refreshes."""
+        return len(refresh_epochs(self.config))
+
+    def final(self, kind: str) -> str:
+        """Address that others read of an output: that of the last round, where there are rounds."""
+        address = self.address(kind)
+        return round_address(address, self.rounds - 1) if self.spec.writes[kind].rounds else address
+
+    def used_inputs(self) -> dict[str, str]:
+        """Addresses of artifacts that are really read, by port: a sanity gate may replace what is named."""
+        force = bool(self.arguments.get("force_masks", False))
+        return {
+            port: address_to_read(self.store, address, force=force)
+            for port, address in self.inputs.items()
+            if address != TRUTH and not self.spec.reads[port].weights
+        }
+
+    def input_digests(self, *, fit_only: bool = False) -> dict[str, str]:
+        """Digest of everything the step reads; `absent` where it is not made yet."""
+        digests = {"data/train": self.data.digest("train")}
+        for port, address in self.used_inputs().items():
+            if fit_only and not self.spec.reads[port].in_fit:
+                continue
+            manifest = self.store.manifest(address, "train")
+            digests[f"{address}/train"] = manifest.digest if manifest else "absent"
+        for port, run in self.inputs.items():
+            if self.spec.reads[port].weights:
+                checkpoint = finished_checkpoint(self.data.workspace / "runs" / self.data.info.name / run)
+                digests[f"weights {run}"] = digest_file(checkpoint) if checkpoint else "absent"
+        return digests
+
+    def describe(
+        self, address: str, split: str, *, checkpoint: Path | None = None, info: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """The manifest that an output would have if it were made now.
+
+        Args:
+            address: one of `outputs`.
+            split: its split.
+            checkpoint: weights used, if known.
+            info: recorded, never compared.
+        """
+        inputs = {**self.input_digests(), f"data/{split}": self.data.digest(split)}
+        manifest = Manifest.create(
+            address,
+            self.store.dataset,
+            split,
+            ids=[record.id for record in self.data.records(split)],
+            settings=self.settings,
+            inputs=inputs,
+            checkpoint=checkpoint,
+        )
+        return manifest.with_info(step=self.step, config=canonical(plain(self.config)), **(info or {}))
+
+    def fit_digest(self) -> str:
+        """Identity of a fit: everything its weights depend on, so no validation or test image."""
+        return digest_config({"settings": self.fit_settings, "inputs": self.input_digests(fit_only=True)})
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any YAML value
+    """A configuration without what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def spec_of(config: Mapping[str, Any]) -> StepSpec:
+    """Method of a configuration: the one it names, or the first of its task.
 
     Raises:
-        ConfigError: if there is none, or it is not one of ours.
+        ConfigError: if there is none.
     """
-    name = str(config.get("model", {}).get("class_path", "")).rpartition(".")[2]
-    if name not in TASKS:
-        raise ConfigError(f"Expected model.class_path to be one of {', '.join(TASKS)}, but got {name!r}.")
-    return name
+    name = (config.get("data") or {}).get("method")
+    if name:
+        return get_method(str(name)).spec
+    class_path = str((config.get("model") or {}).get("class_path", ""))
+    found = method_of_task(class_path)
+    if found is None:
+        raise ConfigError(
+            f"No method belongs to model.class_path {class_path!r}. Set data.method to one of {', '.join(methods())}."
+        )
+    return found.spec
 
 
-def read_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Artifact kinds that the configuration says to start from, each once, in a fixed order."""
-    files = TASKS[task_name(config)]
-    arguments = config["model"].get("init_args") or {}
-    kinds = [arguments.get(name, default) for name, default in files.reads.items()]
-    if files.features and (arguments.get("rebalance") or {}).get("uss", True):
-        kinds.append("uss")
-    return tuple(sorted({kind for kind in kinds if kind not in (None, "truth")}))
+def checked_inputs(spec: StepSpec, given: Mapping[str, Any], step: str) -> dict[str, str]:
+    """Inputs of a step by port, without those that are null.
+
+    Raises:
+        ConfigError: for an unknown port, one that is missing, or the ground truth where it cannot stand in.
+    """
+    inputs = {port: str(address) for port, address in given.items() if address is not None}
+    unknown = sorted(set(inputs) - set(spec.reads))
+    if unknown:
+        known = f"It reads {', '.join(spec.reads)}" if spec.reads else "It reads images and tags only"
+        raise ConfigError(f"{step} has no input {unknown[0]!r}. {known}.")
+    for port, read in spec.reads.items():
+        if port not in inputs and not read.optional:
+            raise ConfigError(
+                f"{step} reads {port} ({' or '.join(read.kinds)}), but nothing is named. In a recipe: `reads: {{{port}: "
+                f"STEP}}`; for `fit`: --data.inputs.{port} ADDRESS, as `run --dry` shows it."
+            )
+        if inputs.get(port) == TRUTH and not read.truth:
+            raise ConfigError(f"{step} cannot read the ground truth as {port}: it is for evaluation only.")
+    return inputs
 
 
-def used_kinds(config: Mapping[str, Any], store: ArtifactStore) -> dict[str, str]:
-    """Kinds that the configuration names, each with the kind that is read in its place; see `gate.kind_to_read`."""
-    force = bool((config["model"].get("init_args") or {}).get("force_masks", False))
-    return {kind: kind_to_read(store, kind, force=force) for kind in read_kinds(config)}
-
-
-def dataset_of(config: Mapping[str, Any]) -> tuple[DatasetInfo, Path, ArtifactStore]:
-    """Catalog entry, root folder and artifact store of a configuration."""
-    data = config.get("data") or {}
-    info = resolve_dataset(data)
-    store = ArtifactStore(Path(data.get("workspace", ".")) / "artifacts", info.name)
-    return info, Path(data.get("root") or info.root), store
-
-
-def usable_records(config: Mapping[str, Any], split: str) -> list[Record]:
-    """Images of a split; of the training split those that the policy for untagged images keeps."""
-    info, root, _ = dataset_of(config)
-    policy = (config.get("data") or {}).get("untagged", "drop")
-    return usable_images(info.read(root, split, info.classes), split, info.classes, policy=policy)
-
-
-def written_artifacts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every `(kind, split)` that the configured task predicts, of the splits that the dataset has."""
-    info, root, _ = dataset_of(config)
-    writes, splits = TASKS[task_name(config)].writes, info.splits(root)
-    return [(kind, split) for split, kinds in writes.items() if split in splits for kind in kinds]
+def _key(content: Mapping[str, Any]) -> str:
+    return digest_config(plain(content))[:KEY_LENGTH]
 
 
 def digest_records(records: Sequence[Record]) -> str:
@@ -93,55 +306,8 @@ def digest_records(records: Sequence[Record]) -> str:
     return digest_config({record.id: [list(record.tags), record.image.stat().st_size] for record in records})
 
 
-def describe_artifact(
-    config: Mapping[str, Any],
-    kind: str,
-    split: str,
-    *,
-    records: Mapping[str, Sequence[Record]],
-    store: ArtifactStore,
-    checkpoint: Path | None = None,
-    info: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """The manifest that an artifact of the configured task would have if it were made now.
-
-    Args:
-        config: resolved configuration.
-        kind: artifact kind.
-        split: its split.
-        records: usable images of `train` and of `split`.
-        store: where the inputs are.
-        checkpoint: weights used, if known.
-        info: recorded, never compared.
-    """
-    inputs = {"data/train": digest_records(records["train"])}
-    inputs[f"data/{split}"] = digest_records(records[split])
-    for name in sorted(set(used_kinds(config, store).values())):
-        manifest = store.manifest(name, "train")
-        inputs[f"{name}/train"] = manifest.digest if manifest else "absent"
-    manifest = Manifest.create(
-        kind,
-        store.dataset,
-        split,
-        ids=[record.id for record in records[split]],
-        settings=_settings(config),
-        inputs=inputs,
-        checkpoint=checkpoint,
-    )
-    return manifest.with_info(**(info or {}))
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that decide the content; of a user's own data that is the class list, not how its files are found."""
-    settings, (info, _, _) = output_settings(config), dataset_of(config)
-    if info.own_classes:
-        data = {name: value for name, value in settings["data"].items() if name != "options"}
-        settings = {**settings, "data": {**data, "classes": list(info.classes.names)}}
-    return settings
-
-
 def refresh_epochs(config: Mapping[str, Any]) -> list[int]:
-    """Epochs before which DHR masks are regenerated; round k is made before epoch `refresh_epochs(config)[k]`."""
+    """Epochs before which masks are made again; round k is made before epoch `refresh_epochs(config)[k]`."""
     trainer = config.get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
     if isinstance(callbacks, Mapping):

@@ -134,19 +134,19 @@ def count_masks(
         for tally, member in zip(tallies, members, strict=True):
             mask = read(tally.kind, image_id, sample.mask) if image_id in member else None
             if mask is not None:
-                masks[tally.kind.kind] = mask
+                masks[tally.kind.key] = mask
                 _count(tally, mask, sample, facts)
-        if before and after and before.kind in masks and after.kind in masks:
-            changed[image_id] = float(np.mean(masks[before.kind] != masks[after.kind]))
+        if before and after and before.key in masks and after.key in masks:
+            changed[image_id] = float(np.mean(masks[before.key] != masks[after.key]))
     return SplitResult(split, tallies, changed, before, after)
 
 
 def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind | None]:
-    """The two kinds that the pictures compare: base mask (else the first) and last DHR round (else the last)."""
+    """The two kinds that the pictures compare: the first masks and the last refresh (else the last kind)."""
     if len(kinds) < 2:
         return None, None
-    before = next((kind for kind in kinds if kind.kind == "base_mask"), kinds[0])
-    after = next((kind for kind in reversed(kinds) if kind.is_dhr), kinds[-1])
+    before = next((kind for kind in kinds if not kind.is_cam), kinds[0])
+    after = next((kind for kind in reversed(kinds) if kind.is_round), kinds[-1])
     return (before, after) if before != after else (kinds[0], kinds[-1])
 
 

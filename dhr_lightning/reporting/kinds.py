@@ -1,25 +1,34 @@
-"""Which masks the store holds, in the order of the pipeline, and how people call them."""
+"""Which masks a report shows, in the order of the recipe, and how people call them."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dhr_lightning.artifacts.kinds import kind_of, round_number
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.protocol import describe_making
 
-CAM_THRESHOLD = 0.3  # where a manifest names no background score
-_ROUND = re.compile(r"dhr_mask/round_(\d+)")
-_NAMES = {"cam": "CAM", "base_mask": "Base", "wss_mask": "WSS", "mars_mask": "MARS"}
-_MEANINGS = {
-    "cam": "class activation map of the stage 1 classifier, against a constant background score",
-    "base_mask": "activation maps refined along image edges; the start of stage 3",
-    "wss_mask": "what the baseline network predicts on its own training images",
-    "mars_mask": "base mask without the regions that unsupervised features call background",
-    "dhr_mask": "mask rebalanced by distribution: lost classes seeded again, shapes from unsupervised features",
-    "prediction": "output of the trained segmenter",
-}
+CAM_THRESHOLD = 0.3  # where no manifest names a background score
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An artifact of a recipe that the report may show.
+
+    Args:
+        address: where it lies.
+        split: its split.
+        step: name of its step, which is its name in `report.json`.
+        label: name of its method for people.
+        about: what its method does, in one line.
+    """
+
+    address: str
+    split: str
+    step: str
+    label: str
+    about: str
 
 
 @dataclass(frozen=True)
@@ -27,140 +36,148 @@ class MaskKind:
     """One set of masks on disk.
 
     Args:
-        kind: artifact kind, for example `dhr_mask/round_01`.
-        split: its split.
-        ids: the images it covers, in the order of the ground truth.
+        address: where they lie.
+        split: their split.
+        ids: the images they cover, in the order of the ground truth.
+        step: name of the step that made them; `` for masks from elsewhere.
+        label: short name for people, without the round.
+        meaning: one line that says what these masks are.
         making: TTA and CRF in words.
         threshold: constant score of the background, for activation maps.
         threshold_rule: how it was chosen, for activation maps.
         is_branch: whether no later masks were made from these, so that they are nobody's step before.
     """
 
-    kind: str
+    address: str
     split: str
     ids: tuple[str, ...]
+    step: str = ""
+    label_of_method: str = ""
+    meaning: str = "masks of this name in the artifact store"
     making: str = "masks as given, TTA and CRF unknown"
     threshold: float = CAM_THRESHOLD
     threshold_rule: str = "given"
     is_branch: bool = False
 
     @property
+    def round(self) -> int | None:
+        """Number of the mask refresh that made them, or None."""
+        return round_number(self.address)
+
+    @property
     def key(self) -> str:
-        """Name in `report.json`: `<kind>[/round_KK]/<split>`."""
-        return f"{self.kind}/{self.split}"
+        """Name in `report.json`: `<step>[/round_KK]/<split>`."""
+        name = self.step or self.address
+        return f"{name}/{self.split}" if self.round is None else f"{name}/round_{self.round:02d}/{self.split}"
 
     @property
     def label(self) -> str:
         """Short name for people."""
-        if match := _ROUND.fullmatch(self.kind):
-            return f"DHR round {int(match[1])}"
-        if self.is_prediction:
-            variant = self.kind.removeprefix("prediction").strip("_/").replace("_", " ")
-            return f"Segmenter ({variant})" if variant else "Segmenter"
-        return _NAMES.get(self.kind, self.kind.replace("_", " "))
+        return self.short_label if self.round is None else f"{self.short_label} round {self.round}"
 
     @property
     def short_label(self) -> str:
         """The label without the number of the round."""
-        return "DHR" if self.is_dhr else self.label
-
-    @property
-    def meaning(self) -> str:
-        """One line that says what these masks are."""
-        family = "prediction" if self.is_prediction else self.kind.split("/")[0]
-        return _MEANINGS.get(family, "masks of this name in the artifact store")
+        name = self.label_of_method or self.step or self.address
+        return f"{name} segmenter" if self.is_prediction and name != "Segmenter" else name
 
     @property
     def is_cam(self) -> bool:
         """Whether these are activation maps, which a background score turns into masks."""
-        return self.kind.split("/")[0] == "cam"
+        return kind_of(self.address).role == "cam"
 
     @property
     def is_prediction(self) -> bool:
-        """Whether the trained segmenter made it."""
-        return self.kind.startswith("prediction")
+        """Whether a trained segmenter made it, without tags."""
+        return kind_of(self.address).role == "prediction"
 
     @property
-    def is_dhr(self) -> bool:
-        """Whether it is a round of DHR masks."""
-        return _ROUND.fullmatch(self.kind) is not None
+    def is_round(self) -> bool:
+        """Whether a mask refresh made them."""
+        return self.round is not None
 
 
 def find_kinds(
-    store: ArtifactStore, ids: dict[str, Sequence[str]], *, splits: Sequence[str]
+    store: ArtifactStore, entries: Sequence[Entry], ids: Mapping[str, Sequence[str]], *, splits: Sequence[str]
 ) -> tuple[list[MaskKind], list[str]]:
-    """List the complete masks of a store.
+    """List the complete masks among some artifacts.
 
     Args:
         store: the artifacts.
+        entries: what may be shown, in the order of the recipe.
         ids: image ids of each known split.
         splits: splits in the order they are shown; others are left out.
 
     Returns:
-        The kinds in pipeline order, split by split, and one note per kind that is incomplete or covers fewer images.
+        The kinds in that order, split by split, and one note per kind that is incomplete or covers fewer images.
     """
     kinds, notes = [], []
-    for kind, split in store.kinds():
-        if not _is_mask(kind) or split not in splits:
+    for entry in entries:
+        if kind_of(entry.address).role == "features" or entry.split not in splits:
             continue
-        found = tuple(image_id for image_id in ids[split] if store.path(kind, split, image_id).is_file())
-        if reason := _incomplete(store, kind, split, found, ids[split]):
-            notes.append(
-                f"{kind}/{split} is incomplete, so it is not shown: {reason}. Run the step that writes it again."
-            )
+        wanted = ids[entry.split]
+        found = tuple(one for one in wanted if store.path(entry.address, entry.split, one).is_file())
+        name = f"{entry.step} ({entry.address}/{entry.split})"
+        if reason := _incomplete(store, entry, found, wanted):
+            if found:
+                notes.append(f"{name} is incomplete, so it is not shown: {reason}. Run the recipe again.")
             continue
-        if len(found) < len(ids[split]):
-            notes.append(f"{kind}/{split} covers {len(found)} of {len(ids[split])} images; its figures are those.")
-        kinds.append(describe_kind(store, kind, split, found))
-    kinds = _mark_branches(store, kinds)
-    return sorted(kinds, key=lambda item: (splits.index(item.split), _rank(item.kind))), notes
+        if len(found) < len(wanted):
+            notes.append(f"{name} covers {len(found)} of {len(wanted)} images; its figures are those.")
+        kinds.append(describe_kind(store, entry, found))
+    kinds = _with_thresholds(store, _mark_branches(store, kinds))
+    return sorted(kinds, key=lambda item: (splits.index(item.split), item.is_prediction)), notes
 
 
-def describe_kind(store: ArtifactStore, kind: str, split: str, ids: Sequence[str]) -> MaskKind:
+def describe_kind(store: ArtifactStore, entry: Entry, ids: Sequence[str]) -> MaskKind:
     """One set of masks with what its manifest says about their making."""
-    manifest = store.manifest(kind, split)
+    manifest = store.manifest(entry.address, entry.split)
     info = manifest.info if manifest else {}
-    threshold, rule = info.get("background", CAM_THRESHOLD), info.get("background_rule", "given")
-    return MaskKind(kind, split, tuple(ids), describe_making(info or None), threshold, rule)
+    return MaskKind(
+        entry.address, entry.split, tuple(ids), entry.step, entry.label, entry.about, describe_making(info or None)
+    )
+
+
+def _with_thresholds(store: ArtifactStore, kinds: Sequence[MaskKind]) -> list[MaskKind]:
+    """Give activation maps the background score of the masks that were made from them."""
+    infos = {}
+    for kind in kinds:
+        manifest = store.manifest(kind.address, kind.split)
+        if manifest is not None and "background" in manifest.info:
+            infos.update(dict.fromkeys(manifest.inputs, manifest.info))
+    return [
+        replace(kind, threshold=info["background"], threshold_rule=info.get("background_rule", "given"))
+        if kind.is_cam and (info := infos.get(f"{kind.address}/{kind.split}"))
+        else kind
+        for kind in kinds
+    ]
 
 
 def _mark_branches(store: ArtifactStore, kinds: Sequence[MaskKind]) -> list[MaskKind]:
-    """Tell the masks beside the way to DHR masks: the baseline's by default, MARS where DHR left it out or must."""
-    manifests = [store.manifest(kind.kind, kind.split) for kind in kinds]
+    """Tell the masks beside the way to the last ones: those of a segmenter by default, and what a step left out."""
+    manifests = [store.manifest(kind.address, kind.split) for kind in kinds]
     used = {name for manifest in manifests if manifest for name in manifest.inputs}
-    passed = {kind.split for kind in kinds if kind.is_dhr}
-    beside = {"wss_mask/" + kind.split for kind in kinds} | {f"mars_mask/{split}" for split in passed}
-    beside |= {
-        kind.key
-        for kind, manifest in zip(kinds, manifests, strict=True)
-        if (gate := Gate.read(manifest)) and gate.harmful
-    }
-    return [replace(kind, is_branch=kind.key in beside - used) for kind in kinds]
+    segmenters = {kind.step for kind in kinds if kind.is_prediction}
+    passed = {kind.split for kind in kinds if kind.is_round}
+    marked = []
+    for kind, manifest in zip(kinds, manifests, strict=True):
+        gate = Gate.read(manifest)
+        beside = kind.step in segmenters or kind.split in passed or bool(gate and gate.harmful)
+        own = kind.is_round or kind.is_prediction or kind.is_cam
+        marked.append(replace(kind, is_branch=beside and not own and f"{kind.address}/{kind.split}" not in used))
+    return marked
 
 
-def _incomplete(store: ArtifactStore, kind: str, split: str, found: Sequence[str], ids: Sequence[str]) -> str:
+def _incomplete(store: ArtifactStore, entry: Entry, found: Sequence[str], ids: Sequence[str]) -> str:
     """Why a kind cannot be judged, or nothing. An artifact may have been made for a part of the split."""
     try:
-        manifest = store.manifest(kind, split)
+        manifest = store.manifest(entry.address, entry.split)
     except ArtifactError as error:
         return str(error).rstrip(".")
     if manifest is None:
-        return f"no manifest; {store.status(kind, split).reason.rstrip('.')}"
+        return f"no manifest; {store.status(entry.address, entry.split).reason.rstrip('.')}"
     if len(found) >= manifest.count:
         return ""
     here = set(found)
     missing = next((image_id for image_id in ids if image_id not in here), "unknown")
     return f"{len(found)} of the {manifest.count} files its manifest promises are there, first missing {missing!r}"
-
-
-def _is_mask(kind: str) -> bool:
-    family = kind.split("/")[0]
-    return family == "cam" or family.endswith("_mask") or family.startswith("prediction")
-
-
-def _rank(kind: str) -> tuple[int, str]:
-    order = ("cam", "base_mask", "wss_mask", "mars_mask", "dhr_mask")
-    family = kind.split("/")[0]
-    if family.startswith("prediction"):
-        return len(order) + 1, kind
-    return (order.index(family) if family in order else len(order)), kind

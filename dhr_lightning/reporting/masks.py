@@ -27,7 +27,7 @@ def read_labels(
     Raises:
         MaskError: if a mask on disk has another size or an unknown value.
     """
-    path = store.path(kind.kind, kind.split, image_id)
+    path = store.path(kind.address, kind.split, image_id)
     if not kind.is_cam:
         mask = read_mask(path)
         height, width = size or mask.shape

@@ -87,9 +87,9 @@ def build_galleries(
 
 
 def picture_columns(kinds: Sequence[MaskKind]) -> list[MaskKind]:
-    """All kinds of a split, but only the latest round of DHR."""
-    rounds = [kind for kind in kinds if kind.is_dhr]
-    return [kind for kind in kinds if not kind.is_dhr or kind == rounds[-1]]
+    """All kinds of a split, but only the latest mask refresh."""
+    rounds = [kind for kind in kinds if kind.is_round]
+    return [kind for kind in kinds if not kind.is_round or kind == rounds[-1]]
 
 
 def _choose(result: SplitResult, *, max_images: int) -> list[tuple[str, str, list[str]]]:

@@ -97,7 +97,7 @@ def sweep_background(store: ArtifactStore, truth: GroundTruth, facts: TruthFacts
         if mask is None:
             continue
         images += 1
-        keys, cam = read_cam(store.path(kind.kind, kind.split, image_id))
+        keys, cam = read_cam(store.path(kind.address, kind.split, image_id))
         labels, slot = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, np.int64)
         if (keys > 0).any():
             strong, score = strongest(keys[keys > 0], cam[keys > 0], size=(mask.shape[0], mask.shape[1]))

@@ -50,13 +50,13 @@ def write_verdict(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, 
     ladder = [kind for kind in _milestones(kinds, split) if headline(figures[kind.key], scored=scored) is not None]
     steps = [(_short(kind), percent(headline(figures[kind.key], scored=scored))) for kind in ladder]
     outcome = [
-        (kind.label.lower(), percent(headline(figures[kind.key], scored=scored)), kind.split)
+        (kind.label, percent(headline(figures[kind.key], scored=scored)), kind.split)
         for kind in kinds
         if kind.is_prediction and kind.split != split and headline(figures[kind.key], scored=scored) is not None
     ]
     measure = f"{'mIoU' if scored else '% of tags kept'} on {split}"
     sentences = [] if scored or not kinds else ["There are no true masks, so these are figures that need none."]
-    refined = [kind for kind in ladder if kind.kind != "cam" and not kind.is_prediction]
+    refined = [kind for kind in ladder if not kind.is_cam and not kind.is_prediction]
     if len(refined) > 1:
         sentences += _changes(refined[0], refined[-1], figures)
     return Verdict(tuple(steps), measure, tuple(outcome), tuple(sentences))
@@ -76,15 +76,15 @@ def percent(value: float | None) -> str:
 
 
 def _milestones(kinds: Sequence[MaskKind], split: str) -> list[MaskKind]:
-    """CAM, base, MARS and the last DHR round on the way of a split; predictions only if nothing else is there."""
+    """Each step and the last mask refresh on the way of a split; predictions only if nothing else is there."""
     here = [kind for kind in kinds if kind.split == split and not kind.is_branch]
-    rounds = [kind for kind in here if kind.is_dhr]
-    steps = [kind for kind in here if kind.kind in ("cam", "base_mask", "mars_mask")] + rounds[-1:]
+    rounds = [kind for kind in here if kind.is_round]
+    steps = [kind for kind in here if not kind.is_round and not kind.is_prediction] + rounds[-1:]
     return steps or here
 
 
 def _short(kind: MaskKind) -> str:
-    return kind.short_label if kind.is_dhr or kind.kind in ("cam", "mars_mask") else kind.label.lower()
+    return kind.short_label
 
 
 def _changes(before: MaskKind, after: MaskKind, figures: Mapping[str, Figures]) -> list[str]:

@@ -15,7 +15,7 @@ from dhr_lightning.callbacks.average import WeightAverage, averaged_weights, upd
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from dhr_lightning.cli import run_lightning
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.tasks.wss import WSSTask
+from dhr_lightning.methods.segmenters.wss.task import WSSTask
 from tests.pipeline_workspace import Workspace, same_tensors
 from tests.task_samples import make_batch, make_task
 

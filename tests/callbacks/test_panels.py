@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dhr_lightning.callbacks import panels
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES
-from dhr_lightning.tasks.base import BaseTask
+from dhr_lightning.methods.base import BaseTask
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import make_task
 

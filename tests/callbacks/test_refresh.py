@@ -12,7 +12,7 @@ from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.tasks.dhr import DHRTask
+from dhr_lightning.methods.masks.dhr.task import DHRTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace
 from tests.task_samples import make_batch, make_task
 

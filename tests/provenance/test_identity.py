@@ -13,12 +13,12 @@ from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
 from dhr_lightning.config import TASK_NAMES
 from dhr_lightning.errors import ConfigError, TagError
 from dhr_lightning.provenance import identity
-from dhr_lightning.tasks.base import BaseTask
-from dhr_lightning.tasks.cam import CAMTask
-from dhr_lightning.tasks.dhr import DHRTask
-from dhr_lightning.tasks.mars import MARSTask
-from dhr_lightning.tasks.uss import USSTask
-from dhr_lightning.tasks.wss import WSSTask
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.masks.mars.task import MARSTask
+from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.segmenters.wss.task import WSSTask
 
 CLASSES: dict[str, type[BaseTask]] = {task.__name__: task for task in (CAMTask, USSTask, WSSTask, MARSTask, DHRTask)}
 SMALL: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ NAMES = sorted(CLASSES)
 @pytest.fixture
 def config(voc_copy: Path, tmp_path: Path) -> dict[str, Any]:
     return {
-        "model": {"class_path": "dhr_lightning.tasks.wss.WSSTask", "init_args": {"lr": 0.1}},
+        "model": {"class_path": "dhr_lightning.methods.segmenters.wss.task.WSSTask", "init_args": {"lr": 0.1}},
         "data": {"dataset": "voc", "root": str(voc_copy), "workspace": str(tmp_path), "num_workers": 2},
         "trainer": {"max_epochs": 3},
         "seed_everything": 0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.artifacts.layout import check_name
+from dhr_lightning.artifacts.kinds import check_name
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.datasets.tag_table import TagTable
 from dhr_lightning.errors import ArtifactError, ConfigError, TagError

@@ -1,0 +1,1 @@
+"""Images -> unsupervised dense features."""

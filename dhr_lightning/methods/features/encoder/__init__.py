@@ -1,0 +1,1 @@
+"""Principal axes of a pretrained encoder."""

@@ -1,0 +1,1 @@
+"""Whitened patches with a soft cluster code."""

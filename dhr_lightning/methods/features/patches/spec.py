@@ -1,0 +1,13 @@
+"""What the method `patches` reads and writes."""
+
+from dhr_lightning.steps import StepSpec, Write
+
+SPEC = StepSpec(
+    name="patches",
+    task="dhr_lightning.methods.features.task.USSTask",
+    about="whitened patches and a soft cluster code, fitted in two passes",
+    writes={"features": Write(("train",))},
+    predict_only=("scales", "flip"),
+    trains_backbone=True,
+    label="Patches",
+)

@@ -1,0 +1,1 @@
+"""Pseudo masks -> better pseudo masks."""

@@ -1,0 +1,200 @@
+"""Between baseline and DHR: remove biased background from the masks with unsupervised features."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.data.catalog import spread
+from dhr_lightning.data.gate import Gate, measure_removal
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError, MaskError
+from dhr_lightning.methods.base import BaseTask, cut_masks
+from dhr_lightning.methods.masks.mars.spec import SPEC
+from dhr_lightning.ops.cam import compact_keys
+from dhr_lightning.ops.crf.dense import CRFSettings
+from dhr_lightning.ops.mars import (
+    centroid_sizes,
+    debiased_centroids,
+    foreground_mask,
+    foreground_similarity,
+    image_centroids,
+    reject_biased,
+)
+from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.resize import valid_cells
+from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
+from dhr_lightning.progress import track
+
+THRESHOLD_IMAGES = 128
+log = logging.getLogger("dhr_lightning")
+
+
+class MARSTask(BaseTask):
+    """Fit one debiased centroid per class; predict the masks without the pixels that look like background.
+
+    Nothing is trained: one epoch collects k-means centroids of every class in every image, its end keeps those that are
+    farthest from background.
+
+    Args:
+        k_fg: clusters of a foreground class in an image (target and bias).
+        k_bg: clusters of the background in an image.
+        alpha: share kept of a class, farthest from background first.
+        weighting: whether `alpha` is a share of the class's `cells` (ours) or of its `centroids` (the paper).
+        rejected: what a rejected pixel becomes: `background` or `ignore`.
+        threshold: similarity to the debiased centroids that is as much foreground as background, in (0, 1), or `auto`:
+            Otsu's threshold of the similarities in some training images, chosen once before prediction.
+        refine: refinement of the foreground map: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
+        crf: its dense CRF settings.
+        workers: processes for pydensecrf.
+        refine_scale: refine at this fraction of the image size, in (0, 1].
+        max_lost_tags: the masks are harmful if more than this share of the tags with a pixel in the masks read has none
+            left, in [0, 1]; the next step then reads the latter instead.
+        max_rejected: the same if more than this share of the foreground pixels of the masks read is rejected.
+        force_masks: start from the masks named even if they are harmful themselves.
+        **options: see `BaseTask`; no optimiser is used.
+
+    Source: MARS (arXiv:2304.09913), Eq. 1-4.
+    Differs: rejected pixels become background or ignored; the EMA teacher that completes them is not part of this.
+    """
+
+    spec = SPEC
+    augment = False
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        k_fg: int = 2,
+        k_bg: int = 2,
+        alpha: float = 0.4,
+        weighting: str = "cells",
+        rejected: str = "background",
+        threshold: float | Literal["auto"] = 0.5,
+        refine: str = "auto",
+        crf: dict[str, float] | None = None,
+        workers: int = 2,
+        refine_scale: float = 1.0,
+        max_lost_tags: float = 0.05,
+        max_rejected: float = 0.45,
+        force_masks: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        if not has_background:
+            raise ConfigError(
+                "MARS needs a background class, which this dataset lacks. Run the recipe with --drop mars."
+            )
+        if rejected not in ("background", "ignore"):
+            raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
+        if weighting not in ("cells", "centroids"):
+            raise ConfigError(f"Expected model.init_args.weighting to be cells or centroids, but got {weighting!r}.")
+        if threshold != "auto" and (isinstance(threshold, str) or not 0 < threshold < 1):
+            raise ConfigError(f"Expected model.init_args.threshold in (0, 1) or auto, but got {threshold!r}.")
+        for name, limit in (("max_lost_tags", max_lost_tags), ("max_rejected", max_rejected)):
+            if not 0 <= limit <= 1:
+                raise ConfigError(f"Expected model.init_args.{name} in [0, 1], but got {limit}.")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.threshold = None if threshold == "auto" else threshold
+        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
+        self.register_buffer("centroids", torch.zeros(0))
+        self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def configure_optimizers(self) -> None:
+        """Nothing is optimised."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the size of the centroids from the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self.centroids = torch.zeros_like(checkpoint["state_dict"]["centroids"])
+        self.found = torch.zeros_like(checkpoint["state_dict"]["found"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Cluster the features of every class in every image of the batch."""
+        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=True)
+        h = self.hparams
+        centroids, used = image_centroids(
+            batch["inputs"]["features"],
+            batch["inputs"]["masks"],
+            keys,
+            k_fg=h.k_fg,
+            k_bg=h.k_bg,
+            valid=batch["valid"],
+            offset=self.classes.offset,
+        )
+        inputs = batch["inputs"]
+        sizes = centroid_sizes(inputs["features"], inputs["masks"], keys, centroids, used, valid=batch["valid"])
+        self._collected.append((centroids[used], keys[..., None].expand_as(used)[used], sizes[used]))
+
+    def on_train_epoch_end(self) -> None:
+        """Keep, for each class, the mean of the centroids that are farthest from background."""
+        centroids, classes, sizes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected = []
+        if not bool((classes == 0).any()):
+            raise MaskError(
+                "None of the masks has a cell of background, so MARS has nothing to compare with. Raise the background "
+                "score of the propagation (its setting `background`), or run the recipe with --drop mars."
+            )
+        self.centroids, self.found = debiased_centroids(
+            centroids,
+            classes,
+            num_classes=self.classes.num_classes,
+            alpha=self.hparams.alpha,
+            sizes=sizes if self.hparams.weighting == "cells" else None,
+        )
+
+    def on_predict_start(self) -> None:
+        """Choose the threshold if that was left to us: the same one for a run and for its continuation."""
+        if self.threshold is None:
+            self.eval()
+            records = spread(self.trainer.datamodule.records("train"), THRESHOLD_IMAGES)
+            self.threshold = self.choose_threshold(self.whole_batches(records, "threshold"))
+            log.info("threshold %.3f: Otsu's of the similarities in %d training images", self.threshold, len(records))
+
+    @torch.no_grad()
+    def choose_threshold(self, batches: Iterable[Batch]) -> float:
+        """Otsu's threshold of the similarity over all cells of some images, in (0, 1).
+
+        Ours; it reads images, tags and features only.
+        """
+        counts = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for batch in batches:
+            similarity = self._similarity(batch)  # (B, h, w)
+            near = valid_cells(batch["valid"], (similarity.shape[1], similarity.shape[2]))
+            counts = counts + foreground_histogram(similarity[:, None], valid=near).sum(0)
+        return float(otsu_threshold(counts))
+
+    def making(self) -> dict[str, Any]:
+        """The threshold, and what the masks lost against their source, measured when all of them are on disk."""
+        if self._trainer is None:
+            return {}
+        self.on_predict_start()  # a continued run may have had nothing left to predict
+        h, data = self.hparams, self.trainer.datamodule
+        source, masks = data.input_address("masks"), data.output_address("mask")
+        lost, rejected = measure_removal(
+            data.store, masks, data.records("train"), source=source, classes=self.classes, progress=track
+        )
+        gate = Gate(source, lost, rejected, h.max_lost_tags, h.max_rejected)
+        return {"threshold": self.threshold, "gate": gate.record()}
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """Reject foreground pixels that resemble no debiased centroid of the image's classes."""
+        threshold = self.threshold
+        if threshold is None:  # no run has chosen yet: judge by these images alone
+            threshold = self.choose_threshold([batch])
+        image = batch["pixels"].permute(0, 2, 3, 1)
+        foreground = foreground_mask(
+            image, self._similarity(batch), threshold=threshold, refine=self.refiner, valid=batch["valid"]
+        )
+        value = 0 if self.hparams.rejected == "background" else self.classes.ignore_index
+        masks = reject_biased(batch["inputs"]["masks"], foreground, value=value)
+        return {"mask": cut_masks(masks, batch)}
+
+    def _similarity(self, batch: Batch) -> Tensor:
+        """Similarity `(B, h, w)` of every cell to the nearest debiased centroid of the image's classes, in [0, 1]."""
+        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+        return foreground_similarity(batch["inputs"]["features"], self.centroids, keys)

@@ -1,0 +1,1 @@
+"""Pixel-adaptive mask refinement."""

@@ -1,0 +1,1 @@
+"""Image tags -> class activation maps."""

@@ -1,0 +1,103 @@
+"""A multi-label classifier whose class activation maps start everything."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.seeds.cam.spec import SPEC
+from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
+from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
+from dhr_lightning.ops.resize import valid_cells
+
+
+class CAMTask(BaseTask):
+    """Train on tags; predict CAMs of the training images.
+
+    Args:
+        backbone: encoder name, see `models.backbones.build_encoder`.
+        pretrained: `false`, `true` (ImageNet, by name) or a path.
+        output_stride: 8 or 16.
+        dilation: whether stages beyond the output stride are dilated, see `models.backbones.build_encoder`.
+        scales: relative image sizes summed in the CAM.
+        cam_stride: pixels per CAM cell on disk.
+        **options: optimiser and schedule, see `BaseTask`.
+
+    Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
+    Differs: IRNet averages its maps over the whole padded crop, here padding has no vote.
+    """
+
+    spec = SPEC
+
+    def __init__(
+        self,
+        class_names: list[str],
+        has_background: bool = True,
+        backbone: str = "resnet50",
+        pretrained: bool | str = False,
+        output_stride: int = 16,
+        dilation: bool = True,
+        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        cam_stride: int = 4,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, has_background, **options)
+        self.save_hyperparameters()
+        self.network = CAMClassifier(
+            backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
+        )
+        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
+        return self.network(image)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Multi-label soft margin loss on the mean of each map."""
+        logits = masked_mean(self.network(batch["image"]), batch["valid"])  # (B, T)
+        loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        self.log("train/loss_cls", loss, prog_bar=True, batch_size=len(logits))
+        return self.check_loss(loss, batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
+        logits = masked_mean(self.network(batch["image"]), batch["valid"]).float()
+        self.average_precision.update(logits, batch["tags"].long())
+        loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        self.log("val/loss_cls", loss, batch_size=len(logits), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/tag_map`, the mean over the classes that some image shows; nothing where no image has a tag."""
+        found = self.average_precision.compute()  # (T,); a class has 0 only if no image shows it
+        if bool((found > 0).any()):
+            self.log("val/tag_map", found[found > 0].mean(), prog_bar=True, sync_dist=True)
+        self.average_precision.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """CAMs `(keys, maps)` of a batch of whole images."""
+        keys, present = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
+        cam = self.compact_cam(batch, keys)
+        cut = self._crop(cam, batch)
+        return {"cam": [(k[p].cpu(), c[p].cpu()) for k, p, c in zip(keys, present, cut, strict=True)]}
+
+    def compact_cam(self, batch: Batch, keys: Tensor) -> Tensor:
+        """Normalised multi-scale CAMs `(B, K, h, w)` in [0, 1] of the tagged classes."""
+        height, width = batch["image"].shape[-2:]
+        size = (height // self.hparams.cam_stride, width // self.hparams.cam_stride)
+        cam = multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
+        valid = valid_cells(batch["valid"], size)
+        return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
+
+    def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
+        """Cut the padding of each image off its maps."""
+        stride = self.hparams.cam_stride
+        return [
+            c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)]
+            for c, g in zip(cam, batch["geometry"], strict=True)
+        ]

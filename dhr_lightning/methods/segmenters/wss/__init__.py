@@ -1,0 +1,1 @@
+"""Segmenter on fixed masks."""

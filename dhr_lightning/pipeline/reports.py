@@ -1,0 +1,95 @@
+"""The report of one recipe, or of several side by side."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhr_lightning.artifacts.runs import read_state
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.gate import gate_notes
+from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
+from dhr_lightning.progress import track
+from dhr_lightning.report import DatasetTruth, build_report
+from dhr_lightning.reporting.kinds import Entry
+
+
+def report_folder(plan: RecipePlan) -> Path:
+    """Where the report of a recipe lies."""
+    name = re.sub(r"[^A-Za-z0-9_.+=-]", "_", plan.recipe.name)
+    return plan.view.workspace / "reports" / plan.view.info.name / name
+
+
+def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: int) -> None:
+    """Judge the artifacts of recipes on one dataset and write `report.html` and `report.json` into `target`.
+
+    Args:
+        plans: one or more; steps that are equal are shown once.
+        target: folder of the report.
+        images: pictured images per split.
+    """
+    view, store = plans[0].view, plans[0].view.store
+    entries = entries_of(plans)
+    names = " and ".join(plan.recipe.name for plan in plans)
+    build_report(
+        store,
+        DatasetTruth(view.info, view.root),
+        entries,
+        split="train",
+        output=target,
+        title=f"{view.info.name}: recipe {names}",
+        seconds=step_seconds(plans),
+        notes=[*refinement_notes(store, entries), *gate_notes(store, [(one.address, one.split) for one in entries])],
+        max_images=images,
+        progress=track,
+    )
+
+
+def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:
+    """Artifacts of recipes in the order of their steps; what several have in common comes once, with a plain name."""
+    shared = [{output for step in plan.steps for output in step.outputs()} for plan in plans]
+    common = set.intersection(*shared)
+    entries: dict[tuple[str, str], Entry] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for address, split in step.outputs():
+                prefix = "" if (address, split) in common else f"{plan.recipe.name}: "
+                entries.setdefault((address, split), _entry(step, address, split, prefix))
+    return list(entries.values())
+
+
+def _entry(step: PlannedStep, address: str, split: str, prefix: str) -> Entry:
+    if step.identity is None:
+        return Entry(address, split, f"{prefix}{step.name}", f"{prefix}{step.name} (imported)", "imported masks")
+    spec = step.identity.spec
+    return Entry(address, split, f"{prefix}{step.name}", f"{prefix}{spec.label or spec.name}", spec.about)
+
+
+def step_seconds(plans: Sequence[RecipePlan]) -> dict[str, float]:
+    """Seconds of every fit and of every prediction, in order.
+
+    One prediction writes all artifacts of its step, so it counts once; mask refreshes are part of their fit.
+    """
+    seconds: dict[str, float] = {}
+    for plan in plans:
+        for step in plan.steps:
+            if step.identity is None:
+                continue
+            state = read_state(step.identity.run_folder)
+            if state.get("seconds"):
+                seconds[f"fit {step.name}"] = float(state["seconds"])
+            for output in step.identity.outputs_of_prediction():
+                manifest = plan.view.store.manifest(*output)
+                if manifest is not None:
+                    seconds[f"predict {step.name}"] = float(manifest.info.get("seconds", 0.0))
+    return seconds
+
+
+def refinement_notes(store: ArtifactStore, entries: Sequence[Entry]) -> list[str]:
+    """Which refinement made which masks."""
+    used: dict[str, list[str]] = {}
+    for entry in entries:
+        manifest = store.manifest(entry.address, entry.split)
+        name = manifest.info.get("refine", "none") if manifest else "none"
+        if name != "none":
+            used.setdefault(name, []).append(f"{entry.step}/{entry.split}")
+    return [f"Refined with {name}: {', '.join(dict.fromkeys(kinds))}." for name, kinds in used.items()]

@@ -1,0 +1,165 @@
+"""What a command line asks for: which recipe, on which data, with which changes; the same words for every command."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dhr_lightning.config import data_file, find_config, read_yaml
+from dhr_lightning.data.registry import resolve_dataset
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.pipeline.recipe import Recipe, load_recipe, shipped_recipes
+
+BUILTIN = "microworld"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Args:
+        recipe: name or file; default: `quickstart` for the built-in data, `no_background` for data without background,
+            `dhr` otherwise.
+        data: name of a file in `configs/data/`, a YAML file, or a folder of photos with tags.
+        root: folder of the dataset, instead of the one in its configuration.
+        workspace: folder that holds `artifacts/`, `runs/` and `reports/`.
+        overlays: files merged last.
+        swaps: method by step.
+        drops: steps to leave out.
+        overrides: `--a.b value` for all steps, `--STEP.a.b value` for one.
+        download: take pretrained weights by name for every step whose backbone has none.
+    """
+
+    recipe: str | None = None
+    data: str = BUILTIN
+    root: str | None = None
+    workspace: str | None = None
+    overlays: tuple[str, ...] = ()
+    swaps: Mapping[str, str] = field(default_factory=dict)
+    drops: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    download: bool = False
+
+    def data_section(self) -> dict[str, Any]:
+        """The `data` section that `--data`, `--root` and `--workspace` give."""
+        return data_section(self.data, self.root, self.workspace)
+
+    def load(self) -> Recipe:
+        """The recipe with its swaps and drops.
+
+        Raises:
+            ConfigError: if something in it does not fit.
+        """
+        recipe = load_recipe(self.recipe or self.default_recipe())
+        for step, method in self.swaps.items():
+            recipe = recipe.swap(step, method)
+        for step in self.drops:
+            recipe = recipe.drop(step)
+        return recipe
+
+    def default_recipe(self) -> str:
+        """Recipe for this data where none is named."""
+        if self.data == BUILTIN:
+            return "quickstart"
+        return "dhr" if resolve_dataset(self.data_section()["data"]).classes.has_background else "no_background"
+
+    def words(self) -> list[str]:
+        """The request as command-line options, without what concerns one run only."""
+        words = [self.recipe] if self.recipe else []
+        for name, value in (("data", self.data if self.data != BUILTIN else None), ("root", self.root),
+                            ("workspace", self.workspace)):  # fmt: skip
+            words += [f"--{name}", value] if value else []
+        words += ["--overlay", *self.overlays] if self.overlays else []
+        words += ["--swap", *(f"{step}={method}" for step, method in self.swaps.items())] if self.swaps else []
+        words += ["--drop", *self.drops] if self.drops else []
+        return [*words, *(["--", *self.overrides] if self.overrides else [])]
+
+
+def data_section(data: str, root: str | None = None, workspace: str | None = None) -> dict[str, Any]:
+    """A configuration with the `data` section that command-line options give.
+
+    Args:
+        data: name of a file in `configs/data/`, a YAML file, or a folder of photos with tags.
+        root: folder of the dataset, instead of the one in its configuration.
+        workspace: folder that holds `artifacts/` and `runs/`.
+    """
+    if Path(data).is_dir():
+        section: dict[str, Any] = {"data": {"dataset": "folder", "root": data}}
+    else:
+        section = read_yaml(find_config(data_file(data)))
+    chosen = {name: value for name, value in (("root", root), ("workspace", workspace)) if value}
+    return {**section, "data": {**(section.get("data") or {}), **chosen}}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options that every command about a recipe shares."""
+    parser.add_argument("recipe", nargs="?", help=f"a recipe ({', '.join(shipped_recipes())}) or a YAML file "
+                        "(default: quickstart for the built-in data, else dhr or no_background)")  # fmt: skip
+    add_data_options(parser)
+    parser.add_argument("--overlay", nargs="+", default=[], metavar="FILE", help="configurations merged last")
+    parser.add_argument("--swap", nargs="+", default=[], metavar="STEP=METHOD", help="another method for a step")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="STEP", help="leave steps out")
+    parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="A.B=VALUE",
+                        help="settings of all steps (trainer.max_epochs=2) or of one (cam.scales=[1.0]); --STEP.A.B VALUE "
+                        "says the same")  # fmt: skip
+    parser.add_argument("--download", action="store_true",
+                        help="pretrained: true for every step whose backbone has no weights")  # fmt: skip
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that every command about a dataset shares."""
+    parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER",
+                        help="a file of configs/data, a YAML file, or a folder of photos (default: microworld)")  # fmt: skip
+    parser.add_argument("--root", metavar="DIR", help="folder of the dataset (default: the one in its configuration)")
+    parser.add_argument(
+        "--workspace", metavar="DIR", help="folder that holds artifacts/, runs/ and reports/ (default: .)"
+    )
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell options from overrides: `--a.b value` anywhere, and everything after `--`."""
+    given = list(arguments)
+    if "--" in given:
+        place = given.index("--")
+        options, overrides = split_overrides(given[:place])
+        return options, [*overrides, *given[place + 1 :]]
+    options, overrides = [], []
+    while given:
+        word = given.pop(0)
+        if word.startswith("--") and "." in word.partition("=")[0]:
+            follows = [] if "=" in word or not given or given[0].startswith("--") else [given.pop(0)]
+            overrides += [word, *follows]
+        else:
+            options.append(word)
+    return options, overrides
+
+
+def to_request(options: argparse.Namespace, overrides: Sequence[str]) -> Request:
+    """The request that parsed options make.
+
+    Raises:
+        ConfigError: if a swap or setting is malformed.
+    """
+    settings = [f"--{text}" for text in options.settings]
+    for text in options.settings:
+        if "=" not in text:
+            raise ConfigError(f"Expected --set A.B=VALUE, but got {text!r}.")
+    return Request(
+        options.recipe,
+        options.data,
+        options.root,
+        options.workspace,
+        tuple(options.overlay),
+        dict(_pair(text) for text in options.swap),
+        tuple(options.drop),
+        (*settings, *overrides),
+        options.download,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, has_value, value = text.partition("=")
+    if not has_value or not value:
+        raise ConfigError(f"Expected --swap STEP=METHOD, but got {text!r}.")
+    return name, value

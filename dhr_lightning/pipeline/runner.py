@@ -1,0 +1,152 @@
+"""Bring a recipe up to date: skip what is fresh, fit, predict, seal."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from dhr_lightning.artifacts.lock import FolderLock
+from dhr_lightning.artifacts.runs import find_checkpoint, next_version, read_state, write_state
+from dhr_lightning.artifacts.store import Status
+from dhr_lightning.data.preparation.check import check_dataset
+from dhr_lightning.errors import ArtifactError
+from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
+from dhr_lightning.pipeline.records import refuse_old_workspace, remember
+from dhr_lightning.progress import duration
+from dhr_lightning.provenance.identity import DataView, StepIdentity
+from dhr_lightning.provenance.recorded import check_inputs
+from dhr_lightning.provenance.start_checks import check_weights
+
+log = logging.getLogger("dhr_lightning")
+
+
+def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, force: Sequence[str] = ()) -> bool:
+    """Bring some steps of a recipe up to date.
+
+    Args:
+        plan: the recipe.
+        steps: those to run, in order.
+        title: shown at the end.
+        force: names of steps to make again.
+
+    Returns:
+        Whether anything ran.
+
+    Raises:
+        DHRError: if an input is absent or stale, or anything else a user can repair.
+    """
+    start, ran = time.monotonic(), False
+    refuse_old_workspace(plan.view)
+    prepare(plan.view)
+    check_weights({step.name: dict(step.identity.config) for step in steps if step.identity}, in_recipe=True)
+    remember(plan)
+    for step in steps:
+        statuses = step.statuses()
+        if step.name not in force and all(status.fresh for status in statuses.values()):
+            continue
+        if step.identity is None:
+            refuse_imports(step, statuses)
+            continue
+        ran = True
+        for (address, split), status in statuses.items():
+            if not status.fresh:
+                log.info("%s: %s/%s is %s", step.name, address, split, status)
+        check_inputs(step.identity, advice=_advice(plan, step))
+        rounds = step.identity.spec.has_rounds and any(
+            not statuses[output].fresh for output in statuses if "/round_" in output[0]
+        )
+        run_step(step.identity, force=step.name in force, refit=rounds)
+    log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
+    return ran
+
+
+def _advice(plan: RecipePlan, step: PlannedStep) -> Mapping[str, str]:
+    """The command that makes each input."""
+    words = plan.request.words()
+    return {
+        port: " ".join(["python -m dhr_lightning run", *words, "--until", source])
+        for port, source in step.step.sources()
+    }
+
+
+def refuse_imports(step: PlannedStep, statuses: Mapping[tuple[str, str], Status]) -> None:
+    """Raise where imported artifacts cannot be used.
+
+    Raises:
+        ArtifactError: names them, and what to do.
+    """
+    if not statuses:
+        raise ArtifactError(
+            f"{step.name} uses {step.step.use}, but nothing was imported under this name into {step.view.store.root}. "
+            f"Run `python -m dhr_lightning import KIND FOLDER --name {step.step.use.partition('/')[2]}`."
+        )
+    for (address, split), status in statuses.items():
+        if not status.fresh:
+            raise ArtifactError(f"{step.name} uses {address}/{split}, which is {status}.")
+
+
+def prepare(view: DataView) -> None:
+    """Check every file of a dataset once."""
+    dropped = len(view.info.read(view.root, "train", view.info.classes)) - len(view.records("train"))
+    if dropped:
+        log.info("%s/train: %d images without tags are dropped (data.untagged: drop)", view.info.name, dropped)
+    records = {split: view.records(split) for split in view.splits}
+    check_dataset(view.store.root / view.store.dataset, records, view.info.classes)
+
+
+def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False) -> None:
+    """Fit (or continue, or reuse a finished fit), then predict and seal.
+
+    Args:
+        identity: of the step.
+        force: forget the artifacts there are, then fit from the beginning.
+        refit: fit from the beginning if the fit has finished, because something that only a fit writes is missing.
+    """
+    folder = identity.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder / ".lock"):
+        if force:
+            for output in identity.outputs():
+                identity.store.forget(*output)
+        checkpoint = fit(identity, folder, again=force, refit=refit) if identity.spec.fits else None
+        if not identity.outputs_of_prediction():
+            return
+        log.info("%s: predicting", identity.step)
+        weights = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+        run = checkpoint.parents[1] if checkpoint else None
+        _lightning(identity, "predict", *weights, run_dir=run)
+
+
+def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Path | None:
+    """Fit from the beginning, continue, or reuse a finished fit; returns its checkpoint.
+
+    Args:
+        identity: of the step.
+        folder: of its runs.
+        again: fit from the beginning whatever is there.
+        refit: the same if the fit has finished.
+    """
+    state, digest = read_state(folder), identity.fit_digest()
+    if again or state.get("digest") != digest or (refit and state["fitted"]):
+        state = {"digest": digest, "run": next_version(folder), "fitted": False}
+        write_state(folder, state)
+    run = folder / str(state["run"])
+    checkpoint = find_checkpoint(run)
+    if state["fitted"] and checkpoint is not None:
+        return checkpoint
+    resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+    log.info("%s: %s", identity.step, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}")
+    start = time.monotonic()
+    _lightning(identity, "fit", *resume, run_dir=run)
+    seconds = float(state.get("seconds", 0)) + time.monotonic() - start
+    write_state(folder, {**state, "fitted": True, "seconds": round(seconds, 1)})
+    return find_checkpoint(run)
+
+
+def _lightning(identity: StepIdentity, command: str, *arguments: str, run_dir: Path | None) -> None:
+    from dhr_lightning.cli import run_lightning
+
+    config = yaml.safe_dump(dict(identity.config), sort_keys=False)
+    run_lightning([command, "--config", config, *arguments], run_dir=run_dir)

@@ -1,0 +1,86 @@
+"""The commands `status` and `gc`."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.artifacts.store import Status
+from dhr_lightning.data.gate import Gate
+from dhr_lightning.pipeline.command import split_request
+from dhr_lightning.pipeline.plan import RecipePlan, make_plan
+from dhr_lightning.pipeline.records import forget_recipe, garbage, refuse_old_workspace, remembered, remove
+from dhr_lightning.pipeline.request import Request
+from dhr_lightning.progress import human
+from dhr_lightning.provenance.identity import DataView
+
+log = logging.getLogger("dhr_lightning")
+
+
+def other_request(request: Request, name: str) -> Request:
+    """The request of another recipe on the same data: one that ran here, by the name that `status` shows, or any other."""
+    store = DataView(request.data_section()["data"]).store
+    known = {one["recipe"]: one["command"] for one in remembered(store)}
+    if name in known:
+        return replace(split_request(known[name]), data=request.data, root=request.root, workspace=request.workspace)
+    return Request(name, request.data, request.root, request.workspace, request.overlays, overrides=request.overrides)
+
+
+def show_status(request: Request) -> int:
+    """Show the artifacts of the recipe that is named, or of every recipe that ran; returns the exit status."""
+    view = DataView(request.data_section()["data"])
+    refuse_old_workspace(view)
+    named = request.recipe is not None or request.swaps or request.drops
+    names = [one["recipe"] for one in remembered(view.store)]
+    requests = [request] if named or not names else [other_request(request, name) for name in names]
+    states = [status for one in requests for status in _show_recipe(make_plan(one))]
+    return int(any(status.state in ("stale", "partial") for status in states))
+
+
+def _show_recipe(plan: RecipePlan) -> list[Status]:
+    log.info("recipe %s on %s", plan.recipe.name, plan.view.info.name)
+    states: list[Status] = []
+    for step in plan.steps:
+        rows = step.statuses()
+        for (address, split), status in rows.items():
+            manifest = plan.view.store.manifest(address, split) if status.fresh else None
+            log.info("  %-12s %s/%s  %s%s", step.name, address, split, status, _facts(manifest))
+        states += rows.values()
+    if any(not status.fresh for status in states):
+        log.info("  run `python -m dhr_lightning run %s`", " ".join(plan.request.words()))
+    return states
+
+
+def _facts(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return ""
+    source = "imported" if "imported" in manifest.settings else f"refine {manifest.info.get('refine', 'none')}"
+    gate = Gate.read(manifest)
+    verdict = f"; {gate.verdict()}" if gate else ""
+    return f"  {manifest.count} images, {manifest.info.get('created', '')}, {source}{verdict}"
+
+
+def collect_garbage(view: DataView, *, forget: Sequence[str], yes: bool) -> int:
+    """List what no recipe needs, ask, and remove it; returns the exit status.
+
+    Args:
+        view: the dataset.
+        forget: recipes that are not needed any more.
+        yes: do not ask.
+    """
+    for name in forget:
+        if not forget_recipe(view.store, name):
+            log.warning("no recipe %r ran here", name)
+    items = garbage(view)
+    for item in items:
+        log.info("%10s  %s", human(item.size), item.folder)
+    if not items:
+        log.info("nothing to remove")
+        return 0
+    total = human(sum(item.size for item in items))
+    if not yes and input(f"Remove {len(items)} folders, {total}? [y/N] ").strip().lower() not in ("y", "yes"):
+        log.info("nothing removed")
+        return 1
+    remove(items, below=view.workspace)
+    log.info("removed %s", total)
+    return 0

@@ -1,1 +1,0 @@
-"""LightningModules: wire network, loss, metric and optimiser."""

@@ -1,0 +1,221 @@
+"""What a configuration may leave out, and that what it says reaches the part that it is about."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dhr_lightning.data.crops import FiveCrop
+from dhr_lightning.data.datamodule import Needs
+from dhr_lightning.ops.crf.dense import CRFSettings
+from dhr_lightning.tasks import cam, dhr, uss, wss
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.masks.mars.task import MARSTask
+from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.segmenters.wss.task import WSSTask
+from tests.task_samples import NAMES
+
+CPU = torch.device("cpu")
+OPTIMISER = {
+    "optimizer": "sgd", "lr": 1e-3, "head_lr_factor": 10.0, "momentum": 0.9, "weight_decay": 4e-5, "power": 0.9,
+    "warmup": 0.0, "frozen_norm": False, "frozen_stages": 0, "frozen_encoder": False, "from_scratch": False,
+}  # fmt: skip
+FOUR = (1.0, 0.5, 1.5, 2.0)
+SEGMENTER = {
+    "backbone": "resnet101", "pretrained": False, "output_stride": 8, "decoder": "deeplabv3plus",
+    "decoder_options": None, "init_from": "cam", "loss_size": "decoder", "ema": 0.999, "ema_warmup": True,
+    "scales": FOUR, "test_crf": None, "force_masks": False,
+}  # fmt: skip
+REFINE = {"refine": "auto", "workers": 2, "refine_scale": 1.0}
+DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
+    CAMTask: {
+        "backbone": "resnet50", "pretrained": False, "output_stride": 16, "dilation": True, "scales": FOUR,
+        "cam_stride": 4, "background": "auto", "confident": None, "crf": None, **REFINE,
+    },
+    USSTask: {
+        "backbone": "vit_base_patch8_224.dino", "pretrained": False, "head": "stego", "dimension": 70,
+        "cells": 60_000, "patches": 30_000, "stego": None, "scales": (2.0, 1.0, 1.5, 0.5), "flip": True,
+    },
+    WSSTask: {"masks": "base_mask", **SEGMENTER},
+    MARSTask: {
+        "source": "base_mask", "k_fg": 2, "k_bg": 2, "alpha": 0.4, "weighting": "cells", "rejected": "background",
+        "threshold": 0.5, "max_lost_tags": 0.05, "max_rejected": 0.45, "force_masks": False, "crf": None, **REFINE,
+    },
+    DHRTask: {
+        "masks": "mars_mask", **SEGMENTER, "seed_view": "default", "cam_scales": (1.0, 1.5), "rebalance": None,
+        "crf_seed": None, "crf_final": None, "weight_cls": 1.0, **REFINE,
+    },
+}  # fmt: skip
+Made = Callable[..., tuple[BaseTask, tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Construct a task on an empty network, and tell what its network was asked for."""
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def network(*arguments: Any, **options: Any) -> nn.Module:
+        asked.append((arguments, options))
+        empty = nn.Module()
+        empty.cell = 8
+        return empty
+
+    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (wss, "Segmenter"), (dhr, "Segmenter")):
+        monkeypatch.setattr(module, name, network)
+
+    def make(task_class: type[BaseTask], **options: Any) -> tuple[BaseTask, tuple[Any, ...], dict[str, Any]]:
+        task = task_class(class_names=NAMES, **options)
+        return task, *(asked[-1] if asked else ((), {}))
+
+    return make
+
+
+@pytest.mark.parametrize("task_class", DEFAULTS)
+def test_settings_that_may_be_left_out(made: Made, task_class: type[BaseTask]):
+    task, _, _ = made(task_class)
+    expected = {"class_names": NAMES, "has_background": True, **OPTIMISER, **DEFAULTS[task_class]}
+    found = dict(task.hparams)
+    for name in expected:
+        assert found[name] == expected[name], name
+    assert task.classes.names == tuple(NAMES)
+    assert task.classes.has_background
+
+
+@pytest.mark.parametrize("task_class", [CAMTask, USSTask, WSSTask, DHRTask])
+def test_a_class_list_without_background_has_one_tag_for_each_class(made: Made, task_class: type[BaseTask]):
+    task, arguments, options = made(task_class, has_background=False)
+    assert task.classes.offset == 0
+    assert task.classes.num_tags == 5
+    assert options.get("num_tags", arguments[1] if task_class is CAMTask else 5) == 5
+
+
+def test_the_classifier_is_built_as_asked(made: Made):
+    _, arguments, options = made(CAMTask, backbone="b", pretrained="path", output_stride=8, dilation=False)
+    assert arguments == ("b", 4)
+    assert options == {"pretrained": "path", "output_stride": 8, "dilation": False}
+    assert made(CAMTask)[2] == {"pretrained": False, "output_stride": 16, "dilation": True}
+
+
+@pytest.mark.parametrize("task_class", [WSSTask, DHRTask])
+def test_the_segmenter_is_built_as_asked(made: Made, task_class: type[BaseTask]):
+    settings = {"decoder": "fpn", "decoder_options": {"a": 1}, "pretrained": "path", "output_stride": 16}
+    _, arguments, options = made(task_class, backbone="b", **settings)
+    assert arguments == ("b", 5)
+    assert options == {**settings, **({"num_tags": 4} if task_class is DHRTask else {})}
+
+
+def test_the_network_of_stage_2_is_built_as_asked(made: Made):
+    _, arguments, options = made(USSTask, backbone="b", head="principal_axes", pretrained="path", dimension=7)
+    assert (arguments, options) == (("b", "principal_axes"), {"pretrained": "path", "dimension": 7})
+
+
+def test_every_task_says_what_it_reads(made: Made):
+    assert made(CAMTask)[0].needs == Needs(predict_splits=("train",))
+    stego = {"crop_size": 32, "crop_ratio": 0.6}
+    crops = FiveCrop(32, 0.6)
+    assert made(USSTask, stego=stego)[0].needs == Needs(augment=True, five_crop=crops, predict_splits=("train",))
+    assert made(USSTask)[0].crop == FiveCrop(224, 0.5)
+    fitted = made(USSTask, head="principal_axes")[0].needs
+    assert fitted == Needs(augment=False, predict_splits=("train",))
+    assert fitted.augment is False
+    wss_needs = made(WSSTask, masks="mars_mask")[0].needs
+    assert (wss_needs.train_masks, wss_needs.predict_masks) == ("mars_mask", None)
+    assert set(wss_needs.predict_splits) >= {"train", "val"}
+    assert not wss_needs.train_features
+    assert not wss_needs.predict_features
+    assert wss_needs.augment
+    mars = made(MARSTask, source="wss_mask")[0].needs
+    assert mars == Needs(
+        train_masks="wss_mask", train_features=True, augment=False, predict_masks="wss_mask", predict_features=True
+    )
+    for uses in (True, False):
+        needs = made(DHRTask, masks="wss_mask", rebalance={"uss": uses})[0].needs
+        assert (needs.train_masks, needs.predict_masks, needs.predict_features) == ("dhr_mask", "wss_mask", uses)
+        assert "val" in needs.predict_splits
+        assert "train" not in needs.predict_splits
+        assert needs.augment
+        assert not needs.train_features
+    for task_class in (WSSTask, MARSTask, DHRTask):
+        assert not made(task_class)[0].needs.force_masks
+        assert made(task_class, force_masks=True)[0].needs.force_masks
+
+
+def test_kinds_that_every_task_writes():
+    assert CAMTask.writes == {"train": ("cam", "base_mask")}
+    assert USSTask.writes == {"train": ("uss",)}
+    assert MARSTask.writes == {"train": ("mars_mask",)}
+
+
+@pytest.mark.parametrize(("task_class", "name"), [(CAMTask, "crf"), (MARSTask, "crf")])
+def test_the_refinement_is_that_of_the_settings(made: Made, task_class: type[BaseTask], name: str):
+    task, _, _ = made(
+        task_class, refine="pamr", workers=3, refine_scale=0.5, **{name: {"iterations": 7, "bilateral_sxy": 20.0}}
+    )
+    refiner = task.refiner
+    assert (refiner.backend, refiner.workers, refiner.scale) == ("pamr", 3, 0.5)
+    assert refiner.settings == CRFSettings(iterations=7, bilateral_sxy=20.0)
+    plain = made(task_class)[0].refiner
+    assert (plain.backend, plain.workers, plain.scale, plain.settings) == ("auto", 2, 1.0, CRFSettings())
+
+
+def test_seeds_and_final_masks_have_kernels_of_their_own_and_one_cache(made: Made):
+    task, _, _ = made(
+        DHRTask, refine="lattice", workers=3, refine_scale=0.5, crf_seed={"iterations": 7}, crf_final={"iterations": 3}
+    )
+    for refiner, iterations in ((task.refine_seed, 7), (task.refine_final, 3)):
+        assert (refiner.backend, refiner.workers, refiner.scale) == ("lattice", 3, 0.5)
+        assert refiner.settings == CRFSettings(iterations=iterations)
+    assert task.refine_seed.cache is task.refine_final.cache
+    plain = made(DHRTask)[0]
+    assert plain.refine_seed.settings == plain.refine_final.settings == CRFSettings()
+
+
+@pytest.mark.parametrize("task_class", [WSSTask, DHRTask])
+def test_the_protocol_of_predictions_is_that_of_the_settings(made: Made, task_class: type[BaseTask]):
+    crf = {"backend": "lattice", "workers": 3, "iterations": 4, "prune": 0.2}
+    task, _, _ = made(task_class, scales=[1.0, 0.75], test_crf=crf)
+    record = task.inference.protocol("val", CPU).record()
+    assert (record["scales"], record["flip"], record["backend"]) == ([1.0, 0.75], True, "lattice")
+    assert (record["prune"], record["crf"]["iterations"], record["ignore_index"]) == (0.2, 4, 255)
+    assert task.inference.refiner.workers == 3
+    plain = made(task_class)[0].inference
+    assert plain.refiner is None
+    assert plain.protocol("val", CPU).record()["scales"] == list(FOUR)
+    assert len(task.confusion.matrix) == 5
+
+
+def test_settings_of_the_mask_step_and_of_stego_are_handed_on(made: Made):
+    settings = made(DHRTask, rebalance={"profile": "reference", "tau": 0.3})[0].rebalance_settings
+    assert settings.tau == 0.3
+    assert settings != made(DHRTask, rebalance={"tau": 0.3})[0].rebalance_settings
+    assert made(USSTask, stego={"neighbours": 4})[0].stego.neighbours == 4
+    assert made(USSTask, head="cluster_code")[0].crop is None
+
+
+@pytest.mark.parametrize("task_class", [CAMTask, WSSTask, USSTask, DHRTask, MARSTask])
+def test_options_of_the_optimiser_reach_the_base(made: Made, task_class: type[BaseTask]):
+    options = {
+        "optimizer": "adamw", "lr": 0.5, "head_lr_factor": 3.0, "momentum": 0.5, "weight_decay": 0.25, "power": 2.0,
+        "warmup": 0.125, "frozen_norm": "statistics", "frozen_stages": 2, "frozen_encoder": True,
+    }  # fmt: skip
+    task, _, _ = made(task_class, **options)
+    assert {name: task.hparams[name] for name in options} == options
+    assert task.making() == {}
+
+
+def test_an_epoch_of_a_fit_is_written_by_hand_where_nothing_or_two_things_are_optimised(made: Made):
+    automatic = {task_class: made(task_class)[0].automatic_optimization for task_class in DEFAULTS}
+    assert automatic == {CAMTask: True, WSSTask: True, DHRTask: True, USSTask: False, MARSTask: False}
+    assert made(MARSTask)[0].configure_optimizers() is None
+    assert made(USSTask, head="principal_axes")[0].configure_optimizers() is None
+
+
+def test_nothing_has_been_found_before_the_fit(made: Made):
+    task = made(MARSTask)[0]
+    assert task.centroids.shape == task.found.shape == (0,)
+    assert task.found.dtype == torch.bool
+    assert {"centroids", "found"} <= set(task.state_dict())

@@ -1,0 +1,417 @@
+"""What stage 2 does to weights and files."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.nn import functional as F
+
+from dhr_lightning.artifacts.files import read_features
+from dhr_lightning.cli import quiet
+from dhr_lightning.config import resolve
+from dhr_lightning.data.crops import CROPS, FiveCrop
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.files import read_image
+from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.tasks import uss
+from dhr_lightning.methods.features.task import USSTask
+from tests.pipeline_workspace import Lines, Workspace
+from tests.task_samples import make_batch, make_task
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+
+VIT = "vit_tiny_patch16_224"
+SMALL = {"points": 3, "neighbours": 3, "crop_size": 32}
+Fit = Callable[..., L.Trainer]
+
+
+def make_uss(head: str, backbone: str = VIT, **changes: Any) -> USSTask:
+    """A task on a tiny backbone, as constructed."""
+    options = {
+        "stego": SMALL,
+        "lr": 0.01,
+        "optimizer": "adamw",
+        "head_lr_factor": 1,
+        "power": 0.0,
+        "flip": True,
+        **changes,
+    }
+    return make_task("USSTask", head=head, backbone=backbone, class_names=["background", "cat"], **options)
+
+
+@pytest.fixture
+def photos(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
+    """Four images of several sizes, in batches of two."""
+    return WSSSDataModule("voc", root=str(tiny_voc), workspace=str(tmp_path), batch_size=2, num_workers=0)
+
+
+@pytest.fixture
+def fit(photos: WSSSDataModule, tmp_path: Path) -> Fit:
+    """Fit a task on these images."""
+    quiet()
+
+    def run(
+        task: USSTask, *, epochs: int = 1, checkpoint: Path | None = None, callbacks: Sequence[Any] = (), **options: Any
+    ) -> L.Trainer:
+        task.train()  # as constructed
+        keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        trainer = L.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=keeps, callbacks=list(callbacks),
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
+            **options,
+        )  # fmt: skip
+        trainer.fit(task, datamodule=photos, ckpt_path=checkpoint)
+        return trainer
+
+    return run
+
+
+class Keep(Checkpoint):
+    """Keeps the checkpoint after each epoch; runs after the task's own hook, as the command line's does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt", weights_only=False)
+
+
+def state_of(task: USSTask) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.network.state_dict().items()}
+
+
+def changed(task: USSTask, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_a_stego_epoch_changes_every_weight_of_the_head_and_none_of_the_backbone(fit: Fit):
+    task = make_uss("stego")
+    before = state_of(task)
+    fit(task)
+    assert changed(task, before) == {name for name in before if name.startswith("head.")}
+    assert all(value.isfinite().all() for value in task.network.state_dict().values())
+
+
+def test_training_lowers_the_loss_of_stego(fit: Fit, monkeypatch: pytest.MonkeyPatch):
+    losses, real = [], uss.stego_loss
+
+    def spy(*arguments: Any) -> Any:
+        losses.append((result := real(*arguments)).loss.item())
+        return result
+
+    monkeypatch.setattr(uss, "stego_loss", spy)
+    fit(make_uss("stego", stego={**SMALL, "points": 8}), epochs=3)
+    assert len(losses) == 30
+    assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.02
+
+
+def test_patches_are_fitted_in_the_first_epoch_and_the_code_in_the_second(fit: Fit, tmp_path: Path):
+    task = make_uss("cluster_code", "patches")
+    start = state_of(task)
+    fit(task, epochs=2, callbacks=[Keep(tmp_path)])
+    saved = torch.load(tmp_path / "0.ckpt", weights_only=True)["state_dict"]
+    middle = {name: saved[f"network.{name}"] for name in start}
+    assert {name for name in start if not torch.equal(start[name], middle[name])} == {
+        f"backbone.{name}" for name in ("mean", "whitening", "centroids", "fitted")
+    }
+    assert changed(task, middle) == {f"head.{name}" for name in ("mean", "projection", "offset", "clusters", "fitted")}
+
+
+def test_principal_axes_keep_most_of_the_features_and_the_encoder_as_it_was(fit: Fit, photos: WSSSDataModule):
+    task = make_uss("principal_axes", "mobilenet_v2", dimension=12, cells=400)
+    before = state_of(task)
+    fit(task)
+    assert changed(task, before) == {"head.projection", "head.fitted"}
+    cells = torch.cat([task.network.features(image).flatten(2)[0].T for image in whole_images(photos)])
+    kept = (cells @ task.network.head.projection).square().sum() / cells.square().sum()
+    best = torch.linalg.svdvals(cells)[:12].square().sum() / cells.square().sum()
+    assert kept > 0.98 * best
+    assert kept > torch.linalg.svdvals(cells)[:6].square().sum() / cells.square().sum()  # half the axes do not reach it
+
+
+def test_a_fitted_code_tells_apart_what_differs(fit: Fit, photos: WSSSDataModule):
+    task = make_uss("cluster_code", "patches", dimension=8, stego=None)
+    fit(task, epochs=2)
+    code = task.network.code(task.network.features(photo_pixels(photos)[0]))[0]  # a cat, red, on grey
+    inside, outside = code[:, 3:6, 3:6].flatten(1).mean(1), code[:, -2:, -3:].flatten(1).mean(1)
+    assert F.cosine_similarity(inside, outside, dim=0) < 0.5
+    assert (task.network.head.clusters.norm(dim=1) > 0).all()
+
+
+def whole_images(photos: WSSSDataModule) -> list[Tensor]:
+    """Every training image, normalised by hand."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return [((pixels / 255 - mean) / std) for pixels in photo_pixels(photos)]
+
+
+def photo_pixels(photos: WSSSDataModule) -> list[Tensor]:
+    images = [np.array(read_image(record.image)) for record in photos.records("train")]
+    return [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
+
+
+@pytest.mark.parametrize("source", ["pixels", "image"])
+def test_heads_and_patches_are_fitted_to_images_and_never_to_padding(source: str, fit: Fit):
+    backbone = "patches" if source == "pixels" else VIT
+    task = make_uss("principal_axes", backbone, dimension=3)
+    batch = make_batch([[1], [2], [1]], [(48, 64), (64, 40), (48, 64)])
+    batch[source] = (batch["valid"][:, None] * torch.ones(3, 3, *batch["valid"].shape[1:])).to(batch[source].dtype)
+    seen: list[Tensor] = []
+    task.network.features = lambda images: seen.append(images) or images.float()
+    task.network.backbone.sample_patches = lambda images, *_: seen.append(images) or images.flatten(1)
+    task._trainer = FakeTrainer()
+    task.training_step(batch, 0)
+    assert sum(len(images) for images in seen) == 3
+    assert all((images == 1).all() for images in seen)
+    assert sorted(tuple(images.shape[-2:]) for images in seen) == [(48, 64), (64, 40)]
+
+
+class FakeTrainer:
+    """As much of a trainer as collecting needs."""
+
+    current_epoch = 0
+
+    class datamodule:
+        seed = 0
+
+        @staticmethod
+        def records(split: str) -> list[int]:
+            return [0, 1, 2]
+
+
+def test_stego_never_sees_padding(photos: WSSSDataModule, fit: Fit):
+    """The images have four sizes; neither crops nor neighbours have a pixel that no image has."""
+    task, seen = make_uss("stego"), []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+            seen.append(batch)
+
+    fit(task, callbacks=[Look()])
+    assert len(seen) == 10
+    for batch in seen:
+        assert batch["valid"].all()
+        assert batch["pixels"].shape == batch["neighbour"].shape == (2, 3, 32, 32)
+        for geometry in batch["geometry"]:
+            assert geometry.destination == (0, 0, 32, 32)
+            assert not geometry.flip
+
+
+def test_neighbours_are_the_nearest_crops_of_other_images(photos: WSSSDataModule, fit: Fit):
+    """Against an independent search, on crops that are cut and normalised here."""
+    task = make_uss("stego")
+    fit(task)
+    crop, mean, std = FiveCrop(32), *(torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    vectors = []
+    for record in photos.records("train"):
+        for place in range(CROPS):
+            pixels, _ = crop(read_image(record.image), place)
+            vectors.append(task.network.backbone((pixels[None] / 255 - mean) / std).mean((2, 3))[0])
+    for index in range(4 * CROPS):
+        others = [other for other in range(4 * CROPS) if other // CROPS != index // CROPS]
+        cosines = {other: float(F.cosine_similarity(vectors[index], vectors[other], dim=0)) for other in others}
+        found = photos.neighbours[index].tolist()
+        assert len(set(found)) == 3
+        assert set(found) <= set(others)
+        assert min(cosines[other] for other in found) >= sorted(cosines.values())[-3] - 1e-5
+
+
+def test_each_crop_meets_itself_its_neighbour_and_five_others(
+    photos: WSSSDataModule, fit: Fit, monkeypatch: pytest.MonkeyPatch
+):
+    task = make_uss("stego")
+    task.network.head.dropout.p = 0.0
+    calls, batches, real = [], [], uss.stego_loss
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+            batches.append((batch["image"], batch["neighbour_image"]))
+
+    monkeypatch.setattr(uss, "stego_loss", lambda *arguments: calls.append(arguments) or real(*arguments))
+    fit(task, callbacks=[Look()])
+    assert len(calls) == len(batches) == 10
+    image, neighbour = batches[0]
+    for maps, images in zip(calls[0][:2], (image, neighbour), strict=True):
+        expected = task.network.backbone(images)
+        torch.testing.assert_close(maps.features, expected)
+        assert not maps.features.requires_grad
+        assert maps.codes.requires_grad
+    draw, settings = calls[0][2:]
+    assert draw.negatives.shape == (5, 2)
+    assert not (draw.negatives == torch.arange(2)).any()
+    assert draw.points.abs().max() <= 1
+    assert (settings.shifts, settings.weights) == ((0.12, 0.2, 1.0), (0.1, 1.0, 0.15385))
+    assert not torch.equal(calls[0][0].features, calls[0][1].features)
+
+
+def test_the_compared_features_lose_channels_of_their_own_in_training():
+    task = make_uss("stego").train()
+    features = torch.ones(4, task.network.backbone.out_channels, 2, 2)
+    anchors, neighbours = task._maps(features)
+    dropped = torch.cat([maps.features for maps in (anchors, neighbours)]) == 0
+    assert 0.03 < dropped.float().mean() < 0.2
+    assert (dropped == dropped[:, :, :1, :1]).all()  # whole channels
+    assert anchors.codes.shape == (2, 16, 2, 2)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(fit: Fit, tmp_path: Path):
+    straight, resumed = make_uss("stego"), make_uss("stego")
+    fit(straight, epochs=4, callbacks=[Keep(tmp_path)])
+    torch.manual_seed(123)
+    fit(resumed, epochs=4, checkpoint=tmp_path / "1.ckpt")
+    state = resumed.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in straight.network.state_dict().items())
+    early = torch.load(tmp_path / "1.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(early["network.head.linear.weight"], state["head.linear.weight"])
+
+
+def test_steps_end_a_fit_and_are_counted_once_each(fit: Fit):
+    trainer = fit(make_uss("stego"), epochs=1000, max_steps=25)
+    assert trainer.global_step == 25
+    assert trainer.current_epoch == 3  # ten batches each
+
+
+def test_neighbours_are_found_with_patches_that_are_fitted(photos: WSSSDataModule, fit: Fit):
+    task = make_uss("stego", "patches")
+    before = state_of(task)
+    fit(task, epochs=2)
+    assert "head.linear.weight" in changed(task, before)
+    assert "backbone.centroids" in changed(task, before)
+    assert torch.equal(task._find_neighbours(), photos.neighbours)
+
+
+def test_head_and_loss_are_float32_in_mixed_precision(fit: Fit, monkeypatch: pytest.MonkeyPatch):
+    seen, real = [], uss.stego_loss
+
+    def spy(anchors: Any, *arguments: Any) -> Any:
+        product = anchors.codes.flatten(2).transpose(1, 2) @ anchors.codes.flatten(2)
+        seen.append({anchors.features.dtype, anchors.codes.dtype, product.dtype})
+        return real(anchors, *arguments)
+
+    monkeypatch.setattr(uss, "stego_loss", spy)
+    fit(make_uss("stego"), precision="bf16-mixed")
+    assert seen == [{torch.float32}] * 10
+
+
+@pytest.mark.parametrize("backbone", ["patches", "mobilenet_v2", VIT])
+@torch.no_grad()
+def test_features_of_an_image_are_the_same_alone_and_beside_others(backbone: str):
+    task = make_uss("principal_axes", backbone, dimension=6, scales=(2.0, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(task.network.head.projection, generator=generator)
+    if backbone == "patches":
+        torch.nn.init.normal_(task.network.backbone.centroids, generator=generator)
+    sizes = [(48, 64), (61, 40), (48, 64), (33, 47)]
+    batch = make_batch([[1], [2], [1], [1]], sizes)
+    together = [features for (features,) in task.predict_step(batch, 0)["uss"]]
+    cell = task.network.cell
+    for place, (height, width) in enumerate(sizes):
+        alone = {**batch, "geometry": batch["geometry"][place : place + 1]}
+        for name in ("pixels", "image"):
+            alone[name] = batch[name][place : place + 1, :, :height, :width]
+        (((features,),)) = task.predict_step(alone, 0)["uss"]
+        assert features.shape == (6, -(-2 * height // cell), -(-2 * width // cell))
+        largest = features.abs().max()
+        assert largest > 0
+        torch.testing.assert_close(together[place] / largest, features / largest, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_features_lie_evenly_over_each_image_and_not_over_its_canvas():
+    """The backbone shows its input, which is a ramp over each image."""
+    task = make_uss("principal_axes", VIT, dimension=3, scales=(1.0,), flip=False)
+    task.network.backbone.forward = lambda images: F.avg_pool2d(images, 16)
+    task.network.head = torch.nn.Identity()
+    batch = make_batch([[1], [1]], [(41, 64), (96, 70)])
+    for place, geometry in enumerate(batch["geometry"]):
+        height, width = geometry.size
+        batch["image"][place] = 9.0  # in the padding
+        batch["image"][place, :, :height, :width] = (torch.arange(width) + 0.5) / width
+    for (features,), geometry in zip(task.predict_step(batch, 0)["uss"], batch["geometry"], strict=True):
+        grid = tuple(-(-length // 16) for length in geometry.size)
+        columns = (torch.arange(grid[1]) + 0.5) / grid[1]
+        assert features.shape == (3, *grid)
+        assert (features - columns).abs().max() < 0.03
+
+
+@torch.no_grad()
+def test_a_mirrored_image_gets_mirrored_features():
+    torch.manual_seed(0)
+    task = make_uss("stego", scales=(2.0, 1.0, 0.5))
+    batch = make_batch([[1]], [(48, 64)])
+    ((features,),) = task.predict_step(batch, 0)["uss"]
+    mirrored = {**batch, "pixels": batch["pixels"].flip(-1), "image": batch["image"].flip(-1)}
+    ((found,),) = task.predict_step(mirrored, 0)["uss"]
+    torch.testing.assert_close(found, features.flip(-1), atol=1e-4, rtol=1e-4)
+    assert (features - features.flip(-1)).abs().max() > 0.02
+    task.hparams.flip = False
+    one, other = (task.predict_step(images, 0)["uss"][0][0] for images in (batch, mirrored))
+    assert (other - one.flip(-1)).abs().max() > 1e-3  # alone the network tells left from right
+
+
+def test_published_scales_are_the_default_of_stego_and_one_scale_that_of_the_others():
+    settings = {
+        name: resolve([f"stage2_{name}.yaml"])["model"]["init_args"] for name in ("stego", "encoder", "filterbank")
+    }
+    default = USSTask(["background", "cat"], backbone=VIT, stego=SMALL).hparams
+    assert tuple(settings["stego"]["scales"]) == tuple(default.scales) == (2.0, 1.0, 1.5, 0.5)
+    assert default.flip
+    assert settings["encoder"]["scales"] == settings["filterbank"]["scales"] == [1.0]
+    assert settings["filterbank"]["flip"] is False
+
+
+def test_cluster_codes_are_shares(workspace: Workspace):
+    features = read_features(workspace.store.path("uss", "train", "train_0001"))
+    assert features.shape == (16, 32, 32)
+    assert features.min() >= 0
+    assert np.allclose(features.astype(np.float32).sum(0), 1, atol=0.01)
+
+
+def test_a_stage_with_stego_says_the_space_and_writes_what_it_said(empty_workspace: Workspace, lines: Lines):
+    overrides = [f"--model.init_args.stego.{name}={value}" for name, value in SMALL.items()]
+    overrides += [f"--model.init_args.backbone={VIT}", "--model.init_args.head=stego", "--data.batch_size=6"]
+    options = ["--config", "uss=stage2_stego.yaml"]
+    assert empty_workspace.stage("stage2_uss", *overrides, options=options) == 0, lines.text
+    features = read_features(empty_workspace.store.path("uss", "train", "train_0001"))
+    assert features.shape == (16, 16, 16)
+    assert np.isfinite(features).all()
+    assert features.std() > 0
+    (said,) = (line for line in lines.messages if " to write, " in line)
+    assert said.startswith("uss: 12 images x 16 channels x about 16 x 16 cells x 2 bytes = 98.3 kB to write, ")
+    assert 12 * features.nbytes == 98_304
+    assert any(re.search(r"train/loss_stego -?\d", line) for line in lines.messages)
+
+
+def test_too_few_epochs_are_refused_before_any_work(empty_workspace: Workspace, lines: Lines):
+    assert empty_workspace.stage("stage2_uss", "--trainer.max_epochs=1") == 2
+    assert "need trainer.max_epochs >= 2, but got 1" in lines.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "cause"}, "head to be one of cluster_code, principal_axes, stego, but got 'cause'"),
+        ({"stego": {**SMALL, "crop_size": 40}}, "crop_size to be a multiple of the 16 pixels .*, but got 40"),
+        ({"stego": {"preset": "voc"}}, "stego.preset to be one of iaroa_vit_s.*, but got 'voc'"),
+        ({"scales": ()}, r"scales to be positive numbers, but got \(\)"),
+        ({"scales": (1.0, 0.0)}, r"scales to be positive numbers, but got \(1.0, 0.0\)"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_uss(**{"head": "stego", **changes})
+
+
+def test_stego_without_anything_to_compare_is_refused(photos: WSSSDataModule, fit: Fit):
+    with pytest.raises(ConfigError, match=r"15 crops of other images to be neighbours, but .*neighbours is 16"):
+        fit(make_uss("stego", stego={**SMALL, "neighbours": 16}))
+    photos.batch_size = 1
+    with pytest.raises(ConfigError, match=r"a batch has 1 of 4 training images. Set data.batch_size >= 2"):
+        fit(make_uss("stego"))
