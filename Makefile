@@ -1,5 +1,6 @@
 # Every target sets up by itself what it needs. Use an existing environment with PYTHON=/path/to/python.
 DATASET ?= microworld
+RECIPE ?=
 ARGS ?=
 VOC ?= data/VOCdevkit/VOC2012
 WEIGHTS ?= weights/mobilenet_v2.pth
@@ -14,10 +15,10 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage1 stage2 stage3 report status tensorboard test lint format mutate golden bench ladder ablation real clean clean_env
+.PHONY: help setup run stage1 stage2 stage3 report status gc tensorboard test lint format mutate golden bench ladder ablation real clean clean_env
 
 help: ## show this list
-	@echo "make TARGET [DATASET=microworld] [ARGS='options -- overrides'] [PYTHON=python]"
+	@echo "make TARGET [RECIPE=...] [DATASET=microworld] [ARGS='options --STEP.a.b value'] [PYTHON=python]"
 	@echo "photos need pretrained weights: ARGS=--download fetches them by name; python -m dhr_lightning init prints other ways"
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -32,20 +33,26 @@ $(VENV)/.ready: pyproject.toml
 		|| echo "pydensecrf2 could not be built: the dense CRF runs on the lattice of this package (same masks, one process). With a C++ compiler: 'make clean_env setup'."
 	@touch $@
 
-stage1: $(READY) ## image tags -> CAMs and base masks
-	$(RUN) stages/stage1_cam.py --dataset $(DATASET) $(ARGS)
+run: $(READY) ## a whole recipe, and its report: everything below in one
+	$(RUN) -m dhr_lightning run $(RECIPE) --data $(DATASET) $(ARGS)
+
+stage1: $(READY) ## image tags -> CAMs and first masks
+	$(RUN) stages/stage1_cam.py $(RECIPE) --data $(DATASET) $(ARGS)
 
 stage2: $(READY) ## images -> unsupervised segmentation features
-	$(RUN) stages/stage2_uss.py --dataset $(DATASET) $(ARGS)
+	$(RUN) stages/stage2_uss.py $(RECIPE) --data $(DATASET) $(ARGS)
 
 stage3: $(READY) ## masks and features -> DHR masks, final segmenter, report
-	$(RUN) stages/stage3_dhr.py --dataset $(DATASET) $(ARGS)
+	$(RUN) stages/stage3_dhr.py $(RECIPE) --data $(DATASET) $(ARGS)
 
-report: $(READY) ## reports/DATASET/report.html and report.json
-	$(RUN) -m dhr_lightning report --dataset $(DATASET) $(ARGS)
+report: $(READY) ## reports/DATASET/RECIPE/report.html and report.json
+	$(RUN) -m dhr_lightning report $(RECIPE) --data $(DATASET) $(ARGS)
 
-status: $(READY) ## every artifact: fresh, stale (why) or absent
-	$(RUN) -m dhr_lightning status --dataset $(DATASET) $(ARGS)
+status: $(READY) ## every artifact of the recipes that ran: fresh, stale (why) or absent
+	$(RUN) -m dhr_lightning status $(RECIPE) --data $(DATASET) $(ARGS)
+
+gc: $(READY) ## remove what no recipe needs that ran here (asks)
+	$(RUN) -m dhr_lightning gc --data $(DATASET) $(ARGS)
 
 tensorboard: $(READY) ## scalars and panels of all runs
 	$(RUN) -m tensorboard.main --logdir runs
@@ -78,11 +85,9 @@ ladder: $(READY) ## what every step does to the masks of the built-in data, thre
 ablation: $(READY) ## choices of the mask step, on the built-in data or photos (see benchmarks/ladder.py); takes long
 	$(RUN) benchmarks/ladder.py --workspace bench --rows ablation --skip-segmenters $(ARGS)
 
-real: $(READY) ## all stages on PASCAL VOC photos with a small pretrained network: VOC=FOLDER WEIGHTS=FILE
-	$(RUN) stages/stage1_cam.py --dataset voc --overlay real.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
-	$(RUN) stages/stage2_uss.py --dataset voc --overlay real.yaml --config uss=stage2_encoder.yaml -- --data.root $(VOC) --model.init_args.pretrained $(WEIGHTS)
-	$(RUN) stages/stage3_dhr.py --dataset voc --overlay real.yaml -- --data.root $(VOC)
-	$(RUN) benchmarks/real_table.py --data $(VOC) --output reports/voc/table.md
+real: $(READY) ## the recipe `photos` on PASCAL VOC photos: VOC=FOLDER WEIGHTS=FILE
+	$(RUN) -m dhr_lightning run photos --data voc --root $(VOC) --weights $(WEIGHTS) $(ARGS)
+	$(RUN) benchmarks/real_table.py --data $(VOC) --report reports/voc/photos/report.json --output reports/voc/table.md
 
 clean: ## remove artifacts, runs, reports and caches (data stays)
 	rm -rf artifacts runs reports bench mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

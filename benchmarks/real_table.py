@@ -2,7 +2,7 @@
 
     python benchmarks/real_table.py --data VOC --output reports/voc/table.md
 
-It reads `reports/voc/report.json`, which `make real` writes.
+It reads `reports/voc/photos/report.json`, which `make real` writes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     """Print the table, and save it if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="photos in the VOC layout")
-    parser.add_argument("--report", type=Path, default=Path("reports/voc/report.json"))
+    parser.add_argument("--report", type=Path, default=Path("reports/voc/photos/report.json"))
     parser.add_argument("--output", type=Path, help="file for the table")
     options = parser.parse_args()
     facts = resolve_truth(DatasetTruth(get_dataset("voc"), options.data))

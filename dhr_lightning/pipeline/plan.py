@@ -130,8 +130,8 @@ def _planned(
         "data": {**(config.get("data") or {}), "method": step.use, "step": step.name, "inputs": inputs},
     }
     check_run_config(config)
-    if request.download and can_download(config):
-        config["model"]["init_args"]["pretrained"] = True
+    if can_download(config) and (request.download or request.weights):
+        config["model"]["init_args"]["pretrained"] = request.weights or True
     check_background(config, step=step.name)
     return PlannedStep(step, StepIdentity(config, views), views.of(config))
 

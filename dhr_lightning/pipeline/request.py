@@ -29,6 +29,7 @@ class Request:
         drops: steps to leave out.
         overrides: `--a.b value` for all steps, `--STEP.a.b value` for one.
         download: take pretrained weights by name for every step whose backbone has none.
+        weights: file of pretrained weights for every step that starts from a backbone of its own.
     """
 
     recipe: str | None = None
@@ -40,6 +41,7 @@ class Request:
     drops: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     download: bool = False
+    weights: str | None = None
 
     def data_section(self) -> dict[str, Any]:
         """The `data` section that `--data`, `--root` and `--workspace` give."""
@@ -70,6 +72,8 @@ class Request:
         for name, value in (("data", self.data if self.data != BUILTIN else None), ("root", self.root),
                             ("workspace", self.workspace)):  # fmt: skip
             words += [f"--{name}", value] if value else []
+        words += ["--weights", self.weights] if self.weights else []
+        words += ["--download"] if self.download else []
         words += ["--overlay", *self.overlays] if self.overlays else []
         words += ["--swap", *(f"{step}={method}" for step, method in self.swaps.items())] if self.swaps else []
         words += ["--drop", *self.drops] if self.drops else []
@@ -103,6 +107,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="A.B=VALUE",
                         help="settings of all steps (trainer.max_epochs=2) or of one (cam.scales=[1.0]); --STEP.A.B VALUE "
                         "says the same")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="pretrained weights of every step that has none yet")
     parser.add_argument("--download", action="store_true",
                         help="pretrained: true for every step whose backbone has no weights")  # fmt: skip
 
@@ -155,6 +160,7 @@ def to_request(options: argparse.Namespace, overrides: Sequence[str]) -> Request
         tuple(options.drop),
         (*settings, *overrides),
         options.download,
+        options.weights,
     )
 
 

@@ -109,7 +109,8 @@ def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_recipe: bool) 
         return " ".join(words)
 
     by_name = "--download" if in_recipe else override(pretrained="true")
-    weights = f"Name pretrained weights: by name with `{by_name}`, by file with `{override(pretrained='FILE')}`"
+    by_file = "--weights FILE" if in_recipe else override(pretrained="FILE")
+    weights = f"Name pretrained weights: by name with `{by_name}`, by file with `{by_file}`"
     if set(random.values()) == {_WITHOUT_WEIGHTS}:
         weights = f"No pretrained weights of {_WITHOUT_WEIGHTS!r} exist: choose another model.init_args.backbone"
     make = "; with make, put this into ARGS='...'" if in_recipe else ""
