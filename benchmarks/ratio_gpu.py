@@ -13,10 +13,10 @@ from ratio_mask_step import TAGS, Batch, batched, make_batch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops.crf.dense import dense_crf
-from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.segmenters.wss.task import segmentation_loss
+from dhr_lightning.ops.crf.dense import dense_crf
+from dhr_lightning.ops.refine import Refiner
 
 PERIODS, REFINE_SCALES = (1, 2, 5), (1.0, 0.5, 0.25)
 OVERHEAD, LATTICE_MS, STEP_MS = 1.05, 2.0, 0.2

@@ -201,7 +201,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], lis
         if name in ("--config", "-c"):
             chosen = value if has_value else next(iter(follows), "")
             if not chosen:
-                raise ConfigError("--config needs a file. Write --config configs/stage1_cam.yaml.")
+                raise ConfigError("--config needs a file. Write --config methods/cam.yaml.")
             paths.append(chosen)
         elif name.startswith("--") and name[2:].split(".")[0] in SECTIONS:
             overrides += [item, *follows]

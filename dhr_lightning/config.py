@@ -57,12 +57,6 @@ def data_file(dataset: str) -> str:
     return dataset if Path(dataset).suffix in (".yaml", ".yml") else f"data/{dataset}.yaml"
 
 
-def dataset_argument(file: str) -> str:
-    """Inverse of `data_file`: what `--dataset` and `DATASET=` take."""
-    path = Path(file)
-    return path.stem if path.parent == Path("data") else file
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping; an empty file is an empty mapping."""
     try:

@@ -38,7 +38,9 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_so
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import MutantResult, MutantRunner, get_mutant_runner
 
-PACKAGES = ("ops", "tasks", "callbacks", "data", "metrics", "losses", "models", "artifacts")
+PACKAGES = (
+    "ops", "methods", "callbacks", "data", "metrics", "losses", "models", "artifacts", "provenance", "pipeline",
+)  # fmt: skip
 FOLDER = Path("mutants")
 TRANSPARENT = ("staticmethod", "classmethod", "torch.no_grad", "lru_cache", "cache")  # what a mutant may stand under
 MESSAGE = m.Call(func=m.Attribute(attr=m.OneOf(*(m.Name(name) for name in ("debug", "info", "warning", "warn")))))

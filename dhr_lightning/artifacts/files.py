@@ -20,8 +20,8 @@ from dhr_lightning.errors import ArtifactError
 
 TEMPORARY_PREFIX = ".tmp-"
 REPAIR = (
-    "Delete the file and run the stage that made it again (`make stage1`, `stage2` or `stage3` with the same "
-    "DATASET); the other files are kept."
+    "Delete the file and run the recipe again (`python -m dhr_lightning run`, with the options of last time); the other "
+    "files are kept."
 )
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
 
@@ -248,7 +248,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def _absent(path: Path) -> ArtifactError:
     return ArtifactError(
-        f"{path} does not exist. Run the stage that makes it (`make stage1`, `stage2` or `stage3`) for this dataset."
+        f"{path} does not exist. Run the recipe that makes it again (`python -m dhr_lightning run`)."
     )
 
 

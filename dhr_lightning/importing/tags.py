@@ -71,7 +71,7 @@ def read_tags(path: Path, classes: ClassSet) -> dict[object, tuple[str, ...]]:
         if vector.shape != (classes.num_tags,) or not np.isin(vector, (0, 1)).all():
             raise TagError(
                 f"{path}: the entry {key!r} has shape {vector.shape} and values {np.unique(vector)[:4].tolist()}; "
-                f"expected 0 and 1 for the {classes.num_tags} classes. Choose the --dataset it was made for."
+                f"expected 0 and 1 for the {classes.num_tags} classes. Choose the --data it was made for."
             )
         tags[key] = tuple(classes.tag_names[index] for index in np.flatnonzero(vector))
     return tags

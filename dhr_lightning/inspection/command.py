@@ -111,7 +111,7 @@ def artifact_plan(request: Request) -> ArtifactPlan:
 
 
 def feature_stride(backbone: str) -> int:
-    """Pixels per feature cell of a backbone of stage 2: vision transformers name their patch size."""
+    """Pixels per feature cell of a backbone for features: vision transformers name their patch size."""
     match = _PATCH.search(backbone)
     if match:
         return int(match[1])

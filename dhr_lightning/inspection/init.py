@@ -19,15 +19,9 @@ from dhr_lightning.errors import ConfigError, DataError
 CLASS_FILE = "classes.txt"
 # What else people start with; --download fetches pretrained weights by name.
 NEXT = (
-    (
-        "with files of weights",
-        "-- --cam.model.init_args.pretrained RESNET50.pth --uss.model.init_args.pretrained DINO_VITB8.pth",
-    ),
-    ("a small network on a CPU", "--overlay real.yaml --config uss=stage2_encoder.yaml --download"),
-    (
-        "without any weights, only to see the steps run",
-        "--overlay quickstart.yaml --config uss=stage2_filterbank.yaml -- --model.init_args.from_scratch true",
-    ),
+    ("with files of weights", "--cam.pretrained RESNET50.pth --uss.pretrained DINO_VITB8.pth"),
+    ("a small network on a CPU", "photos --download"),
+    ("without any weights, only to see the steps run", "--overlay debug.yaml"),
 )
 _SHOWN = 3
 _WIDTH = 110
@@ -63,9 +57,9 @@ def init_folder(folder: str, output: str | None = None, name: str | None = None,
     for line in findings:
         log.info(line)
     log.info("written: %s", target)
-    log.info("next: make stage1 stage2 stage3 DATASET=%s ARGS=--download", target)
+    log.info("next: python -m dhr_lightning run --data %s --download", target)
     for what, arguments in NEXT:
-        log.info("  %s: ... ARGS='%s'", what, arguments)
+        log.info("  %s: ... run %s --data %s", what, arguments, target)
     return 0
 
 

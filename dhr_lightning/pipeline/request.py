@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Request:
         swaps: method by step.
         drops: steps to leave out.
         overrides: `--a.b value` for all steps, `--STEP.a.b value` for one.
+        outputs: steps that are wanted, instead of the recipe's own.
         download: take pretrained weights by name for every step whose backbone has none.
         weights: file of pretrained weights for every step that starts from a backbone of its own.
     """
@@ -40,6 +41,7 @@ class Request:
     swaps: Mapping[str, str] = field(default_factory=dict)
     drops: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     download: bool = False
     weights: str | None = None
 
@@ -58,7 +60,7 @@ class Request:
             recipe = recipe.swap(step, method)
         for step in self.drops:
             recipe = recipe.drop(step)
-        return recipe
+        return replace(recipe, outputs=self.outputs) if self.outputs else recipe
 
     def default_recipe(self) -> str:
         """Recipe for this data where none is named."""
@@ -159,8 +161,8 @@ def to_request(options: argparse.Namespace, overrides: Sequence[str]) -> Request
         dict(_pair(text) for text in options.swap),
         tuple(options.drop),
         (*settings, *overrides),
-        options.download,
-        options.weights,
+        download=options.download,
+        weights=options.weights,
     )
 
 

@@ -135,7 +135,7 @@ def read_prepared(root: Path, split: str, classes: ClassSet, *, dataset: str) ->
         TagError: if a tag is unknown; names file, line and the nearest known class.
     """
     table = root / FOLDER / f"{split}.csv"
-    command = f"`python -m dhr_lightning prepare --dataset {dataset} --root {root}`"
+    command = f"`python -m dhr_lightning prepare --data {dataset} --root {root}`"
     if not table.is_file():
         raise DataError(f"Split {split!r} of {dataset} is not prepared: {table} is missing. Run {command}.")
     files = _Folders(root)
