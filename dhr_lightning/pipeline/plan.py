@@ -123,7 +123,8 @@ def _planned(
 ) -> PlannedStep:
     if step.is_imported:
         return PlannedStep(step, None, views.of(config))
-    inputs = {port: _address(step, port, source, planned) for port, source in step.reads.items()}
+    found = {port: _address(step, port, source, planned) for port, source in step.reads.items()}
+    inputs = {port: address for port, address in found.items() if address is not None}
     config = {
         **config,
         "model": {"class_path": step.spec.task, "init_args": dict((config.get("model") or {}).get("init_args") or {})},
@@ -136,8 +137,8 @@ def _planned(
     return PlannedStep(step, StepIdentity(config, views), views.of(config))
 
 
-def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, PlannedStep]) -> str:
-    """What a step reads at a port: an address, the name of a run, or `truth`."""
+def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, PlannedStep]) -> str | None:
+    """What a step reads at a port: an address, the name of a run, or `truth`; None for weights that an import lacks."""
     if source == TRUTH:
         return TRUTH
     name = source.partition(".")[0]
@@ -146,6 +147,8 @@ def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, Pla
     producer = planned[name]
     if kind is not None:
         return producer.address(kind)
+    if producer.identity is None and step.spec.reads[port].optional:
+        return None
     if producer.identity is None:
         raise ConfigError(f"{step.name}.{port} reads the weights of {name}, but {IMPORTED} artifacts have none.")
     return producer.identity.run
