@@ -10,7 +10,7 @@ from ratio_base import Options, Ratio, paired_medians
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
-from dhr_lightning.data.catalog import ClassSet, Record, spread
+from dhr_lightning.data.catalog import ClassSet, Record, subsample_evenly
 from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches
 from dhr_lightning.data.normalize import normalize
@@ -25,7 +25,9 @@ DRAWN = ((500, 375), (375, 500), (500, 333), (500, 375), (640, 480), (333, 500),
 def records_of(options: Options, folder: Path) -> list[Record]:
     """Photos of the options, or grey pictures of mixed sizes in `folder`."""
     if options.photos:
-        return [Record(path.stem, path, (1,)) for path in spread(sorted(options.photos.glob("*.jpg")), PHOTOS)]
+        return [
+            Record(path.stem, path, (1,)) for path in subsample_evenly(sorted(options.photos.glob("*.jpg")), PHOTOS)
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     for index, size in enumerate(DRAWN * 3):
         Image.new("RGB", size, (128, 128, 128)).save(folder / f"{index}.jpg")

@@ -81,7 +81,7 @@ def prepare(arguments: Sequence[str]) -> int:
         check_dataset(view.store.root / view.info.name, records, view.info.classes)
         for split, rows in records.items():
             tags = sum(len(record.tags) for record in rows) / max(len(rows), 1)
-            masks = sum(record.mask is not None for record in rows)
+            masks = sum(record.gt_mask is not None for record in rows)
             log.info(
                 "%s/%s: %d images, %.2f tags per image, %d ground-truth masks (%s)",
                 view.info.name,

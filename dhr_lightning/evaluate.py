@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.data.files import check_mask
 from dhr_lightning.errors import ArtifactError, DataError
-from dhr_lightning.protocol import describe_making
+from dhr_lightning.protocol import describe_inference
 from dhr_lightning.reporting.evaluate import Progress, count_masks
 from dhr_lightning.reporting.figures import all_figures
 from dhr_lightning.reporting.kinds import MaskKind
@@ -65,7 +65,7 @@ def evaluate_folder(
     Source: mIoU, mFPR and mFNR as in the evaluator published with DHR (arXiv:2404.00380).
     Differs: that one counts in float32, which loses pixels beyond 2^24 per class; here counts are integers.
     """
-    records = [record for record in info.read(root, split, info.classes) if record.mask is not None]
+    records = [record for record in info.read(root, split, info.classes) if record.gt_mask is not None]
     if not records and split == "test":
         raise DataError(
             f"The test split of {info.name} has no ground truth here, so nothing can be scored: it is predicted only. "
@@ -80,7 +80,7 @@ def evaluate_folder(
     reader = _FolderReader(pred, info.classes, compat=compat, keep_empty=info.name == "coco" and split == "val")
     made = _recorded(pred)
     ids = tuple(record.id for record in records)
-    kind = MaskKind("prediction", split, ids, making=describe_making(made))
+    kind = MaskKind("prediction", split, ids, inference_info=describe_inference(made))
     truth = DatasetTruth(info, root)
     facts = resolve_truth(truth, train_split=split)
     result = count_masks(truth, facts, [kind], reader.read, title=f"evaluate {split}", progress=progress)

@@ -63,7 +63,7 @@ class EvaluationProtocol:
         return "; ".join(words)
 
 
-def describe_making(info: Mapping[str, Any] | None) -> str:
+def describe_inference(info: Mapping[str, Any] | None) -> str:
     """TTA and CRF of a set of masks in words, from the `info` of its manifest; None if it has no manifest."""
     if info is None:
         return "masks as given, TTA and CRF unknown"

@@ -65,7 +65,7 @@ def build_report(
     verdict = write_verdict(kinds, figures, split=split)
     galleries = {
         result.split: build_galleries(
-            store, truth, result, picture_columns([tally.kind for tally in result.tallies]), max_images=max_images
+            store, truth, result, picture_columns([counts.kind for counts in result.mask_counts]), max_images=max_images
         )
         for result in results
     }
@@ -125,5 +125,5 @@ def _sweep(
 
 
 def _remarks(results: Sequence[SplitResult]) -> list[str]:
-    bare = [result.split for result in results if all(tally.labelled == 0 for tally in result.tallies)]
+    bare = [result.split for result in results if all(counts.labelled == 0 for counts in result.mask_counts)]
     return [f"No true masks on {split}: only label-free figures are reported there." for split in bare]

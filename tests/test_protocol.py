@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.protocol import EvaluationProtocol, describe_making
+from dhr_lightning.protocol import EvaluationProtocol, describe_inference
 
 FULL = EvaluationProtocol(
     (1.0, 0.5), crf={"bilateral_sxy": 67.0, "iterations": 10}, backend="lattice", prune=0.1, tags=True
@@ -42,7 +42,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_making_of_masks_with_and_without_a_manifest():
-    assert describe_making(None) == "masks as given, TTA and CRF unknown"
-    assert describe_making({}) == "TTA and CRF not recorded"
-    assert describe_making({"refine": "pamr"}) == "refinement pamr, no TTA recorded"
-    assert describe_making({"refine": "lattice", "protocol": FULL.record()}) == FULL.describe()
+    assert describe_inference(None) == "masks as given, TTA and CRF unknown"
+    assert describe_inference({}) == "TTA and CRF not recorded"
+    assert describe_inference({"refine": "pamr"}) == "refinement pamr, no TTA recorded"
+    assert describe_inference({"refine": "lattice", "protocol": FULL.record()}) == FULL.describe()

@@ -60,8 +60,8 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
         row = {"image": image, **_pictures(datamodule, record, image)}
         masks = _predicted(task, datamodule, record)
         row |= {title: overlay(image, mask, datamodule.classes) for title, mask in masks.items()}
-        if record.mask is not None:
-            row["truth"] = overlay(image, read_truth(record.mask), datamodule.classes)
+        if record.gt_mask is not None:
+            row["truth"] = overlay(image, read_truth(record.gt_mask), datamodule.classes)
         rows.append(row)
     titles = [title for title in rows[0] if all(title in row for row in rows)]
     names = [datamodule.classes.names[value] for value in sorted(found)]

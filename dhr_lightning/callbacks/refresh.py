@@ -117,23 +117,23 @@ class PseudoMaskRefresh(L.Callback):
 def compare_masks(datamodule: WSSSDataModule, address: str, previous: str) -> dict[str, float]:
     """Share of pixels unlike `previous`, share of tags without a pixel and, with ground truth, mIoU; all in [0, 1]."""
     store, classes = datamodule.store, datamodule.classes
-    changed = pixels = vanished = tags = 0
+    changed = pixels = missing = tags = 0
     matrix = torch.zeros(1, dtype=torch.int64)
     for record in datamodule.records("train"):
         mask = read_mask(store.path(address, "train", record.id))
         before = read_mask(store.path(previous, "train", record.id))
         changed, pixels = changed + int((mask != before).sum()), pixels + mask.size
         found = set(np.unique(mask).tolist())
-        tags, vanished = tags + len(record.tags), vanished + len(set(record.tags) - found)
-        if record.mask is not None:
-            truth = torch.from_numpy(read_truth(record.mask).astype(np.int64))
+        tags, missing = tags + len(record.tags), missing + len(set(record.tags) - found)
+        if record.gt_mask is not None:
+            truth = torch.from_numpy(read_truth(record.gt_mask).astype(np.int64))
             matrix = matrix + confusion_matrix(
                 torch.from_numpy(mask.astype(np.int64)),
                 truth,
                 num_classes=classes.num_classes,
                 ignore_index=classes.ignore_index,
             )
-    figures = {"changed_pixels": changed / max(pixels, 1), "vanished_tags": vanished / max(tags, 1)}
+    figures = {"changed_pixels": changed / max(pixels, 1), "missing_tags": missing / max(tags, 1)}
     if matrix.numel() > 1:
         figures["miou"] = float(scores(matrix).miou)
     return figures

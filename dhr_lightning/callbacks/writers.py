@@ -115,7 +115,7 @@ class ArtifactWriters(L.Callback):
         if trainer.is_global_zero:
             for (_, split), writer in self._writers.items():
                 # not the device of the task, which has left it when nothing was left to predict
-                info = making(task, split, device=trainer.strategy.root_device)
+                info = inference_info(task, split, device=trainer.strategy.root_device)
                 _tell_gate(writer.seal(seconds=seconds, **info), writer.folder)
         self._close()
 
@@ -153,12 +153,12 @@ def _tell_gate(manifest: Manifest, folder: Path) -> None:
         log.info("%s: %s", name, gate.verdict())
 
 
-def making(task: BaseTask, split: str, *, device: torch.device) -> dict[str, Any]:
+def inference_info(task: BaseTask, split: str, *, device: torch.device) -> dict[str, Any]:
     """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
     inference = getattr(task, "inference", None)
     if inference is None:
         refiner = prediction_refiner(task)
-        return {"refine": refiner.resolve(device) if refiner else "none", **task.making()}
+        return {"refine": refiner.resolve(device) if refiner else "none", **task.inference_info()}
     protocol = inference.protocol(split, device)
     return {"refine": protocol.backend or "none", "protocol": protocol.record()}
 

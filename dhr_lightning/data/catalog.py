@@ -92,13 +92,13 @@ class Record:
     id: str
     image: Path
     tags: tuple[int, ...]
-    mask: Path | None = None
+    gt_mask: Path | None = None
     stuff: Path | None = None
 
 
 def without_truth(records: Sequence[Record]) -> list[Record]:
     """Records of a test split: images alone, whatever else lies beside them."""
-    return [replace(record, tags=(), mask=None, stuff=None) for record in records]
+    return [replace(record, tags=(), gt_mask=None, stuff=None) for record in records]
 
 
 def _no_test(root: Path) -> bool:
@@ -112,7 +112,7 @@ class DatasetInfo:
     Args:
         name: the key in the catalog; also the folder name of its artifacts.
         classes: class list.
-        read: `(root, split, classes) -> records`; those of `test` have neither tags nor mask.
+        read: `(root, split, classes) -> records`; those of `test` have neither tags nor `gt_mask`.
         root: default folder.
         has_test: whether the files at a root hold a test split.
         prepare: makes the files of the built-in dataset; `None` for photos, which the user must bring.
@@ -154,6 +154,6 @@ def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.
     return vector
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
+def subsample_evenly(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spread over the list."""
     return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)

@@ -20,7 +20,7 @@ from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset, Source
 from dhr_lightning.data.gate import address_to_read
-from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader, SizedSampler
+from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.sample import Batch, collate
@@ -263,9 +263,9 @@ class WSSSDataModule(L.LightningDataModule):
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
         if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
-            return self._loader(dataset, LateLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
+            return self._loader(dataset, LazyWorkerDataLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
-        return self._loader(dataset, LateLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+        return self._loader(dataset, LazyWorkerDataLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def _training_dataset(self) -> SegmentationDataset | CropPairs:
         five_crop = getattr(self.task, "five_crop", None)

@@ -103,5 +103,5 @@ def check_mask(
 def check_record(record: Record, classes: ClassSet) -> None:
     """Decode the image and the mask of one record and check them against each other."""
     image = read_image(record.image)
-    if record.mask is not None:
-        check_mask(read_truth(record.mask), path=record.mask, size=image.size, classes=classes)
+    if record.gt_mask is not None:
+        check_mask(read_truth(record.gt_mask), path=record.gt_mask, size=image.size, classes=classes)

@@ -17,7 +17,7 @@ class EpochSampler(DistributedSampler[Any]):
         return ((self.epoch, index) for index in super().__iter__())
 
 
-class LateLoader(DataLoader[Any]):
+class LazyWorkerDataLoader(DataLoader[Any]):
     """Starts its workers at the first batch, not when its iterator is made.
 
     Lightning makes the first iterator of a fit before it sets the epoch and before callbacks prepare the first masks:

@@ -91,22 +91,22 @@ def _tags_of_list(path: Path, classes: ClassSet) -> dict[object, tuple[str, ...]
     return tags
 
 
-def compare_tags(here: Mapping[str, Sequence[str]], there: Mapping[str, Sequence[str]]) -> str:
+def compare_tags(imported: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> str:
     """One sentence on how two sources of tags differ, over the images that both have; it decides nothing.
 
     Args:
-        here: tag names by image id, of the source at hand.
-        there: the same of the other source.
+        imported: tag names by image id, of the imported file.
+        own: the same of the dataset.
     """
-    both = [image_id for image_id in here if image_id in there]
-    differing = [image_id for image_id in both if set(here[image_id]) != set(there[image_id])]
+    both = [image_id for image_id in imported if image_id in own]
+    differing = [image_id for image_id in both if set(imported[image_id]) != set(own[image_id])]
     if not differing:
         return f"both sources of tags agree on all {len(both)} images that they share"
-    only_here = Counter(name for image_id in both for name in set(here[image_id]) - set(there[image_id]))
-    only_there = Counter(name for image_id in both for name in set(there[image_id]) - set(here[image_id]))
+    only_imported = Counter(name for image_id in both for name in set(imported[image_id]) - set(own[image_id]))
+    only_own = Counter(name for image_id in both for name in set(own[image_id]) - set(imported[image_id]))
     return (
-        f"tags differ on {len(differing)} of {len(both)} images, first {differing[0]}: {_most(only_here)} only in the "
-        f"imported file, {_most(only_there)} only in the dataset"
+        f"tags differ on {len(differing)} of {len(both)} images, first {differing[0]}: {_most(only_imported)} only in "
+        f"the imported file, {_most(only_own)} only in the dataset"
     )
 
 

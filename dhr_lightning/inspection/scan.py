@@ -118,7 +118,7 @@ def _usable_cores() -> int:
 
 def scan_record(split: str, record: Record) -> Scan:
     """Decode the photo and the mask of one record. What cannot be decoded is noted, not raised."""
-    scan = Scan(split, record, mask=scan_mask(record.mask) if record.mask is not None else None)
+    scan = Scan(split, record, mask=scan_mask(record.gt_mask) if record.gt_mask is not None else None)
     try:
         digest = hashlib.blake2b(record.image.read_bytes(), digest_size=16).hexdigest()
         with Image.open(record.image) as header:

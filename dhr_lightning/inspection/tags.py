@@ -30,7 +30,7 @@ def coverage_findings(records: Mapping[str, Sequence[Record]], classes: ClassSet
     found = []
     for split, rows in records.items():
         bare = [str(record.image) for record in rows if not record.tags]
-        masks = sum(record.mask is not None for record in rows)
+        masks = sum(record.gt_mask is not None for record in rows)
         per_image = sum(len(record.tags) for record in rows) / max(len(rows), 1)
         text = f"{split}: {len(rows)} images, {per_image:.2f} tags per image, {masks} masks."
         text = text if split in TAGGED_SPLITS else f"{split}: {len(rows)} images, which are predicted only."
@@ -177,10 +177,10 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
     for row, scan in zip(seen, rows, strict=True):
         row[list(scan.mask.pixels if scan.mask else ())] = True
     tags = tag_matrix([s.record for s in rows], classes)
-    here = seen[:, classes.offset : classes.num_classes]
+    in_mask = seen[:, classes.offset : classes.num_classes]
     items = [
-        f"{rows[row].record.id} ({', '.join(_differences(tags[row], here[row], classes))})"
-        for row in np.flatnonzero((tags != here).any(1))
+        f"{rows[row].record.id} ({', '.join(_differences(tags[row], in_mask[row], classes))})"
+        for row in np.flatnonzero((tags != in_mask).any(1))
     ]
     share = len(items) / len(rows)
     found = finding(
@@ -188,14 +188,14 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
         "tag-mask-disagreement",
         items,
         f"Tags and masks disagree on {{n}} of {len(rows)} images ({100 * share:.1f} %; "
-        f"{int((tags & ~here).sum())} tags without a pixel, {int((here & ~tags).sum())} classes without a tag).",
+        f"{int((tags & ~in_mask).sum())} tags without a pixel, {int((in_mask & ~tags).sum())} classes without a tag).",
         "Masks only score: the tags are trained on as they are. Look at a few." if share > _DISAGREEMENT else "",
     )
     return _shifted(seen, tags, classes) + found
 
 
-def _differences(tags: npt.NDArray[np.bool_], here: npt.NDArray[np.bool_], classes: ClassSet) -> list[str]:
-    words = (("only in tags", tags & ~here), ("only in mask", here & ~tags))
+def _differences(tags: npt.NDArray[np.bool_], in_mask: npt.NDArray[np.bool_], classes: ClassSet) -> list[str]:
+    words = (("only in tags", tags & ~in_mask), ("only in mask", in_mask & ~tags))
     return [f"{classes.tag_names[tag]} {word}" for word, flags in words for tag in np.flatnonzero(flags)]
 
 

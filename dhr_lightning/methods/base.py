@@ -130,7 +130,7 @@ class BaseTask(L.LightningModule):
         h = self.hparams
         return frozen_parts(encoder, norm=h.frozen_norm, stages=h.frozen_stages, whole=h.frozen_encoder)
 
-    def making(self) -> dict[str, Any]:
+    def inference_info(self) -> dict[str, Any]:
         """What the manifests of this task's artifacts should know beside the settings."""
         return {}
 

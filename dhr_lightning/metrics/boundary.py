@@ -47,9 +47,9 @@ def boundary_counts(
     height, width = target.shape[-2:]
     distance = max(1, round(ratio * (height**2 + width**2) ** 0.5))
     answer = prediction.long().masked_fill(target == ignore_index, ignore_index)
-    near = [
+    bands = [
         mask.where(boundary_band(mask, distance=distance), ignore_index)  # (B, H, W), only the band is left
         for mask in (answer, target.long())
     ]
-    joint = joint_counts(*near, num_classes=num_classes, ignore_index=ignore_index).sum(0)  # (C + 1, C + 1)
+    joint = joint_counts(*bands, num_classes=num_classes, ignore_index=ignore_index).sum(0)  # (C + 1, C + 1)
     return torch.stack([joint.diagonal(), joint.sum(1), joint.sum(0)])[:, :num_classes]

@@ -53,8 +53,8 @@ class ConfusionMatrix(Metric):
             joint = joint_counts(prediction[None], target[None], **values)
         self.matrix = self.matrix + joint.sum(0)[: self.num_classes]
         if self.boundary_ratio is not None:
-            near = boundary_counts(prediction, target, ratio=self.boundary_ratio, **values)
-            self.boundary = self.boundary + near
+            in_band = boundary_counts(prediction, target, ratio=self.boundary_ratio, **values)
+            self.boundary = self.boundary + in_band
 
     def compute(self) -> Tensor:
         """Return the `(C, C + 1)` int64 counts so far."""

@@ -53,9 +53,9 @@ def scores(matrix: Tensor, boundary: Tensor | None = None) -> Scores:
     predicted = counts[:, :num_classes].sum(dim=0)  # (C,)
     union = true + predicted - hit  # (C,); 0 / 0 is NaN
     iou, fpr, fnr = hit / union, (predicted - hit) / union, (true - hit) / union
-    near = counts.new_zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
-    both, true_near, predicted_near = near  # each (C,)
-    boundary_iou = both / (true_near + predicted_near - both)
+    in_band = counts.new_zeros(3, num_classes) if boundary is None else boundary.detach().cpu().double()
+    both, true_band, predicted_band = in_band  # each (C,)
+    boundary_iou = both / (true_band + predicted_band - both)
     return Scores(
         iou=iou,
         fpr=fpr,

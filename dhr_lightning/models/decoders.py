@@ -32,8 +32,8 @@ def encoder_stride(decoder: str, output_stride: int, *, backbone: str) -> int:
         ConfigError: if the decoder is unknown or the encoder has no map of stride 32.
     """
     if decoder not in NAMES:
-        near = difflib.get_close_matches(decoder.lower().replace("_", ""), NAMES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        closest = difflib.get_close_matches(decoder.lower().replace("_", ""), NAMES, n=1)
+        hint = f" Did you mean {closest[0]!r}?" if closest else ""
         raise ConfigError(f"Unknown decoder {decoder!r}.{hint} Known: {', '.join(NAMES)}.")
     # PSPNet reads the last feature map only, so that its stride is free.
     free = decoder in (DEEPLAB, "pspnet") or "encoder_output_stride" in _arguments(_ARCHITECTURES[decoder])

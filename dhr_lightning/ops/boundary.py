@@ -43,7 +43,7 @@ def boundary_band(mask: Tensor, *, distance: int) -> Tensor:
 def _any_in_window(flags: Tensor, length: int, *, dim: int) -> Tensor:
     """Whether one of `length` flags is set, from each position on; the result is shorter by `length - 1`."""
     reach = 1
-    while reach < length:  # twice as far with every round
+    while reach < length:  # twice as far with every pass
         step = min(reach, length - reach)
         count = flags.shape[dim] - step
         flags = flags.narrow(dim, 0, count) | flags.narrow(dim, step, count)

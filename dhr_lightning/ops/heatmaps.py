@@ -59,18 +59,18 @@ def class_heatmaps(
     grid = (features.shape[2], features.shape[3])
     weights = cell_labels(mask, keys, grid=grid, valid=valid, mode=pooling)  # (B, K, N)
     cosine, centroids, active = class_cosines(features, weights)
-    for more, _, there in _level_cosines(levels, mask, keys, valid, pooling):
-        cosine = cosine + resize_maps(more, grid, valid=there)
+    for level_cosine, _, level_valid in _level_cosines(levels, mask, keys, valid, pooling):
+        cosine = cosine + resize_maps(level_cosine, grid, valid=level_valid)
     cosine = cosine / (1 + len(levels))
-    near = None if valid is None else valid_cells(valid, grid)
+    valid_grid = None if valid is None else valid_cells(valid, grid)
     if mode == "min_max":
-        return ClassHeatmaps(min_max_normalize(cosine, valid=near, present=active), centroids, active)
+        return ClassHeatmaps(min_max_normalize(cosine, valid=valid_grid, present=active), centroids, active)
     if mode == "relu":
         maps = cosine.clamp_min(0.0) * active[..., None, None]
-        return ClassHeatmaps(maps if near is None else maps * near[:, None], centroids, active)
+        return ClassHeatmaps(maps if valid_grid is None else maps * valid_grid[:, None], centroids, active)
     logits = (cosine / temperature).masked_fill(~active[..., None, None], -torch.inf)
     maps = logits.softmax(1).nan_to_num(0.0)  # an image without any active class has no shares
-    return ClassHeatmaps(maps if near is None else maps * near[:, None], centroids, active)
+    return ClassHeatmaps(maps if valid_grid is None else maps * valid_grid[:, None], centroids, active)
 
 
 def supervised_heatmaps(
@@ -104,17 +104,18 @@ def supervised_heatmaps(
     chosen = picked.nonzero()[:, 0]
     if len(chosen) == 0:
         return as_float(levels[0]).new_zeros(*keys.shape, *grid)
-    few = 2 * len(chosen) <= len(picked)  # features are large: copying most of them costs more than comparing all
-    if few:
+    # features are large: copying most of them costs more than comparing all
+    copy_chosen = 2 * len(chosen) <= len(picked)
+    if copy_chosen:
         mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
         levels = [level[chosen] for level in levels]
     maps = [
-        resize_maps(min_max_normalize(cosine, valid=near, present=active), grid, valid=near)
-        for cosine, active, near in _level_cosines(levels, mask, keys, valid, pooling)
+        resize_maps(min_max_normalize(cosine, valid=level_valid, present=active), grid, valid=level_valid)
+        for cosine, active, level_valid in _level_cosines(levels, mask, keys, valid, pooling)
     ]
-    near = None if valid is None else valid_cells(valid, grid)
-    result = min_max_normalize(torch.stack(maps).mean(0), valid=near)
-    if few:
+    valid_grid = None if valid is None else valid_cells(valid, grid)
+    result = min_max_normalize(torch.stack(maps).mean(0), valid=valid_grid)
+    if copy_chosen:
         return result.new_zeros(len(picked), *result.shape[1:]).index_copy(0, chosen, result)
     return result * picked[:, None, None, None]
 
@@ -125,11 +126,11 @@ def _level_cosines(
     """Yield cosines `(B, K, h, w)`, active classes and valid cells of every level, on its own grid."""
     cells: dict[tuple[int, int], Tensor] = {}  # levels on one grid share their labels
     for level in levels:
-        here = (level.shape[2], level.shape[3])
-        if here not in cells:
-            cells[here] = cell_labels(mask, keys, grid=here, valid=valid, mode=pooling)
-        cosine, _, active = class_cosines(level, cells[here])
-        yield cosine, active, None if valid is None else valid_cells(valid, here)
+        own_grid = (level.shape[2], level.shape[3])
+        if own_grid not in cells:
+            cells[own_grid] = cell_labels(mask, keys, grid=own_grid, valid=valid, mode=pooling)
+        cosine, _, active = class_cosines(level, cells[own_grid])
+        yield cosine, active, None if valid is None else valid_cells(valid, own_grid)
 
 
 def group_weights(

@@ -12,12 +12,12 @@ _CHUNK = 65536  # rows whose distances to all centroids are held at once
 def kmeans(
     x: Tensor, k: int, *, iterations: int, generator: torch.Generator | None = None, spherical: bool = False
 ) -> Tensor:
-    """Cluster the rows of one matrix (Lloyd's rounds from a k-means++ start).
+    """Cluster the rows of one matrix (Lloyd's iterations from a k-means++ start).
 
     Args:
         x: `(N, D)` finite; rows are scaled to unit length when `spherical`.
         k: number of clusters, 1 <= k <= N.
-        iterations: rounds, >= 1.
+        iterations: how many, >= 1.
         generator: CPU generator that makes the start repeatable.
         spherical: cosine instead of Euclidean distance; centroids have unit length.
 
@@ -39,7 +39,7 @@ def kmeans(
         rows = functional.normalize(as_float(x), dim=1) if spherical else as_float(x)
         centroids = _start(rows, torch.rand(k, generator=generator, device="cpu"))
         for _ in range(iterations):
-            centroids = _round(rows, centroids, spherical)
+            centroids = _lloyd_iteration(rows, centroids, spherical)
         return centroids
 
 
@@ -52,7 +52,7 @@ def batched_spherical_kmeans(
         x: `(B, N, D)` finite, any scale.
         member: `(B, N)` bool, or `(B, P, N)` for P sets that share the vectors of an image.
         k: clusters per set, >= 1. A set with fewer members gets as many clusters as members.
-        iterations: rounds, >= 1.
+        iterations: how many, >= 1.
         seed: every set uses the same random numbers, so a result does not depend on the rest of the batch.
         limit: `(B,)` or `(B, P)` int, further bound on the clusters of a set.
 
@@ -79,7 +79,7 @@ def batched_spherical_kmeans(
         uniform = torch.rand(k, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         centroids = _batched_start(unit, member, uniform) * used[..., None]
         for _ in range(iterations):
-            centroids = _batched_round(unit, member, centroids, used)
+            centroids = _batched_iteration(unit, member, centroids, used)
     return (centroids[:, 0], used[:, 0]) if single else (centroids, used)
 
 
@@ -107,7 +107,7 @@ def _start(rows: Tensor, uniform: Tensor) -> Tensor:
     return torch.stack(chosen)
 
 
-def _round(rows: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
+def _lloyd_iteration(rows: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
     """Assign every row to its nearest centroid and average."""
     k = len(centroids)
     sums, counts = torch.zeros_like(centroids), torch.zeros_like(centroids[:, 0])
@@ -146,8 +146,8 @@ def _batched_start(unit: Tensor, member: Tensor, uniform: Tensor) -> Tensor:
     return torch.stack(chosen, dim=2)
 
 
-def _batched_round(unit: Tensor, member: Tensor, centroids: Tensor, used: Tensor) -> Tensor:
-    """One round of every set; memory is `(B, P, k, N)`, never times D."""
+def _batched_iteration(unit: Tensor, member: Tensor, centroids: Tensor, used: Tensor) -> Tensor:
+    """One iteration of every set; memory is `(B, P, k, N)`, never times D."""
     batch, sets, k, depth = centroids.shape
     cosine = (centroids.view(batch, sets * k, depth) @ unit.mT).view(batch, sets, k, -1)
     cosine = cosine.masked_fill(~used[..., None], -torch.inf)

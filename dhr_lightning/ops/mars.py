@@ -34,7 +34,7 @@ def image_centroids(
         offset: that of the class set; 0 means that it has no background.
         k_fg: centroids per foreground class (target and biased object), >= 1.
         k_bg: centroids of the background, >= 1.
-        iterations: rounds of spherical k-means.
+        iterations: iterations of spherical k-means.
         seed: start of the k-means.
         valid: `(B, H, W)` bool, pixels that count.
 
@@ -188,8 +188,8 @@ def foreground_mask(
         raise ValueError(f"Expected `threshold` in (0, 1), but got {threshold}.")
     check_dims("similarity", similarity, "B h w")
     grid, size = (similarity.shape[1], similarity.shape[2]), (image.shape[1], image.shape[2])
-    near = None if valid is None else valid_cells(valid, grid)
-    foreground = _stretch(resize_maps(similarity[:, None], size, valid=near), threshold)  # (B, 1, H, W)
+    valid_grid = None if valid is None else valid_cells(valid, grid)
+    foreground = _stretch(resize_maps(similarity[:, None], size, valid=valid_grid), threshold)  # (B, 1, H, W)
     score = torch.cat([1.0 - foreground, foreground], dim=1)  # (B, 2, H, W)
     if refine is not None:
         score = refine(image, score, torch.ones_like(score[..., 0, 0], dtype=torch.bool), valid=valid)

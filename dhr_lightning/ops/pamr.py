@@ -27,7 +27,7 @@ def pamr(
         image: `(B, 3, H, W)` float in [0, 1].
         probability: `(B, C, H, W)` float.
         dilations: distances of the eight neighbours, each >= 1.
-        iterations: rounds, >= 1.
+        iterations: how many, >= 1.
         sigma: colour tolerance relative to the local standard deviation, > 0.
         valid: `(B, H, W)` bool; its bounding box is treated as the whole image. Values outside repeat the border.
 

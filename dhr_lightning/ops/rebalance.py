@@ -151,7 +151,7 @@ def _redraw(
     """Replace the merged mask by labels from rebalanced heatmaps."""
     grid, init = (uss.shape[2], uss.shape[3]), merged.init
     levels = {"all": wss, "first": wss[:1], "last": wss[-1:]}[settings.wss_levels]
-    near = None if valid is None else valid_cells(valid, grid)
+    valid_grid = None if valid is None else valid_cells(valid, grid)
     maps, centroids, active = class_heatmaps(
         uss,
         init,
@@ -172,13 +172,13 @@ def _redraw(
         )
         rivals = active if settings.group_cost == "all" else None
         heat = heat * group_weights(
-            separate, groups, active=rivals, valid=near, epsilon=settings.epsilon, stopping=settings.stopping
+            separate, groups, active=rivals, valid=valid_grid, epsilon=settings.epsilon, stopping=settings.stopping
         )
     if settings.final_transport and settings.final_order == "after":
         heat = _transport_all(heat, init, keys, active, valid, settings)
     scaled = not settings.final_transport or settings.final_marginal == "uniform"
     if settings.heatmap == "min_max" and scaled:
-        heat = min_max_normalize(heat, valid=near, present=active)
+        heat = min_max_normalize(heat, valid=valid_grid, present=active)
     result = replace(merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat)
     return replace(result, mask=_label(heat, active, merged, image, keys, foreground, valid, settings, refine))
 
@@ -214,8 +214,8 @@ def _label(
     refine: Refine | None,
 ) -> Tensor:
     """Resize and refine heatmaps, take the best class of every pixel, and restore classes that were removed."""
-    near = None if valid is None else valid_cells(valid, (heat.shape[2], heat.shape[3]))
-    score = resize_maps(heat, (image.shape[1], image.shape[2]), valid=near)  # (B, K, H, W)
+    valid_grid = None if valid is None else valid_cells(valid, (heat.shape[2], heat.shape[3]))
+    score = resize_maps(heat, (image.shape[1], image.shape[2]), valid=valid_grid)  # (B, K, H, W)
     before = mask = labels_from_scores(score, keys, present=active)
     if refine is not None and settings.refine_final:
         mask = labels_from_scores(refine(image, score, active, valid=valid), keys, present=active)

@@ -35,7 +35,7 @@ class Refiner:
             normalises), or `"auto"`: pydensecrf for tensors on the processor where it is installed, else lattice.
         settings: kernels of the dense CRF.
         dilations: neighbour distances of PAMR in pixels.
-        pamr_iterations: rounds of PAMR.
+        pamr_iterations: iterations of PAMR.
         sigma: colour tolerance of PAMR.
         workers: processes of pydensecrf; 0 and 1 run in this process.
         scale: work at this fraction of the image size, in (0, 1]; kernel widths stay as they are.
@@ -107,9 +107,11 @@ class Refiner:
             return self._refine(image, score, present, valid)
         small = (max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale)))
         # the small image must be the same tensor in the next call, or its lattice would not be found again
-        less, near = self.cache.get((image, valid), ("shrunk", small), lambda: _shrink(image, valid, small))
-        result = self._refine(less, resize_maps(score, small, valid=valid), present, near)
-        return resize_maps(result, size, valid=near)
+        small_image, small_valid = self.cache.get(
+            (image, valid), ("shrunk", small), lambda: _shrink(image, valid, small)
+        )
+        result = self._refine(small_image, resize_maps(score, small, valid=valid), present, small_valid)
+        return resize_maps(result, size, valid=small_valid)
 
     def _refine(self, image: Tensor, score: Tensor, present: Tensor, valid: Tensor | None) -> Tensor:
         """Run the backend at the size of `score`."""

@@ -63,16 +63,16 @@ def transport_seed(
         erases the mask's background); maps are resized bilinearly, not by nearest neighbour.
     """
     grid, size = (cam.shape[2], cam.shape[3]), (image.shape[1], image.shape[2])
-    near = None if valid is None else valid_cells(valid, grid)
+    valid_grid = None if valid is None else valid_cells(valid, grid)
     cam = cam.float().masked_fill(~foreground[..., None, None], 0.0)
-    if near is not None:
-        cam = cam * near[:, None]
+    if valid_grid is not None:
+        cam = cam * valid_grid[:, None]
     if transport:
-        cells = None if near is None else near.flatten(1)
+        cells = None if valid_grid is None else valid_grid.flatten(1)
         weights = transport_weights(cam.flatten(2), valid=cells, present=foreground, epsilon=epsilon, stopping=stopping)
         cam = cam * weights.view_as(cam)
-    exponent = _auto_exponent(cam, near) if gamma == "auto" else gamma
-    cam = resize_maps(cam, size, valid=near)  # (B, K, H, W)
+    exponent = _auto_exponent(cam, valid_grid) if gamma == "auto" else gamma
+    cam = resize_maps(cam, size, valid=valid_grid)  # (B, K, H, W)
     exists = torch.cat([torch.ones_like(foreground[:, :1]), foreground], dim=1)
     if background:
         score = torch.cat([background_score(cam, exponent=exponent), cam], dim=1)  # (B, 1 + K, H, W)
@@ -152,7 +152,7 @@ def _vanished(overlap: Tensor, seeded: Tensor, least: Tensor) -> Tensor:
     """Classes `(B, K)` that keep less than `least` pixels once the seeds of all vanished classes are pasted."""
     area = overlap[:, :-1].float()  # (B, K, K + 1)
     recovered = torch.zeros_like(seeded)
-    for _ in range(seeded.shape[1]):  # each round may uncover one more class at least
+    for _ in range(seeded.shape[1]):  # each pass may uncover one more class at least
         lost = torch.cat([recovered, torch.zeros_like(recovered[:, :1])], dim=1)
         left = (area * ~lost[:, None]).sum(2)
         recovered = recovered | (seeded & (left < least))

@@ -26,7 +26,7 @@ MaskReader = Callable[[MaskKind, str, UInt8 | None], UInt8 | None]
 
 
 @dataclass
-class Tally:
+class MaskCounts:
     """Integer counts of one kind on one split, C classes.
 
     Args:
@@ -55,14 +55,14 @@ class SplitResult:
 
     Args:
         split: name of the split.
-        tallies: one per kind, in pipeline order.
+        mask_counts: one per kind, in pipeline order.
         changed: share of pixels that differ between `before` and `after`, per image.
         before: earliest refined mask that the pictures compare, if there are two.
         after: latest one.
     """
 
     split: str
-    tallies: list[Tally]
+    mask_counts: list[MaskCounts]
     changed: dict[str, float]
     before: MaskKind | None
     after: MaskKind | None
@@ -124,21 +124,21 @@ def count_masks(
     """
     split = kinds[0].split
     before, after = compared_kinds(kinds)
-    tallies = [_empty_tally(kind, facts) for kind in kinds]
+    mask_counts = [_no_counts(kind, facts) for kind in kinds]
     changed: dict[str, float] = {}
     members = [set(kind.ids) for kind in kinds]
     ids = [image_id for image_id in truth.ids(split) if any(image_id in member for member in members)]
     for image_id in progress(ids, title) if progress else ids:
         sample = _Sample.load(truth, facts, split, image_id)
         masks: dict[str, UInt8] = {}
-        for tally, member in zip(tallies, members, strict=True):
-            mask = read(tally.kind, image_id, sample.mask) if image_id in member else None
+        for counts, member in zip(mask_counts, members, strict=True):
+            mask = read(counts.kind, image_id, sample.mask) if image_id in member else None
             if mask is not None:
-                masks[tally.kind.key] = mask
-                _count(tally, mask, sample, facts)
+                masks[counts.kind.key] = mask
+                _count(counts, mask, sample, facts)
         if before and after and before.key in masks and after.key in masks:
             changed[image_id] = float(np.mean(masks[before.key] != masks[after.key]))
-    return SplitResult(split, tallies, changed, before, after)
+    return SplitResult(split, mask_counts, changed, before, after)
 
 
 def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind | None]:
@@ -180,11 +180,11 @@ class _Sample:
         return _Sample(image_id, tags, mask, _to_tensor(mask), slots)
 
 
-def _empty_tally(kind: MaskKind, facts: TruthFacts) -> Tally:
+def _no_counts(kind: MaskKind, facts: TruthFacts) -> MaskCounts:
     from dhr_lightning.metrics import BOUNDARY_RATIO, ConfusionMatrix, MaskStatistics
 
     classes, ignored = len(facts.names), facts.ignore_index
-    return Tally(
+    return MaskCounts(
         kind,
         ConfusionMatrix(classes, ignore_index=ignored, boundary_ratio=BOUNDARY_RATIO),
         MaskStatistics(classes, offset=facts.offset, ignore_index=ignored, neighbours=facts.adjacent),
@@ -206,21 +206,21 @@ def _background_slots(stuff: UInt8, mask: UInt8, facts: TruthFacts) -> Counts:
     return np.where(mask == 0, known, count) if facts.offset else known
 
 
-def _count(tally: Tally, mask: UInt8, sample: _Sample, facts: TruthFacts) -> None:
+def _count(counts: MaskCounts, mask: UInt8, sample: _Sample, facts: TruthFacts) -> None:
     from dhr_lightning.metrics import joint_counts, scores
 
     classes, prediction = len(facts.names), _to_tensor(mask)
-    tally.images += 1
+    counts.images += 1
     if sample.target is None:
-        tally.tags.update(prediction, sample.tags)
+        counts.tags.update(prediction, sample.tags)
         return
     joint = joint_counts(prediction, sample.target, num_classes=classes, ignore_index=facts.ignore_index)
-    tally.tags.add(joint, sample.tags)
-    tally.confusion.update(prediction, sample.target, joint)
-    tally.labelled += 1
-    tally.image_miou[sample.image_id] = scores(joint[0, :classes]).miou
+    counts.tags.add(joint, sample.tags)
+    counts.confusion.update(prediction, sample.target, joint)
+    counts.labelled += 1
+    counts.image_miou[sample.image_id] = scores(joint[0, :classes]).miou
     if sample.stuff is not None:
         rows, slots = len(facts.stuff_names), classes + 1
         predicted = np.minimum(mask.astype(np.int64), classes)
         materials = np.bincount((sample.stuff * slots + predicted).ravel(), minlength=(rows + 1) * slots)
-        tally.stuff += materials.reshape(rows + 1, slots)[:rows]
+        counts.stuff += materials.reshape(rows + 1, slots)[:rows]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from dhr_lightning.reporting.evaluate import SplitResult, Tally
+from dhr_lightning.reporting.evaluate import MaskCounts, SplitResult
 from dhr_lightning.reporting.truth import TruthFacts
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def all_figures(results: Sequence[SplitResult], facts: TruthFacts) -> dict[str, 
         Figures by `<kind>[/round_KK]/<split>`. All kinds list the same background pairs: those the ground truth
         names, and any other whose rate reaches 5 % in some kind, worst first.
     """
-    tallies = [tally for result in results for tally in result.tallies]
-    pairs = _background_pairs(tallies, facts)
-    return {tally.kind.key: _figures(tally, facts, pairs) for tally in tallies}
+    mask_counts = [counts for result in results for counts in result.mask_counts]
+    pairs = _background_pairs(mask_counts, facts)
+    return {counts.kind.key: _figures(counts, facts, pairs) for counts in mask_counts}
 
 
-def _figures(tally: Tally, facts: TruthFacts, pairs: Sequence[tuple[int, int]]) -> Figures:
-    found, lost = tally.confusion.scores(), tally.tags.compute()
+def _figures(counts: MaskCounts, facts: TruthFacts, pairs: Sequence[tuple[int, int]]) -> Figures:
+    found, lost = counts.confusion.scores(), counts.tags.compute()
     return Figures(
         miou=_known(found.miou),
         iou=_by_name(found.iou, facts),
@@ -65,20 +65,20 @@ def _figures(tally: Tally, facts: TruthFacts, pairs: Sequence[tuple[int, int]]) 
         vanished_tag_rate=_known(lost.vanished_share),
         vanished_adjacent_rate=_known(lost.vanished_beside_share),
         missing_tag_rate=_known(lost.empty_share),
-        background_rates={_pair_name(pair, facts): _background_rate(tally, pair) for pair in pairs},
+        background_rates={_pair_name(pair, facts): _background_rate(counts, pair) for pair in pairs},
         head_miou=_known(float(found.iou[list(facts.head)].nanmean())),
         tail_miou=_known(float(found.iou[list(facts.tail)].nanmean())),
-        images=tally.images,
-        labelled_images=tally.labelled,
-        protocol=_protocol(tally, facts),
+        images=counts.images,
+        labelled_images=counts.labelled,
+        protocol=_protocol(counts, facts),
     )
 
 
-def _background_pairs(tallies: Sequence[Tally], facts: TruthFacts) -> list[tuple[int, int]]:
+def _background_pairs(mask_counts: Sequence[MaskCounts], facts: TruthFacts) -> list[tuple[int, int]]:
     found: dict[tuple[int, int], float] = {}
-    for tally in tallies:
-        total = np.maximum(tally.stuff.sum(axis=1, keepdims=True), 1)
-        rates = tally.stuff[:, :-1] / total  # (S, C)
+    for counts in mask_counts:
+        total = np.maximum(counts.stuff.sum(axis=1, keepdims=True), 1)
+        rates = counts.stuff[:, :-1] / total  # (S, C)
         for stuff, value in np.argwhere(rates >= SHOWN_BACKGROUND_RATE).tolist():
             if value >= facts.offset:
                 found[stuff, value] = max(found.get((stuff, value), 0.0), float(rates[stuff, value]))
@@ -86,26 +86,26 @@ def _background_pairs(tallies: Sequence[Tally], facts: TruthFacts) -> list[tuple
     return named + [pair for pair in sorted(found, key=lambda pair: -found[pair]) if pair not in named]
 
 
-def _background_rate(tally: Tally, pair: tuple[int, int]) -> float | None:
-    return _share(int(tally.stuff[pair]), int(tally.stuff[pair[0]].sum()))
+def _background_rate(counts: MaskCounts, pair: tuple[int, int]) -> float | None:
+    return _share(int(counts.stuff[pair]), int(counts.stuff[pair[0]].sum()))
 
 
 def _pair_name(pair: tuple[int, int], facts: TruthFacts) -> str:
     return f"{facts.stuff_names[pair[0]]}->{facts.names[pair[1]]}"
 
 
-def _protocol(tally: Tally, facts: TruthFacts) -> str:
-    words = [f"split {tally.kind.split}: {tally.images} images"]
-    if tally.labelled == 0:
+def _protocol(counts: MaskCounts, facts: TruthFacts) -> str:
+    words = [f"split {counts.kind.split}: {counts.images} images"]
+    if counts.labelled == 0:
         words.append("no true masks, so only figures that need none")
     else:
-        words[0] += "" if tally.labelled == tally.images else f", {tally.labelled} of them with a true mask"
+        words[0] += "" if counts.labelled == counts.images else f", {counts.labelled} of them with a true mask"
         words.append(f"pixels whose truth is {facts.ignore_index} are not scored")
         words.append("a pixel without a predicted class counts as a miss")
         words.append(f"one matrix of integer pixel counts over the split, mean over {_class_count(facts)}")
-    words.append(tally.kind.making)
-    if tally.kind.is_cam:
-        score = f"a constant background score of {tally.kind.threshold:.3g} ({tally.kind.threshold_rule})"
+    words.append(counts.kind.inference_info)
+    if counts.kind.is_cam:
+        score = f"a constant background score of {counts.kind.threshold:.3g} ({counts.kind.threshold_rule})"
         rule = f"against {score}" if facts.offset else "without background"
         words.append(f"class of the largest activation {rule}, at full image size")
     return "; ".join(words)

@@ -7,7 +7,7 @@ from dhr_lightning.artifacts.kinds import kind_of, round_number
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.errors import ArtifactError
-from dhr_lightning.protocol import describe_making
+from dhr_lightning.protocol import describe_inference
 
 CAM_THRESHOLD = 0.3  # where no manifest names a background score
 
@@ -42,7 +42,7 @@ class MaskKind:
         step: name of the step that made them; `` for masks from elsewhere.
         label: short name for people, without the round.
         meaning: one line that says what these masks are.
-        making: TTA and CRF in words.
+        inference_info: TTA and CRF in words.
         threshold: constant score of the background, for activation maps.
         threshold_rule: how it was chosen, for activation maps.
         is_branch: whether no later masks were made from these, so that they are nobody's step before.
@@ -54,7 +54,7 @@ class MaskKind:
     step: str = ""
     label_of_method: str = ""
     meaning: str = "masks of this name in the artifact store"
-    making: str = "masks as given, TTA and CRF unknown"
+    inference_info: str = "masks as given, TTA and CRF unknown"
     threshold: float = CAM_THRESHOLD
     threshold_rule: str = "given"
     is_branch: bool = False
@@ -134,7 +134,7 @@ def describe_kind(store: ArtifactStore, entry: Entry, ids: Sequence[str]) -> Mas
     manifest = store.manifest(entry.address, entry.split)
     info = manifest.info if manifest else {}
     return MaskKind(
-        entry.address, entry.split, tuple(ids), entry.step, entry.label, entry.about, describe_making(info or None)
+        entry.address, entry.split, tuple(ids), entry.step, entry.label, entry.about, describe_inference(info or None)
     )
 
 

@@ -93,7 +93,8 @@ def picture_columns(kinds: Sequence[MaskKind]) -> list[MaskKind]:
 
 
 def _choose(result: SplitResult, *, max_images: int) -> list[tuple[str, str, list[str]]]:
-    judge = next((tally for tally in reversed(result.tallies) if tally.kind == result.after), result.tallies[-1])
+    of_latest = (counts for counts in result.mask_counts if counts.kind == result.after)
+    judge = next(of_latest, result.mask_counts[-1])
     scores = {image_id: score for image_id, score in judge.image_miou.items() if not np.isnan(score)}
     wishes = []
     if result.before and result.after and any(result.changed.values()):
@@ -123,7 +124,7 @@ def _draw_row(
     image = truth.image(result.split, image_id)
     target = truth.mask(result.split, image_id)
     tags = tuple(sorted(truth.tags(result.split, image_id)))
-    scores = {tally.kind: tally.image_miou.get(image_id, float("nan")) for tally in result.tallies}
+    scores = {counts.kind: counts.image_miou.get(image_id, float("nan")) for counts in result.mask_counts}
     masks: list[tuple[str, str, UInt8]] = []
     for kind in columns:
         if image_id in kind.ids:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dhr_lightning.artifacts.files import read_cam
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data.catalog import spread
+from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.masks import strongest
 from dhr_lightning.reporting.truth import GroundTruth, TruthFacts
@@ -92,7 +92,7 @@ def sweep_background(store: ArtifactStore, truth: GroundTruth, facts: TruthFacts
     classes = len(facts.names)
     joint = np.zeros((classes, classes, STEPS), np.int64)  # pixels by truth, strongest class and its activation
     images = 0
-    for image_id in spread(kind.ids, IMAGES):
+    for image_id in subsample_evenly(kind.ids, IMAGES):
         mask = truth.mask(kind.split, image_id)
         if mask is None:
             continue
@@ -117,6 +117,6 @@ def _miou_at(joint: npt.NDArray[np.int64]) -> tuple[float, ...]:
     kept[:, 0] += joint.sum((1, 2))[:, None] - kept.sum(1)  # the rest falls to the background
     hit = np.einsum("ccs->cs", kept)
     union = kept.sum(1) + kept.sum(0) - hit
-    there = union > 0
-    iou = np.divide(hit, union, out=np.zeros(hit.shape), where=there)
-    return tuple((iou.sum(0) / there.sum(0)).tolist())
+    occurs = union > 0
+    iou = np.divide(hit, union, out=np.zeros(hit.shape), where=occurs)
+    return tuple((iou.sum(0) / occurs.sum(0)).tolist())

@@ -91,7 +91,7 @@ class DatasetTruth(GroundTruth):
 
     def mask(self, split: str, image_id: str) -> UInt8 | None:
         """True mask `(H, W)` of class values, or `None` if the image has none."""
-        path = self._record(split, image_id).mask
+        path = self._record(split, image_id).gt_mask
         return None if path is None else read_truth(path)
 
     def tags(self, split: str, image_id: str) -> set[int]:

@@ -84,7 +84,7 @@ def test_images_with_most_tags_come_first_and_their_classes_are_explained(datamo
     assert draw_panel(Task(), datamodule, 3) == "picture"
     assert shown.titles == ["image", "truth"]
     assert same(shown.column("image"), [photo(datamodule, image_id) for image_id in ORDER[:3]])
-    truths = [(photo(datamodule, one), read_truth(record_of(datamodule, one).mask)) for one in ORDER[:3]]
+    truths = [(photo(datamodule, one), read_truth(record_of(datamodule, one).gt_mask)) for one in ORDER[:3]]
     assert same(shown.column("truth"), [overlay(image, truth, datamodule.classes) for image, truth in truths])
     assert shown.legend == ["bus", "cat", "dog", "person"]
     assert shown.classes is datamodule.classes

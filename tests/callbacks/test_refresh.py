@@ -33,9 +33,9 @@ def test_the_change_of_every_round_is_logged(workspace: Workspace):
     for row, before, after in zip(rows, masks[:-1], masks[1:], strict=True):
         changed = np.mean([np.mean(before[name] != after[name]) for name in before])
         pairs = [(tag, after[record.id]) for record in records for tag in record.tags]
-        vanished = np.mean([not (mask == tag).any() for tag, mask in pairs])
+        missing = np.mean([not (mask == tag).any() for tag, mask in pairs])
         assert float(row["refresh/changed_pixels"]) == pytest.approx(changed)
-        assert float(row["refresh/vanished_tags"]) == pytest.approx(vanished)
+        assert float(row["refresh/missing_tags"]) == pytest.approx(missing)
         assert 0 < float(row["refresh/miou"]) < 1
 
 
@@ -45,7 +45,7 @@ def test_comparison_of_masks_with_themselves_and_without_truth(workspace: Worksp
     assert figures["changed_pixels"] == 0
     records = [record.__class__(record.id, record.image, record.tags) for record in datamodule.records("train")]
     datamodule._records["train"] = records
-    assert set(compare_masks(datamodule, ROUNDS[0], ROUNDS[1])) == {"changed_pixels", "vanished_tags"}
+    assert set(compare_masks(datamodule, ROUNDS[0], ROUNDS[1])) == {"changed_pixels", "missing_tags"}
 
 
 def forget_dhr(workspace: Workspace) -> None:

@@ -155,20 +155,20 @@ def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
     assert (trainer.contexts, task.said) == (["entered"], ["dhr_mask round 0"])
     # 4 of 6 tags have no pixel; the cats cover 20 x 20 and 18 x 18 pixels less a border of one.
     pixels = sum(height * width for height, width in SIZES.values())
-    figures = {"refresh/changed_pixels": 1.0, "refresh/vanished_tags": 4 / 6, "refresh/miou": miou_of(datamodule, 8)}
+    figures = {"refresh/changed_pixels": 1.0, "refresh/missing_tags": 4 / 6, "refresh/miou": miou_of(datamodule, 8)}
     assert pixels == 12480
     for board in trainer.loggers:
         ((logged, step),) = board.lines
         assert logged == pytest.approx(figures)
         assert step == 17
     assert lines.messages == [
-        f"dhr_mask round 0: changed_pixels 1.000, vanished_tags 0.667, miou {figures['refresh/miou']:.3f} (10 s)"
+        f"dhr_mask round 0: changed_pixels 1.000, missing_tags 0.667, miou {figures['refresh/miou']:.3f} (10 s)"
     ]
 
 
 def miou_of(datamodule: WSSSDataModule, value: int) -> float:
     """mIoU of masks that show one class everywhere, over the classes that occur."""
-    truth = np.concatenate([read_truth(record.mask).ravel() for record in datamodule.records("train")])
+    truth = np.concatenate([read_truth(record.gt_mask).ravel() for record in datamodule.records("train")])
     known = truth[truth != 255]
     return float((known == value).mean() / len(set(known.tolist()) | {value}))
 
@@ -281,23 +281,23 @@ def test_a_rank_takes_every_nth_of_the_missing_images(datamodule: WSSSDataModule
 
 def test_figures_without_tags_pixels_or_truth_are_zero_and_not_an_error(datamodule: WSSSDataModule):
     datamodule._records["train"] = []
-    assert compare_masks(datamodule, "mars_mask", "mars_mask") == {"changed_pixels": 0, "vanished_tags": 0}
+    assert compare_masks(datamodule, "mars_mask", "mars_mask") == {"changed_pixels": 0, "missing_tags": 0}
 
 
 def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
     """Masks that are the truth but for a block, ignored pixels and one lost tag."""
     masks = {}
     for record in datamodule.records("train"):
-        mask = read_truth(record.mask).copy()
+        mask = read_truth(record.gt_mask).copy()
         mask[mask == 255] = 0
         masks[record.id] = mask
     lost = int((masks[IDS[2]] == 7).sum())
     masks[IDS[2]][masks[IDS[2]] == 7] = 0
     keep(datamodule, "wss_mask", "train", {name: (mask,) for name, mask in masks.items()})
     figures = compare_masks(datamodule, "wss_mask", "mars_mask")
-    truths = [read_truth(record.mask) for record in datamodule.records("train")]
+    truths = [read_truth(record.gt_mask) for record in datamodule.records("train")]
     background = sum(int((truth == 0).sum()) for truth in truths)
     foreground = sum(int((mask != 0).sum()) for mask in masks.values())
     assert figures["changed_pixels"] == pytest.approx(foreground / 12480)
-    assert figures["vanished_tags"] == pytest.approx(1 / 6)
+    assert figures["missing_tags"] == pytest.approx(1 / 6)
     assert figures["miou"] == pytest.approx((background / (background + lost) + 0 + 4) / 6)

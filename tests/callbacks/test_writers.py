@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.callbacks.writers import ArtifactWriters, enter_together, making, to_arrays
+from dhr_lightning.callbacks.writers import ArtifactWriters, enter_together, inference_info, to_arrays
 from tests.task_samples import make_task
 
 
@@ -61,16 +61,16 @@ def test_the_refinement_of_the_device_is_recorded(
     monkeypatch: pytest.MonkeyPatch, refine: str, kind: str, device: torch.device, name: str
 ):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
-    assert making(make_task("CAMTask", refine=refine), kind, "train", device=device)["refine"] == name
+    assert inference_info(make_task("CAMTask", refine=refine), kind, "train", device=device)["refine"] == name
 
 
 def test_the_crf_of_the_device_is_recorded_in_the_protocol(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
     task = make_task("DHRTask", test_crf={})
     for device, name in ((CPU, "pydensecrf"), (CUDA, "lattice")):
-        info = making(task, "prediction", "val", device=device)
+        info = inference_info(task, "prediction", "val", device=device)
         assert info["refine"] == info["protocol"]["backend"] == name
-    assert making(make_task("DHRTask"), "prediction", "val", device=CUDA)["refine"] == "none"
+    assert inference_info(make_task("DHRTask"), "prediction", "val", device=CUDA)["refine"] == "none"
 
 
 @pytest.mark.parametrize(("task", "words"), [("CAMTask", "dense CRF by"), ("DHRTask", None)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.callbacks import writers
-from dhr_lightning.callbacks.writers import ArtifactWriters, making, prediction_refiner
+from dhr_lightning.callbacks.writers import ArtifactWriters, inference_info, prediction_refiner
 from dhr_lightning.data.datamodule import Needs, WSSSDataModule
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
@@ -51,7 +51,7 @@ def classifier() -> Any:
         writes={"train": ("cam", "base_mask")},
         needs=Needs(predict_splits=("train",)),
         refiner=Refiner("pamr"),
-        making=lambda: {"background": 0.25},
+        inference_info=lambda: {"background": 0.25},
     )
 
 
@@ -206,7 +206,7 @@ def test_a_fit_says_that_it_starts_from_other_masks_than_those_named(
 @pytest.mark.parametrize("lost", [0.0, 0.5])
 def test_a_step_with_a_gate_says_what_it_removed(datamodule: WSSSDataModule, weights: Path, lines: Lines, lost: float):
     gate, task = Gate("base_mask", lost, 0.25, 0.05, 0.45), classifier()
-    task.writes, task.making = {"train": ("mars_mask",)}, lambda: {"gate": gate.record()}
+    task.writes, task.inference_info = {"train": ("mars_mask",)}, lambda: {"gate": gate.record()}
     callback, trainer = started(datamodule, weights, task)
     predict(callback, trainer, task, IDS, mars_mask=masks(4, 0))
     callback.on_predict_end(trainer, task)
@@ -263,4 +263,7 @@ def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(li
     ("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")]
 )
 def test_refined_kinds_record_their_refinement(kind: str, name: str):
-    assert making(classifier(), kind, "train", device=torch.device("cpu")) == {"refine": name, "background": 0.25}
+    assert inference_info(classifier(), kind, "train", device=torch.device("cpu")) == {
+        "refine": name,
+        "background": 0.25,
+    }

@@ -44,8 +44,8 @@ def test_a_whole_image_comes_as_it_is_on_disk(train_records: list[Record], voc_c
         assert set(sample) == {"id", "pixels", "valid", "tags", "geometry", "truth"}
         assert sample["id"] == record.id
         np.testing.assert_array_equal(sample["pixels"].permute(1, 2, 0).numpy(), np.array(read_image(record.image)))
-        assert record.mask is not None
-        np.testing.assert_array_equal(sample["truth"].numpy(), read_truth(record.mask))
+        assert record.gt_mask is not None
+        np.testing.assert_array_equal(sample["truth"].numpy(), read_truth(record.gt_mask))
         assert (sample["tags"].nonzero()[:, 0] + 1).tolist() == list(record.tags)
         for square in TINY_VOC["train"][record.id][1]:
             middle = sample["pixels"][:, square.top + square.side // 2, square.left + square.side // 2]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, SequentialSampler
 
-from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LateLoader
+from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader
 
 
 class Recorder(Dataset[int]):
@@ -52,7 +52,7 @@ def test_the_order_depends_on_the_epoch_alone():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_workers_start_with_the_first_batch(workers: int):
     dataset = Recorder()
-    batches = iter(LateLoader(dataset, batch_size=2, num_workers=workers))
+    batches = iter(LazyWorkerDataLoader(dataset, batch_size=2, num_workers=workers))
     dataset.ready = True
     assert [batch.tolist() for batch in batches] == [[True, True]] * 3
 

@@ -139,7 +139,7 @@ def test_the_layout_of_the_official_release_is_read_in_place(tmp_path: Path):
     assert (info.name, info.classes.names, info.classes.offset) == ("VOC2012", ("background", "cat", "dog"), 1)
     train, val = (info.read(root, split, info.classes) for split in ("train", "val"))
     assert [(record.id, record.tags) for record in train] == [("a", (1,)), ("b", (2,))]
-    assert [(record.id, record.mask) for record in val] == [("c", None)]
+    assert [(record.id, record.gt_mask) for record in val] == [("c", None)]
     with pytest.raises(DataError, match=r"Split 'test' has no images: expected .*test/image"):
         info.read(root, "test", info.classes)
 

@@ -194,7 +194,7 @@ def test_threads_keep_the_order_and_the_content(tiny_voc: Path):
     assert len({scan.digest for scan in one}) == len(one)
     digest = hashlib.blake2b(records["val"][0].image.read_bytes(), digest_size=16).hexdigest()
     assert one[4].digest == digest
-    with Image.open(str(records["val"][0].mask)) as mask:
+    with Image.open(str(records["val"][0].gt_mask)) as mask:
         values, pixels = np.unique(np.array(mask), return_counts=True)
     assert one[4].mask is not None
     assert one[4].mask.pixels == dict(zip(values.tolist(), pixels.tolist(), strict=True))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
-from dhr_lightning.data.catalog import spread
+from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.registry import read_records
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.ops.cam import compact_keys
@@ -191,5 +191,5 @@ def test_an_image_without_tags_counts_against_every_class_in_the_validation():
 
 
 def test_images_of_the_choice_are_spread_over_the_list():
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7]
-    assert spread([1, 2], 4) == [1, 2]
+    assert subsample_evenly(list(range(10)), 4) == [0, 2, 5, 7]
+    assert subsample_evenly([1, 2], 4) == [1, 2]

@@ -205,32 +205,32 @@ def test_the_background_score_is_chosen_once_from_the_pixels_of_some_images(line
     assert (len(records), records[:3], what) == (128, [0, 2, 4], "background score")
     assert run.contexts == 2
     assert run.modes == [(False, False)] * 2
-    assert task.making() == {"background": task.background, "background_rule": "Otsu, 128 training images"}
+    assert task.inference_info() == {"background": task.background, "background_rule": "Otsu, 128 training images"}
     assert lines.messages == [f"background score {wanted:.3f}: Otsu's threshold of 128 training CAMs"]
     assert len(run.asked) == 1
 
 
 def test_a_run_that_had_nothing_to_predict_still_records_its_score(lines: Lines):
     task = bright_task(background="auto")
-    assert task.making() == {}
+    assert task.inference_info() == {}
     run = Run(task)
-    assert 0 < task.making()["background"] < 1
+    assert 0 < task.inference_info()["background"] < 1
     assert len(run.asked) == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "making"),
+    ("options", "info"),
     [
         ({"background": 0.3}, {"background": 0.3, "background_rule": "given"}),
         ({"background": "auto", "class_names": NAMES[1:], "has_background": False}, {}),
     ],
 )
-def test_nothing_is_chosen_where_a_score_is_given_or_not_needed(options: dict[str, Any], making: dict[str, Any]):
+def test_nothing_is_chosen_where_a_score_is_given_or_not_needed(options: dict[str, Any], info: dict[str, Any]):
     task = bright_task(**options)
     run = Run(task)
     task.on_predict_start()
     assert run.asked == []
-    assert task.making() == making
+    assert task.inference_info() == info
 
 
 @torch.no_grad()

@@ -204,7 +204,7 @@ def test_options_of_the_optimiser_reach_the_base(made: Made, task_class: type[Ba
     }  # fmt: skip
     task, _, _ = made(task_class, **options)
     assert {name: task.hparams[name] for name in options} == options
-    assert task.making() == {}
+    assert task.inference_info() == {}
 
 
 def test_an_epoch_of_a_fit_is_written_by_hand_where_nothing_or_two_things_are_optimised(made: Made):

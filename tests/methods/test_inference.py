@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dhr_lightning.callbacks.writers import making
+from dhr_lightning.callbacks.writers import inference_info
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
@@ -84,16 +84,16 @@ def test_classes_that_are_not_allowed_never_appear(test_crf):
 @torch.no_grad()
 def test_tasks_record_what_they_do():
     task = make_task("DHRTask", test_crf=CRF, scales=[1.0, 0.5])
-    info = making(task, "prediction", "val", device=CPU)
+    info = inference_info(task, "prediction", "val", device=CPU)
     assert info["refine"] == info["protocol"]["backend"] == "lattice"
     assert info["protocol"]["scales"] == [1.0, 0.5]
     assert info["protocol"]["crf"]["iterations"] == 2
     assert info["protocol"]["crf"]["bilateral_sxy"] == 67.0
     wss = make_task("WSSTask")
-    assert making(wss, "wss_mask", "train", device=CPU)["protocol"]["tags"] is True
-    assert making(wss, "prediction_base", "val", device=CPU)["protocol"]["tags"] is False
-    assert making(wss, "prediction_base", "val", device=CPU)["refine"] == "none"
-    assert "protocol" not in making(make_task("CAMTask"), "cam", "train", device=CPU)
+    assert inference_info(wss, "wss_mask", "train", device=CPU)["protocol"]["tags"] is True
+    assert inference_info(wss, "prediction_base", "val", device=CPU)["protocol"]["tags"] is False
+    assert inference_info(wss, "prediction_base", "val", device=CPU)["refine"] == "none"
+    assert "protocol" not in inference_info(make_task("CAMTask"), "cam", "train", device=CPU)
 
 
 @pytest.mark.parametrize(

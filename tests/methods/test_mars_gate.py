@@ -109,9 +109,9 @@ def test_what_the_masks_lost_is_recorded_beside_its_limits(tiny_voc: Path, tmp_p
     manifest = datamodule.store.manifest("base_mask", "train").with_info(gate=gate.record())
     manifest.save(datamodule.store.folder("base_mask", "train") / "manifest.json")
     task = make_task("MARSTask", class_names=list(VOC_CLASSES), max_lost_tags=0.2, max_rejected=0.9, force_masks=force)
-    assert task.making() == {}  # outside a run there is nothing to measure
+    assert task.inference_info() == {}  # outside a run there is nothing to measure
     task._trainer = SimpleNamespace(datamodule=datamodule)
-    made = task.making()
+    made = task.inference_info()
     assert made["threshold"] == task.threshold == task.hparams.threshold
     assert made["gate"] == {
         "source": source, "lost_tags": pytest.approx(force * 2 / 6), "rejected": pytest.approx(force * 120 / 280),

@@ -33,19 +33,19 @@ def resize(image, size):
 
 
 def scale(similarity, epsilon, shares=None, tol=1e-2, max_iter=100, stopping="absolute"):
-    """Scaling loop of the published code on `(M, N)`: returns the plan and the number of rounds."""
+    """Scaling loop of the published code on `(M, N)`: returns the plan and the number of iterations."""
     pixels, classes = similarity.shape
     kernel = np.exp((similarity - 1) / epsilon)
     u = np.full(pixels, 1 / pixels)
     v = np.full(classes, 1 / classes) if shares is None else shares / shares.sum()
     r, c = np.ones(pixels), np.ones(classes)
-    for rounds in itertools.count(1):
+    for iterations in itertools.count(1):
         previous = r
         r = u / (kernel @ c)
         c = v / (kernel.T @ r)
         error = np.abs(r - previous).mean() if stopping == "absolute" else np.abs(r * (kernel @ c) - u).sum()
-        if error < tol or rounds == max_iter:
-            return r[:, None] * kernel * c, rounds
+        if error < tol or iterations == max_iter:
+            return r[:, None] * kernel * c, iterations
 
 
 def solve(maps, options, shares=None):

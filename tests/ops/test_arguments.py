@@ -54,7 +54,7 @@ ENDS: dict[str, Callable[[], Any]] = {
     "CRF of a pixel": lambda: crf.dense_crf(BYTE[:, :1, :1], ONE(1, 1, 1, 1), workers=4096),
     "no limits": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), KEYS, PRESENT, min_pixels=0, min_share=0.0),
     "whole seeds": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), KEYS, PRESENT, min_share=1.0),
-    "one round of transport": lambda: transport.transport_plan(ONE(1, 1), max_iter=1, tol=1e-9, epsilon=1e-3),
+    "one iteration of transport": lambda: transport.transport_plan(ONE(1, 1), max_iter=1, tol=1e-9, epsilon=1e-3),
     "cache of one": lambda: lattice.LatticeCache(1),
     "equal thresholds": lambda: confident.ConfidentThresholds(foreground=0.3, background=0.3),
 }

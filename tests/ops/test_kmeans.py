@@ -54,7 +54,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_empty_cluster_moves_to_the_farthest_row():
     rows = torch.tensor([[0.0], [1.0], [9.0]])
-    moved = module._round(rows, torch.tensor([[0.5], [100.0], [200.0]]), spherical=False)
+    moved = module._lloyd_iteration(rows, torch.tensor([[0.5], [100.0], [200.0]]), spherical=False)
     torch.testing.assert_close(moved, torch.tensor([[10 / 3], [9.0], [0.0]]))
 
 
@@ -128,7 +128,7 @@ def test_batched_empty_cluster_moves_to_the_farthest_member():
     unit = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [0.0, -1.0]]])
     member = torch.tensor([[[True, True, False]]])
     centroids = torch.tensor([[[[1.0, 0.0], [-1.0, 0.0]]]])
-    moved = module._batched_round(unit, member, centroids, torch.ones(1, 1, 2).bool())
+    moved = module._batched_iteration(unit, member, centroids, torch.ones(1, 1, 2).bool())
     torch.testing.assert_close(moved[0, 0, 1], unit[0, 1])
 
 

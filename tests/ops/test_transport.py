@@ -45,14 +45,14 @@ def test_absolute_stop_freezes_every_problem_at_its_own_round():
     valid[1, 41:] = False
     present[3, 1] = False
     plans = transport_plan(torch.stack(problems), valid=valid, present=present)
-    rounds = []
+    iterations = []
     for b, problem in enumerate(problems):
         part = problem[present[b]][:, valid[b]].numpy().T
         expected, count = scale(part, 0.1)
-        rounds.append(count)
+        iterations.append(count)
         np.testing.assert_allclose(plans[b, present[b]][:, valid[b]].numpy().T, expected, atol=1e-9)
-    assert len(set(rounds)) >= 3, "problems must stop at different rounds, or freezing is not tested"
-    assert max(rounds) < 100
+    assert len(set(iterations)) >= 3, "problems must stop at different iterations, or freezing is not tested"
+    assert max(iterations) < 100
 
 
 def test_absolute_stop_is_far_from_convergence_when_one_class_dominates():

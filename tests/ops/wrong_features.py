@@ -28,7 +28,7 @@ REFUSED_FEATURES: dict[str, Refused] = {
         lambda: kmeans.batched_spherical_kmeans(ONE(1, 4, 2), ONE(1, 4) > 0, 0, iterations=1, seed=0),
         "Expected `k` > 0, but got 0.",
     ),
-    "k-means in batches, rounds": (
+    "k-means in batches, iterations": (
         lambda: kmeans.batched_spherical_kmeans(ONE(1, 4, 2), ONE(1, 4) > 0, 1, iterations=0, seed=0),
         "`iterations` > 0, but got 0",
     ),
@@ -93,7 +93,7 @@ REFUSED_FEATURES: dict[str, Refused] = {
         lambda: pamr.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 5)),
         of_shape("probability", "B C H W", (1, 2, 4, 4), (1, 2, 4, 5)),
     ),
-    "PAMR, rounds": (
+    "PAMR, iterations": (
         lambda: pamr.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 4), iterations=0),
         "Expected `iterations` > 0, but got 0.",
     ),
@@ -155,7 +155,7 @@ REFUSED_FEATURES: dict[str, Refused] = {
     ),
     "refinement, no scale": (lambda: Refiner(scale=0.0), "Expected `scale` > 0, but got 0.0."),
     "refinement, scale": (lambda: Refiner(scale=1.1), "`scale` in [0.0, 1.0], but got 1.1"),
-    "refinement, rounds": (lambda: Refiner(pamr_iterations=0), "Expected `pamr_iterations` > 0, but got 0."),
+    "refinement, iterations": (lambda: Refiner(pamr_iterations=0), "Expected `pamr_iterations` > 0, but got 0."),
     "refinement, sigma": (lambda: Refiner(sigma=0.0), "Expected `sigma` > 0, but got 0.0."),
     "refinement, workers": (lambda: Refiner(workers=4097), "`workers` in [0, 4096], but got 4097"),
     "valid cells of an image": (

@@ -97,7 +97,7 @@ def read_folder(root: Path, split: str, classes: ClassSet, *, options: FolderOpt
     values = {name: value for value, name in enumerate(classes.names)}
     tags = {image_id: tuple(sorted(values[tag] for tag in row.tags)) for image_id, row in contents.rows.items()}
     records = [
-        Record(id=image_id, image=path, tags=tags.get(image_id, ()), mask=contents.masks.get(image_id))
+        Record(id=image_id, image=path, tags=tags.get(image_id, ()), gt_mask=contents.masks.get(image_id))
         for image_id, path in contents.images.items()
         if contents.splits[image_id] == split
     ]
@@ -141,8 +141,8 @@ def check_tags(table: TagTable, classes: ClassSet) -> None:
         return
     line, name = min(unknown)
     folded = {known.casefold(): known for known in classes.tag_names}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1)
-    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    closest = difflib.get_close_matches(name.casefold(), folded, n=1)
+    hint = f" Did you mean {folded[closest[0]]!r}?" if closest else ""
     others = f" ({len(unknown)} unknown tags in all)" if len(unknown) > 1 else ""
     raise TagError(
         f"Unknown tag {name!r} in {table.path}, line {line}{others}.{hint} Known: {', '.join(classes.tag_names)}. "

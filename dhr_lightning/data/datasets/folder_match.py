@@ -55,8 +55,8 @@ class Matcher:
     def hint(self, name: str) -> str:
         """An image that may be meant: another case, or another sub-folder."""
         stem = PurePosixPath(name.replace("\\", "/")).stem.casefold()
-        near = next((one for one in self.images if PurePosixPath(one).name.casefold() == stem), None)
-        return f" Did you mean {near!r}?" if near else ""
+        closest = next((one for one in self.images if PurePosixPath(one).name.casefold() == stem), None)
+        return f" Did you mean {closest!r}?" if closest else ""
 
 
 def match_rows(table: TagTable, matcher: Matcher) -> tuple[dict[str, TagRow], int, list[Unmatched]]:

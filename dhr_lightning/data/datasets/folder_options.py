@@ -70,8 +70,8 @@ def read_options(options: Mapping[str, Any]) -> FolderOptions:
     known = [field.name for field in fields(FolderOptions)]
     for name, value in options.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            closest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {closest[0]!r}?" if closest else ""
             raise ConfigError(f"Unknown data.options {name!r} of a folder.{hint} Known: {', '.join(known)}.")
         if not isinstance(value, _TYPES[name]) or (name == "holdout" and isinstance(value, bool)):
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _TYPES[name])

@@ -144,7 +144,7 @@ def read_prepared(root: Path, split: str, classes: ClassSet, *, dataset: str) ->
     for where, image_id, image, names in _rows(table, command):
         tags = tuple(sorted(tag_value(name, classes, where) for name in names.split(";") if name))
         mask = table.parent / "masks" / split / f"{image_id}.png" if f"{image_id}.png" in masks else None
-        records.append(Record(id=image_id, image=files.find(image, where), tags=tags, mask=mask))
+        records.append(Record(id=image_id, image=files.find(image, where), tags=tags, gt_mask=mask))
     if not records:
         raise DataError(f"Split {split!r} is empty: {table} lists no image. Delete it and run {command}.")
     return without_truth(records) if split == "test" else records

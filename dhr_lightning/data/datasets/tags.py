@@ -16,8 +16,8 @@ def tag_value(name: str, classes: ClassSet, where: str) -> int:
         TagError: if it is no foreground class; names `where` and the nearest known class.
     """
     if name not in classes.tag_names:
-        near = difflib.get_close_matches(name, classes.tag_names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        closest = difflib.get_close_matches(name, classes.tag_names, n=1)
+        hint = f" Did you mean {closest[0]!r}?" if closest else ""
         raise TagError(f"Unknown tag {name!r} in {where}.{hint} Known: {', '.join(classes.tag_names)}.")
     return classes.names.index(name)
 

@@ -53,7 +53,7 @@ def read_voc(root: Path, split: str, classes: ClassSet) -> list[Record]:
                 id=image_id,
                 image=names[image_id],
                 tags=tuple(sorted(set(tags))),
-                mask=next((mask for mask in masks if mask.is_file()), None),
+                gt_mask=next((mask for mask in masks if mask.is_file()), None),
                 stuff=stuff / f"{image_id}.png" if stuff.is_dir() else None,
             )
         )

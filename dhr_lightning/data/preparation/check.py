@@ -37,7 +37,7 @@ def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes
 
 
 def _stamp(record: Record, classes: ClassSet) -> str:
-    files = [path.stat() if path else None for path in (record.image, record.mask)]
+    files = [path.stat() if path else None for path in (record.image, record.gt_mask)]
     return digest_config(
         {"files": [[s.st_size, s.st_mtime_ns] if s else None for s in files], "names": list(classes.names)}
     )[:16]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dhr_lightning.data.catalog import spread
+from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask, cut_masks
@@ -79,7 +79,7 @@ class PropagationTask(BaseTask):
     def on_predict_start(self) -> None:
         """Choose the background score if that was left to us: the same one for a run and for its continuation."""
         if self.hparams.background == "auto" and self.classes.has_background and self.background is None:
-            records = spread(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
+            records = subsample_evenly(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
             self.background = self.choose_background(self.whole_batches(records, "background score"))
             self.background_rule = f"Otsu, {len(records)} training images"
             log.info("background score %.3f: Otsu's threshold of %d training CAMs", self.background, len(records))
@@ -95,7 +95,7 @@ class PropagationTask(BaseTask):
             counts = counts + foreground_histogram(batch["inputs"]["cam"], valid=batch["valid"]).sum(0)
         return float(otsu_threshold(counts))
 
-    def making(self) -> dict[str, Any]:
+    def inference_info(self) -> dict[str, Any]:
         """The background score; chosen here if a continued run had nothing left to predict."""
         if self.background is None and self._trainer is not None:
             self.on_predict_start()

@@ -28,7 +28,7 @@ class CRFSettings:
         bilateral_sxy: reach of the colour kernel in pixels, > 0.
         bilateral_srgb: its tolerance in colour levels (0-255), > 0.
         bilateral_compat: its weight, >= 0; 0 drops the kernel.
-        iterations: mean-field rounds, >= 1.
+        iterations: mean-field iterations, >= 1.
     """
 
     gaussian_sxy: float = 1.0

@@ -50,7 +50,7 @@ def mean_field(
         probability: `(B, C, H, W)` float.
         present: `(B, C)` bool.
         boxes: top, left, bottom, right of every image; an empty box leaves the image out.
-        parameters: kernels and rounds.
+        parameters: kernels and iterations.
         lattices: where lattices are looked for and left, and the tensors by which they are known there.
 
     Returns:

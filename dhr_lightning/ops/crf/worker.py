@@ -49,7 +49,7 @@ def run_chunk(jobs: list[CRFJob], parameters: CRFParameters) -> list[NDArray[np.
 
 
 def run_job(job: CRFJob, parameters: CRFParameters) -> NDArray[np.float32]:
-    """Return the mean-field marginals `(C, H, W)` float32 after `parameters.iterations` rounds.
+    """Return the mean-field marginals `(C, H, W)` float32 after `parameters.iterations` iterations.
 
     Source: Krähenbühl & Koltun, NIPS 2011, through pydensecrf.
     """

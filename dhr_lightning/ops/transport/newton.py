@@ -8,15 +8,15 @@ from torch import Tensor
 
 from dhr_lightning.ops.transport.problem import Problem, log_sum
 
-# Logarithmic error at which the rounds are closer to scaling than to Newton; no useful step is longer than the second,
-# and a wild one would cost the kernel its digits.
+# Logarithmic error at which an iteration is closer to scaling than to Newton; no useful step is longer than the
+# second, and a wild one would cost the kernel its digits.
 _REACH, _LONGEST = 10.0, 40.0
 
 
 class _Posterior(NamedTuple):
     p: Tensor  # (B, K, N), share of each class in a pixel; 0 outside the problem
     mass: Tensor  # (B, K), its sum over the pixels; 0 where the class is absent
-    missing: Tensor  # (B, K), logarithm of target / mass, which a scaling round adds to the bias; 0 where absent
+    missing: Tensor  # (B, K), logarithm of target / mass, which a scaling iteration adds to the bias; 0 where absent
     log_p: Tensor | None  # in the log domain, where `p` may underflow
 
 
@@ -33,9 +33,9 @@ def converge(problem: Problem, *, max_iter: int, tol: float) -> Tensor:
     """Find the class biases b for which `softmax(kernel + b)` has the class marginals, each problem up to its own stop.
 
     Rows of the softmax have the pixel marginal by construction, so that K unknowns are left. With m the class masses
-    and p the softmax, a scaling round solves `diag(m) step = m log(target / m)` and a Newton step the same with
-    `diag(m) - p pᵀ`. Rounds take `diag(m) - θ p pᵀ` and θ goes from 0 to 1 as the error shrinks: they neither creep nor
-    overshoot. One that comes no closer all the same is replaced by a scaling round, which always does.
+    and p the softmax, a scaling iteration solves `diag(m) step = m log(target / m)` and a Newton step the same with
+    `diag(m) - p pᵀ`. Iterations take `diag(m) - θ p pᵀ` and θ goes from 0 to 1 as the error shrinks: they neither creep
+    nor overshoot. One that comes no closer all the same is replaced by a scaling iteration, which always does.
 
     Args:
         problem: the kernel and what it has to be scaled to.
@@ -45,7 +45,7 @@ def converge(problem: Problem, *, max_iter: int, tol: float) -> Tensor:
 
     Returns:
         Plan `(..., K, N)`, 0 outside the problem. A last scaling makes the class marginals exact. Differentiable: the
-        biases by their optimality condition, so that no round is kept in memory; as exact as the biases are.
+        biases by their optimality condition, so that no iteration is kept in memory; as exact as the biases are.
 
     Source: Newton steps after Brauer, Clason, Lorenz & Wirth 2018 (arXiv:1710.06635).
     Differs: on the class side only, where the system is K x K; θ is ours.
@@ -78,8 +78,8 @@ def _solve(
         trial = bias + step
         posterior = evaluate(trial)
         low, high = torch.aminmax(posterior.missing, dim=1, keepdim=True)
-        error = high - low  # shrinks in every scaling round (Birkhoff); NaN or infinite after too long a step
-        better = (error < best) | plain  # a scaling round may gain less than rounding hides
+        error = high - low  # shrinks in every scaling iteration (Birkhoff); NaN or infinite after too long a step
+        better = (error < best) | plain  # a scaling iteration may gain less than rounding hides
         best = torch.where(better, error, best)
         done = done | (best < tol)
         if problem.look(number) and bool(done.all()):
@@ -124,7 +124,7 @@ def _attach(bias: Tensor, posterior: _Posterior, targets: _Targets) -> Tensor:
 
 
 def _linear(problem: Problem, targets: _Targets) -> _Evaluate:
-    """Softmax from the kernel itself: no exponential of its size in a round."""
+    """Softmax from the kernel itself: no exponential of its size in an iteration."""
     kernel, no_pixel = problem.kernel.exp(), (~problem.pixels).to(problem.kernel.dtype)[:, None]
 
     def evaluate(bias: Tensor) -> _Posterior:

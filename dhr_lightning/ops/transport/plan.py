@@ -58,12 +58,12 @@ def transport_weights(
         valid: `(..., N)` bool, pixels that take part; default all.
         present: `(..., K)` bool, classes that take part; default all.
         epsilon: entropy weight, > 0 (λ in the paper). Smaller is sharper.
-        stopping: `"absolute"` stops as the published code does, after few rounds; `"marginal"` converges.
+        stopping: `"absolute"` stops as the published code does, after few iterations; `"marginal"` converges.
         marginal: `"uniform"` class shares; `"area"`, those of `area`; `"mix"`, half uniform and half area; or shares
             `(..., K)` >= 0 themselves. All are rescaled to sum to 1 over the classes that take part.
         area: `(..., K)` >= 0, area of each class in the initial mask, in any unit; read by `"area"` and `"mix"` only.
         backend: `"torch"`, or `"pot"` for the batch solver of POT, a slow reference for `stopping="marginal"`.
-        max_iter: largest number of rounds, >= 1.
+        max_iter: largest number of iterations, >= 1.
         tol: see `transport_plan`.
 
     Returns:
@@ -103,7 +103,7 @@ def transport_plan(
 
     Arguments are those of `transport_weights`. `tol` bounds, for `stopping="absolute"`, the mean absolute change of the
     pixel scaling r over the valid pixels; for `"marginal"`, the L1 error of the pixel marginal and more. Every problem
-    of a batch freezes at its own round, so its result does not depend on the others, up to rounding.
+    of a batch freezes at its own iteration, so its result does not depend on the others, up to rounding.
 
     Returns:
         `(..., K, N)` plan >= 0 that sums to 1 per problem. Class marginals are exact; pixel marginals, 1/N each, hold
@@ -117,7 +117,7 @@ def transport_plan(
 
     Source: Cuturi 2013 (arXiv:1306.0895); stopping rule of the published DHR code.
     Differs: log domain where the kernel would leave the range of the type, so that a small `epsilon` cannot underflow;
-        with `stopping="marginal"`, Newton steps take the place of most rounds and lead to the same plan.
+        with `stopping="marginal"`, Newton steps take the place of most iterations and lead to the same plan.
     """
     return _solve(score, valid, present, _Options(epsilon, stopping, marginal, area, backend, max_iter, tol)).plan
 

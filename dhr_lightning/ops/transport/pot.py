@@ -16,7 +16,7 @@ def solve_with_pot(problem: Problem, score: Tensor, *, epsilon: float, max_iter:
         problem: kernel, masks and class marginals.
         score: `(..., K, N)` float similarity behind the kernel, finite inside the masks.
         epsilon: entropy weight, > 0.
-        max_iter: largest number of rounds, >= 1.
+        max_iter: largest number of iterations, >= 1.
         tol: L1 error of the pixel marginal at which to stop; POT goes on until every problem of the batch is there.
 
     Returns:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # With logarithms inside these bounds neither the kernel nor a product of scalings leaves the range of the type.
 _LINEAR = {torch.float32: 25.0, torch.float64: 250.0}
-# A host read stalls a GPU queue, and frozen problems make further rounds harmless.
+# A host read stalls a GPU queue, and frozen problems make further iterations harmless.
 _PERIOD_ON_DEVICE = 4
 
 
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
         return self.largest <= _LINEAR[self.kernel.dtype]
 
     def look(self, number: int) -> bool:
-        """Whether to ask after round `number`, from 0, if all problems are done."""
+        """Whether to ask after iteration `number`, from 0, if all problems are done."""
         return self.kernel.device.type == "cpu" or number % _PERIOD_ON_DEVICE == _PERIOD_ON_DEVICE - 1
 
 

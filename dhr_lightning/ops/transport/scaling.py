@@ -1,4 +1,4 @@
-"""Scaling rounds of entropic transport with the stopping rule of the published DHR code."""
+"""Scaling iterations of entropic transport with the stopping rule of the published DHR code."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from dhr_lightning.ops.transport.problem import Problem, log_sum
 
 
-class _Rounds(NamedTuple):
+class _Iteration(NamedTuple):
     r: Tensor  # (..., N), where the pixel scaling starts
     c: Tensor  # (..., K), where the class scaling starts
     step: Callable[[Tensor], tuple[Tensor, Tensor]]  # c -> r and the next c
@@ -22,27 +22,27 @@ def scale(problem: Problem, *, max_iter: int, tol: float) -> Tensor:
 
     Args:
         problem: the kernel and what it has to be scaled to.
-        max_iter: largest number of rounds, >= 1.
+        max_iter: largest number of iterations, >= 1.
         tol: mean absolute change of the pixel scaling over the valid pixels at which a problem freezes.
 
     Returns:
         Plan `(..., K, N)`, 0 outside the problem.
     """
-    rounds = _linear_rounds(problem) if problem.linear else _log_rounds(problem)
-    r, c = rounds.r, rounds.c
+    iteration = _linear_iteration(problem) if problem.linear else _log_iteration(problem)
+    r, c = iteration.r, iteration.c
     done = ~problem.classes.any(-1)
     for number in range(max_iter):
-        new_r, new_c = rounds.step(c)
-        change = rounds.change(r, new_r)
+        new_r, new_c = iteration.step(c)
+        change = iteration.change(r, new_r)
         r, c = torch.where(done[..., None], r, new_r), torch.where(done[..., None], c, new_c)
         done = done | (change < tol)
         if problem.look(number) and bool(done.all()):
             break
-    return rounds.compose(r, c)
+    return iteration.compose(r, c)
 
 
-def _linear_rounds(problem: Problem) -> _Rounds:
-    """Rounds on the kernel itself: two products and sums each, no exponential of its size."""
+def _linear_iteration(problem: Problem) -> _Iteration:
+    """One iteration on the kernel itself: two products and sums, no exponential of its size."""
     kernel, dtype = problem.kernel.exp(), problem.kernel.dtype
     start, no_pixel, no_class = problem.pixels.to(dtype), (~problem.pixels).to(dtype), (~problem.classes).to(dtype)
     count = start.sum(-1, keepdim=True).clamp_min(1.0)
@@ -59,11 +59,11 @@ def _linear_rounds(problem: Problem) -> _Rounds:
     def compose(r: Tensor, c: Tensor) -> Tensor:
         return kernel * r[..., None, :] * c[..., :, None]
 
-    return _Rounds(start, torch.ones_like(problem.shares), step, change, compose)
+    return _Iteration(start, torch.ones_like(problem.shares), step, change, compose)
 
 
-def _log_rounds(problem: Problem) -> _Rounds:
-    """Rounds on logarithms, for kernels beyond the range of the type."""
+def _log_iteration(problem: Problem) -> _Iteration:
+    """One iteration on logarithms, for kernels beyond the range of the type."""
     kernel, pixels, classes, shares, _ = problem
     count = pixels.sum(-1, keepdim=True).clamp_min(1)
     log_mass, log_shares = -count.to(kernel.dtype).log(), torch.where(classes, shares, 1.0).log()
@@ -78,4 +78,4 @@ def _log_rounds(problem: Problem) -> _Rounds:
     def compose(r: Tensor, c: Tensor) -> Tensor:
         return (kernel + r[..., None, :] + c[..., :, None]).exp()
 
-    return _Rounds(torch.zeros_like(kernel[..., 0, :]), torch.zeros_like(shares), step, change, compose)
+    return _Iteration(torch.zeros_like(kernel[..., 0, :]), torch.zeros_like(shares), step, change, compose)

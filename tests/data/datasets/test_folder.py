@@ -48,7 +48,7 @@ def test_photos_may_lie_in_the_folder_itself_beside_their_masks(tmp_path: Path):
     (tmp_path / "set" / "tags.csv").write_text("image,tag\na,cat\nb,cat\nc,cat\nd,cat\n")
     records = read(tmp_path / "set")
     assert list(records) == ["a", "b", "c", "d"]
-    assert records["a"].mask == tmp_path / "set" / "masks" / "a.png"
+    assert records["a"].gt_mask == tmp_path / "set" / "masks" / "a.png"
     assert [read_image(record.image).size for record in records.values()] == [(24, 16)] * 4
 
 
@@ -194,7 +194,7 @@ def test_masks_are_optional_and_checked_before_work(folder: Path, tmp_path: Path
     write_mask(folder / "masks" / "sub" / "c.png")
     write_mask(folder / "masks" / "stray.png")
     records = read(folder)
-    assert [one for one, record in records.items() if record.mask] == ["sub/c"]
+    assert [one for one, record in records.items() if record.gt_mask] == ["sub/c"]
     classes = resolve(folder).classes
     check_dataset(tmp_path, {"train": list(records.values())}, classes)
     for change, message in (

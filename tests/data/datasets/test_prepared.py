@@ -36,7 +36,7 @@ def test_what_is_prepared_is_read(tmp_path: Path):
     records = read(tmp_path)
     assert [(record.id, record.tags) for record in records] == [("p3", (3,)), ("p1", (1,)), ("p255", ())]
     assert records[0].image == tmp_path / "photos" / "p3.jpg"
-    np.testing.assert_array_equal(values_of(records[0].mask), value(3))
+    np.testing.assert_array_equal(values_of(records[0].gt_mask), value(3))
 
 
 def test_a_second_run_does_nothing_and_a_killed_one_is_continued(tmp_path: Path):
@@ -95,7 +95,7 @@ def test_an_image_needs_tags_or_a_mask(tmp_path: Path):
     prepare(tmp_path, [Source("p", "photos/p.jpg", None, tags=(2,))])
     (record,) = read(tmp_path)
     assert record.tags == (2,)
-    assert record.mask is None
+    assert record.gt_mask is None
     with pytest.raises(TagError, match="'p' has neither tags nor a mask"):
         prepare(tmp_path, [Source("p", "photos/p.jpg", None)])
 
@@ -112,7 +112,7 @@ def test_a_table_of_the_users_own_is_read_and_kept_without_any_mask(tmp_path: Pa
     own_table(tmp_path, "p1,photos/p1.jpg,hot dog;cat,me")
     (record,) = read(tmp_path)
     assert record.tags == (1, 3)
-    assert record.mask is None
+    assert record.gt_mask is None
     assert keeps_table(tmp_path, "train", source=tmp_path / "photos")
     assert not keeps_table(tmp_path, "val", source=tmp_path / "photos")
 

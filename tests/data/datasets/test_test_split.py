@@ -102,10 +102,10 @@ def test_a_test_split_has_images_alone(tmp_path: Path, make: Callable[[Path, boo
     info = make(root, True)
     assert info.splits(root) == SPLITS
     (record,) = info.read(root, "test", info.classes)
-    assert (record.id, record.tags, record.mask, record.stuff) == ("test_1", (), None, None)
+    assert (record.id, record.tags, record.gt_mask, record.stuff) == ("test_1", (), None, None)
     assert record.image.is_file()
     for split in TAGGED_SPLITS:
-        assert all(record.tags and record.mask for record in info.read(root, split, info.classes))
+        assert all(record.tags and record.gt_mask for record in info.read(root, split, info.classes))
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -28,7 +28,7 @@ def test_records_hold_files_and_tags_in_the_order_of_the_list(tiny_voc: Path, vo
         _, squares = TINY_VOC[split][record.id]
         assert record.tags == tuple(sorted(VOC_CLASSES.index(square.name) for square in squares))
         assert record.image == tiny_voc / "JPEGImages" / f"{record.id}.jpg"
-        assert record.mask == tiny_voc / "SegmentationClass" / f"{record.id}.png"
+        assert record.gt_mask == tiny_voc / "SegmentationClass" / f"{record.id}.png"
         assert record.stuff is None
 
 
@@ -44,7 +44,7 @@ def test_the_augmented_list_and_masks_win_for_training_only(voc_copy: Path, voc_
     (voc_copy / "SegmentationClassAug").mkdir()
     (voc_copy / "SegmentationClassAug" / "2007_000002.png").write_bytes(b"x")
     (record,) = read_voc(voc_copy, "train", voc_classes)
-    assert record.mask == voc_copy / "SegmentationClassAug" / "2007_000002.png"
+    assert record.gt_mask == voc_copy / "SegmentationClassAug" / "2007_000002.png"
     assert len(read_voc(voc_copy, "val", voc_classes)) == 2
 
 
@@ -52,7 +52,7 @@ def test_masks_are_optional_and_stuff_is_found(voc_copy: Path, voc_classes: Clas
     (voc_copy / "SegmentationClass" / "2007_000001.png").unlink()
     (voc_copy / "Stuff").mkdir()
     records = read_voc(voc_copy, "train", voc_classes)
-    assert [record.mask is None for record in records] == [True, False, False, False]
+    assert [record.gt_mask is None for record in records] == [True, False, False, False]
     assert records[0].stuff == voc_copy / "Stuff" / "2007_000001.png"
 
 

@@ -40,7 +40,7 @@ def test_files_are_decoded_once(
     assert len(looked_at) == 6
 
 
-@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize("kind", ["image", "gt_mask"])
 def test_only_a_changed_file_is_decoded_again(
     tmp_path: Path, records: Mapping[str, Sequence[Record]], voc_classes: ClassSet, looked_at: list[str], kind: str
 ):
@@ -77,7 +77,7 @@ def test_another_class_list_checks_everything_again(
 def test_a_mask_of_another_size_is_found(
     tmp_path: Path, records: Mapping[str, Sequence[Record]], voc_classes: ClassSet
 ):
-    mask = records["train"][2].mask
+    mask = records["train"][2].gt_mask
     assert mask is not None
     Image.fromarray(np.zeros((40, 56), np.uint8)).save(mask)
     with pytest.raises(MaskError, match="56x40 pixels, but its image is 40x56"):

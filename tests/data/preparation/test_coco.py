@@ -83,7 +83,7 @@ def test_tags_are_the_classes_of_all_annotations_crowds_included(coco: Path):
     records = read_records("coco", coco, "train")
     assert [record.tags for record in records] == [(1, 17), (), (1, 80), (17,)]
     assert next(record.id for record in records) == "COCO_train2014_000000000009"
-    assert all(record.image.is_file() and record.mask and record.mask.is_file() for record in records)
+    assert all(record.image.is_file() and record.gt_mask and record.gt_mask.is_file() for record in records)
     table = (coco / "prepared" / "train.csv").read_text().splitlines()
     assert table[1].endswith(",person;dog,instances_train2014.json")
 

@@ -52,10 +52,10 @@ def test_the_list_and_only_the_masks_that_voc_lacks_are_written(
     records = {record.id: record for record in read_voc(voc_copy, "train", voc_classes)}
     assert len(records) == 6
     assert records["2008_000007"].tags == (12,)
-    assert records["2007_000001"].mask == voc_copy / "SegmentationClass" / "2007_000001.png"
-    assert records["2008_000007"].mask == folder / "2008_000007.png"
+    assert records["2007_000001"].gt_mask == voc_copy / "SegmentationClass" / "2007_000001.png"
+    assert records["2008_000007"].gt_mask == folder / "2008_000007.png"
     val = read_voc(voc_copy, "val", voc_classes)
-    assert [record.mask for record in val] == [voc_copy / "SegmentationClass" / f"{r.id}.png" for r in val]
+    assert [record.gt_mask for record in val] == [voc_copy / "SegmentationClass" / f"{r.id}.png" for r in val]
 
 
 def test_the_work_is_resumed_and_other_peoples_lists_are_kept(voc_copy: Path, sbd: Path, voc_classes: ClassSet):
@@ -71,10 +71,10 @@ def test_val_prefers_official_masks_to_augmented_ones(voc_copy: Path, voc_classe
     (voc_copy / "SegmentationClassAug").mkdir()
     for name in ("2007_000001", "2007_000005"):
         (voc_copy / "SegmentationClassAug" / f"{name}.png").write_bytes(b"x")
-    assert read_voc(voc_copy, "train", voc_classes)[0].mask.parent.name == "SegmentationClassAug"
-    assert read_voc(voc_copy, "val", voc_classes)[0].mask.parent.name == "SegmentationClass"
+    assert read_voc(voc_copy, "train", voc_classes)[0].gt_mask.parent.name == "SegmentationClassAug"
+    assert read_voc(voc_copy, "val", voc_classes)[0].gt_mask.parent.name == "SegmentationClass"
     (voc_copy / "SegmentationClass" / "2007_000005.png").unlink()
-    assert read_voc(voc_copy, "val", voc_classes)[0].mask.parent.name == "SegmentationClassAug"
+    assert read_voc(voc_copy, "val", voc_classes)[0].gt_mask.parent.name == "SegmentationClassAug"
 
 
 @pytest.mark.parametrize("place", ["VOC2012/sbd", "../sbd", "../benchmark_RELEASE/dataset"])

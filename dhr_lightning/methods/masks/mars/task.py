@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dhr_lightning.data.catalog import spread
+from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.gate import Gate, measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
@@ -151,7 +151,7 @@ class MARSTask(BaseTask):
         """Choose the threshold if that was left to us: the same one for a run and for its continuation."""
         if self.threshold is None:
             self.eval()
-            records = spread(self.trainer.datamodule.records("train"), THRESHOLD_IMAGES)
+            records = subsample_evenly(self.trainer.datamodule.records("train"), THRESHOLD_IMAGES)
             self.threshold = self.choose_threshold(self.whole_batches(records, "threshold"))
             log.info("threshold %.3f: Otsu's of the similarities in %d training images", self.threshold, len(records))
 
@@ -168,7 +168,7 @@ class MARSTask(BaseTask):
             counts = counts + foreground_histogram(similarity[:, None], valid=near).sum(0)
         return float(otsu_threshold(counts))
 
-    def making(self) -> dict[str, Any]:
+    def inference_info(self) -> dict[str, Any]:
         """The threshold, and what the masks lost against their source, measured when all of them are on disk."""
         if self._trainer is None:
             return {}
