@@ -60,7 +60,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in `folder` (created, replaced or removed) are on the disk."""
+    """Wait until the names in `folder` (created, replaced or removed) are on the disk.
+
+    Windows opens no folders and needs no such call: its file system keeps a journal of the names.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

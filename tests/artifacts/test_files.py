@@ -291,3 +291,12 @@ def test_json_round_trip_and_refusals(tmp_path):
         path.write_text(text)
         with pytest.raises(ArtifactError, match=r"a\.json cannot be read"):
             files.read_json(path)
+
+
+def test_folders_are_not_synced_where_the_system_opens_none(tmp_path, monkeypatch, disk_events):
+    files.write_json(tmp_path / "a.json", {})
+    assert disk_events == ["sync file", "replace a.json", "sync folder"]
+    disk_events.clear()
+    monkeypatch.delattr(os, "O_DIRECTORY")  # as on Windows
+    files.write_json(tmp_path / "b.json", {})
+    assert disk_events == ["sync file", "replace b.json"]

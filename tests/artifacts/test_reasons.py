@@ -1,12 +1,7 @@
 """Word by word, why an artifact is not fresh; and what locks, writers and forgetting leave on disk."""
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
-import json
-import os
-import socket
 
 import numpy as np
 import pytest
@@ -152,61 +147,6 @@ def test_a_cam_takes_two_arrays_and_features_one(describe, store, ids):
             pytest.raises(ValueError, match=rf"Expected {count} array\(s\) for {kind}, but got {len(wrong)}"),
         ):
             writer.write(ids[0], *wrong)
-
-
-def test_the_lock_file_can_be_read_and_written_by_all_that_the_umask_allows(tmp_path):
-    before = os.umask(0o022)
-    try:
-        with FolderLock(tmp_path / ".lock"):
-            pass
-    finally:
-        os.umask(before)
-    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o644
-
-
-def test_the_lock_file_says_who_holds_it_and_nothing_of_an_earlier_holder(tmp_path):
-    path = tmp_path / ".lock"
-    path.write_text("x" * 3000)
-    with FolderLock(path):
-        owner = json.loads(path.read_text())
-        assert (owner["pid"], owner["host"], len(owner["since"])) == (os.getpid(), socket.gethostname(), 24)
-        with pytest.raises(LockError, match=rf"{tmp_path} is being written by process .* since {owner['since'][:10]}"):
-            FolderLock(path).__enter__()
-        path.write_text("not of this program")
-        with pytest.raises(LockError, match="being written by another process"):
-            FolderLock(path).__enter__()
-
-
-def test_leaving_a_lock_twice_or_without_having_entered_does_nothing(tmp_path):
-    lock = FolderLock(tmp_path / ".lock")
-    lock.__exit__(None, None, None)
-    with lock:
-        pass
-    with FolderLock(tmp_path / ".lock"):
-        lock.__exit__(None, None, None)
-        with pytest.raises(LockError):
-            lock.__enter__()
-
-
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_said_to_have_none(tmp_path, monkeypatch, code):
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(LockError, match=rf"The file system of {tmp_path} has no file locks \(.*{os.strerror(code)}"):
-        FolderLock(tmp_path / ".lock").__enter__()
-
-
-def test_another_failure_of_a_lock_is_passed_on_and_leaks_no_descriptor(tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    before = set(os.listdir("/dev/fd"))
-    with pytest.raises(OSError, match="Input/output"):
-        FolderLock(tmp_path / ".lock").__enter__()
-    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_sealing_needs_no_trace_of_the_run(store, describe, ids, palette):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dhr_lightning.artifacts import files
-from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError, LockError
 
@@ -174,16 +173,6 @@ def test_refused_writer_changes_nothing(store, describe, opened, ids):
         with pytest.raises(LockError), opened(describe(tau=0.7)):
             pass
         assert names(store) == before
-
-
-def test_lock_survives_a_copy_of_its_descriptor(tmp_path):
-    with FolderLock(tmp_path / ".lock") as lock:
-        copy = os.dup(lock._descriptor)
-    try:
-        with FolderLock(tmp_path / ".lock"):
-            pass
-    finally:
-        os.close(copy)
 
 
 def test_other_ranks_write_but_do_not_lock_clear_or_seal(store, describe, opened, ids):

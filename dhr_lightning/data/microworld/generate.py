@@ -4,7 +4,6 @@ Small classes lie on a large neighbour (bottle on table, rider on bike), a train
 water, and some classes are rare. Everything is drawn from a seed, so nothing is downloaded.
 """
 
-import fcntl
 import glob
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dhr_lightning.artifacts.lock import native_lock
 from dhr_lightning.data.microworld.files import FOLDERS, make_folders, write_list, write_scene
 from dhr_lightning.data.microworld.grammar import Stuff, Thing
 from dhr_lightning.data.microworld.scene import Scene, render
@@ -88,8 +88,7 @@ def generate(root: Path, *, seed: int = 0, train: int = 800, val: int = 160, pro
 def _exclusive(root: Path) -> Iterator[None]:
     """Wait until no other process generates `root`, then delete what killed ones left beside it."""
     root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f".{root.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with native_lock(root.with_name(f".{root.name}.lock"), wait=True):
         for leftover in root.parent.glob(f".{glob.escape(root.name)}.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dhr_lightning.artifacts.lock import native_lock
 from dhr_lightning.data.microworld.generate import (
     MARKER,
     MICROWORLD_CLASSES,
@@ -242,3 +244,15 @@ def test_a_killed_generation_never_looks_complete(tmp_path: Path, earlier: bool)
     assert ensure(root, train=2, val=1)
     assert not list(tmp_path.glob(".microworld.tmp-*"))
     assert len(list((root / "JPEGImages").iterdir())) == 3
+
+
+def test_who_comes_second_waits_for_the_generation_of_another(tmp_path: Path):
+    root = tmp_path / "microworld"
+    with native_lock(tmp_path / ".microworld.lock", wait=True):
+        second = threading.Thread(target=ensure, args=(root,), kwargs={"train": 1, "val": 1})
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert not root.exists()
+    second.join(20)
+    assert (root / MARKER).is_file()
