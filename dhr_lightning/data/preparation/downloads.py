@@ -1,17 +1,17 @@
 """Fetch official files on request: resumed after a break, compared with their published checksums."""
 
-import hashlib
+import itertools
 import os
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from dhr_lightning.errors import DataError
 from dhr_lightning.progress import log, track
 
-_BLOCK = 1 << 20
+_BLOCK = 1_000_000
 _TIMEOUT = 60  # seconds without a byte
+_NOTHING_LEFT = 416  # the server's answer to a range that begins at the end of the file or behind it
 
 
 def fetch(url: str, path: Path, *, checksum: str = "") -> None:
@@ -29,24 +29,14 @@ def fetch(url: str, path: Path, *, checksum: str = "") -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    start = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            resumed = response.status == 206
-            missing = int(response.headers.get("Content-Length") or 0)
-            with part.open("ab" if resumed else "wb") as file:
-                received = 0
-                for block in track(_blocks(response), f"{path.name} (MB)", total=-(-missing // _BLOCK) or None):
-                    file.write(block)
-                    received += len(block)
-    except (OSError, HTTPException) as error:
+        with part.open("ab") as file:
+            _append(url, file, name=path.name)
+    except OSError as error:  # requests derives its errors from it
         raise DataError(
             f"{url} cannot be downloaded ({error}). Run the same command again to continue, or fetch the file by hand "
             f"and put it at {path}."
         ) from error
-    if missing and received < missing:
-        raise DataError(f"{url} broke off after {received} of {missing} bytes. Run the same command again to continue.")
     try:
         verify(part, checksum, name=path.name)
     except DataError:
@@ -55,32 +45,75 @@ def fetch(url: str, path: Path, *, checksum: str = "") -> None:
     os.replace(part, path)
 
 
+def _append(url: str, file: BinaryIO, *, name: str) -> None:
+    """Add what the file lacks, or all of it if the server knows no ranges."""
+    from pooch import HTTPDownloader
+
+    def start_again(response: Any, **_: object) -> None:  # noqa: ANN401 - requests ships no types
+        if response.status_code == 200:
+            file.truncate(0)
+
+    start = file.tell()
+    # A stream that the server compresses on the fly has no ranges.
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    download = HTTPDownloader(
+        progressbar=_Progress(f"{name} (MB)"),
+        chunk_size=_BLOCK,
+        timeout=_TIMEOUT,
+        headers=headers,
+        hooks={"response": start_again},
+    )
+    try:
+        download(url, file, None)
+    except OSError as error:
+        response = getattr(error, "response", None)
+        if response is None or response.status_code != _NOTHING_LEFT:
+            raise
+        if response.headers.get("Content-Range") != f"bytes */{start}":
+            file.truncate(0)  # longer than what the server has: the next try starts from the beginning
+            raise
+
+
 def verify(path: Path, checksum: str, *, name: str = "") -> None:
     """Compare a file with its published checksum; without one, say so.
 
     Raises:
         DataError: if they differ; names both.
     """
+    from pooch import file_hash
+
     name = name or path.name
     if not checksum:
         log.info("%s: no checksum is published, so only its size was compared", name)
         return
+    log.info("comparing %s with its checksum", name)
     kind, _, expected = checksum.partition(":")
-    digest = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file:
-        for block in track(iter(lambda: file.read(_BLOCK), b""), f"checking {name}", total=_count(path)):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    found = file_hash(path, alg=kind)
+    if found != expected:
         raise DataError(
-            f"{name} has {kind} {digest.hexdigest()}, expected {expected}: the file is damaged or not official. "
+            f"{name} has {kind} {found}, expected {expected}: the file is damaged or not official. "
             "Delete it and fetch it again."
         )
 
 
-def _blocks(response: HTTPResponse) -> Iterator[bytes]:
-    while block := response.read(_BLOCK):
-        yield block
+class _Progress:
+    """What pooch asks of a progress bar, shown as all progress of this package: a bar, or a line now and then."""
 
+    total = 0  # bytes; pooch sets it
 
-def _count(path: Path) -> int:
-    return -(-path.stat().st_size // _BLOCK)
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._steps: Iterator[int] | None = None
+
+    def update(self, _: int) -> None:
+        """Another block has come."""
+        if self._steps is None:
+            self._steps = track(itertools.count(), self._what, total=-(-self.total // _BLOCK) or None)
+        next(self._steps)
+
+    def reset(self) -> None:
+        """Pooch starts over to show the end, which a bar that disappears need not."""
+        self._steps = iter((0,))
+
+    def close(self) -> None:
+        """Leave nothing on the screen."""
