@@ -4,7 +4,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh  # noqa: F401 - named shortly in configurations
 from dhr_lightning.callbacks.writers import ArtifactWriters
-from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_text
+from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_text, split_options
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DHRError
 from dhr_lightning.methods.base import BaseTask
@@ -157,17 +156,18 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
     parsed = [subcommand]
     if config:
         parsed += ["--config", yaml.safe_dump(config, sort_keys=False)]
-    if subcommand == "predict" and "--return_predictions" not in others:
+    given = {option.name: option.value for option in split_options(others)}
+    if subcommand == "predict" and "--return_predictions" not in given:
         others = [*others, "--return_predictions", "false"]
-    if "--ckpt_path" in others and "--weights_only" not in others:
+    if "--ckpt_path" in given and "--weights_only" not in given:
         others = [*others, "--weights_only", "true"]
-    checkpoint = next((Path(b) for a, b in pairwise(others) if a == "--ckpt_path"), None)
+    checkpoint = given.get("--ckpt_path")
     try:
         return DHRCommandLine(
             [*parsed, *others],
             identity=StepIdentity(config) if config else None,
             run_dir=run_dir,
-            checkpoint=checkpoint,
+            checkpoint=Path(checkpoint) if checkpoint else None,
         )
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process instead of handing it on
@@ -193,20 +193,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], lis
     paths: list[str] = []
     overrides: list[str] = []
     others: list[str] = []
-    items = list(arguments)
-    while items:
-        item = items.pop(0)
-        name, has_value, value = item.partition("=")
-        follows = [] if has_value or not items or items[0].startswith("--") else [items.pop(0)]
-        if name in ("--config", "-c"):
-            chosen = value if has_value else next(iter(follows), "")
-            if not chosen:
+    for option in split_options(arguments):
+        if option.name in ("--config", "-c"):
+            if not option.value:
                 raise ConfigError("--config needs a file. Write --config methods/cam.yaml.")
-            paths.append(chosen)
-        elif name.startswith("--") and name[2:].split(".")[0] in SECTIONS:
-            overrides += [item, *follows]
+            paths.append(option.value)
+        elif option.name.startswith("--") and option.keys[0] in SECTIONS:
+            overrides += option.words
         else:
-            others += [item, *follows]
+            others += option.words
     return paths, overrides, others
 
 

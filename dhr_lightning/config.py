@@ -1,9 +1,9 @@
 """Resolve configuration files and overrides to one plain dictionary, without importing torch."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -89,6 +89,39 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class Option(NamedTuple):
+    """One option of a command line: `--a.b value`, `--a.b=value`, or a word alone.
+
+    Attributes:
+        name: the word before any `=`, such as `--a.b`.
+        value: text after the `=`, or the next word unless it begins with `--`; None if there is neither.
+        words: the one or two words as they were given.
+    """
+
+    name: str
+    value: str | None
+    words: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """`--a.b` as `["a", "b"]`."""
+        return self.name.removeprefix("--").split(".")
+
+
+def split_options(arguments: Sequence[str]) -> Iterator[Option]:
+    """Read a command line option by option; `words` of all of them together are the command line again."""
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, is_one_word, value = word.partition("=")
+        if is_one_word:
+            yield Option(name, value, (word,))
+        elif rest and not rest[0].startswith("--"):
+            yield Option(name, rest[0], (word, rest.pop(0)))
+        else:
+            yield Option(name, None, (word,))
+
+
 def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply command-line overrides `--a.b value` or `--a.b=value` to a configuration.
 
@@ -96,34 +129,26 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
         ConfigError: if an override does not start with `--`, has no value, or its value is not valid YAML.
     """
     result = copy.deepcopy(dict(config))
-    for name, text in _pairs(overrides):
-        *parents, leaf = name.split(".")
+    for option in split_options(overrides):
+        if not option.name.startswith("--"):
+            raise ConfigError(f"Expected an override like --model.init_args.lr 0.01, but got {option.words[0]!r}.")
+        if option.value is None:
+            raise ConfigError(f"Override {option.name} has no value. Write {option.name} VALUE.")
+        *parents, leaf = option.keys
         node = result
         for parent in parents:
             if node.get(parent) is None:
                 node[parent] = {}
             node = node[parent]
             if not isinstance(node, dict):
-                raise ConfigError(f"Override --{name} goes through {parent!r}, which is not a section.")
+                raise ConfigError(f"Override {option.name} goes through {parent!r}, which is not a section.")
         try:
-            node[leaf] = yaml.safe_load(text)
+            node[leaf] = yaml.safe_load(option.value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"The value {text!r} of override --{name} is not valid YAML: {error}") from error
+            raise ConfigError(
+                f"The value {option.value!r} of override {option.name} is not valid YAML: {error}"
+            ) from error
     return result
-
-
-def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
-    items = list(overrides)
-    while items:
-        item = items.pop(0)
-        if not item.startswith("--"):
-            raise ConfigError(f"Expected an override like --model.init_args.lr 0.01, but got {item!r}.")
-        name, has_value, text = item[2:].partition("=")
-        if not has_value:
-            if not items or items[0].startswith("--"):
-                raise ConfigError(f"Override --{name} has no value. Write --{name} VALUE.")
-            text = items.pop(0)
-        yield name, text
 
 
 def check_run_config(config: Mapping[str, Any]) -> None:

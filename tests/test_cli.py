@@ -3,12 +3,14 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from dhr_lightning import cli
 from dhr_lightning.__main__ import COMMANDS, LIGHTNING, main
 from dhr_lightning.cli import run_lightning, split_arguments
 from dhr_lightning.config import resolve
@@ -109,6 +111,19 @@ def test_arguments_are_sorted_by_what_they_are_for():
     assert paths == ["a.yaml", "b.yaml"]
     assert overrides == ["--data.seed", "1", "--trainer.devices=2", "--seed_everything", "3"]
     assert others == ["--ckpt_path", "x", "--print_config"]
+
+
+@pytest.mark.parametrize("given", [["--ckpt_path=last.ckpt"], ["--ckpt_path", "last.ckpt"]])
+def test_a_checkpoint_is_recorded_and_read_safely_however_it_is_written(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(cli, "DHRCommandLine", lambda arguments, **options: seen.update(options, arguments=arguments))
+    run_lightning(["predict", *given])
+    assert seen["checkpoint"] == Path("last.ckpt")
+    assert seen["arguments"] == ["predict", *given, "--return_predictions", "false", "--weights_only", "true"]
+    run_lightning(["predict", *given, "--weights_only=false", "--return_predictions=true"])
+    assert seen["arguments"] == ["predict", *given, "--weights_only=false", "--return_predictions=true"]
 
 
 def test_lightning_commands_work_by_themselves(empty_workspace: Workspace, lines: Lines):

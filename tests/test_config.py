@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from dhr_lightning.config import apply_overrides, find_config, merge, output_settings, read_yaml, resolve
+from dhr_lightning.config import (
+    apply_overrides,
+    check_stage_config,
+    find_config,
+    merge,
+    output_settings,
+    own_overrides,
+    read_yaml,
+    resolve,
+    split_options,
+)
 from dhr_lightning.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -135,6 +145,52 @@ def test_overrides_fill_an_empty_section_and_leave_the_configuration_alone():
 def test_unusable_overrides_are_named(arguments: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         apply_overrides({"seed": 1}, arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--a.b", "1", "--c=2", "--flag", "--d", "-1", "bare", "--e=", "--f=x=y"],
+        ["-c", "file", "--g", "", "alone"],
+        ["--last"],
+        [],
+    ],
+)
+def test_a_command_line_is_split_without_loss(words: list[str]):
+    options = list(split_options(words))
+    assert [word for option in options for word in option.words] == words
+    for option in options:
+        joined = option.name if option.value is None else f"{option.name}={option.value}"
+        assert joined in ("=".join(option.words), *option.words)
+
+
+def test_the_value_is_the_rest_of_the_word_or_the_next_word():
+    options = list(split_options(["--a.b=x=y", "--c", "-1", "--d", "--e", "--f=", "z"]))
+    assert [(option.name, option.value) for option in options] == [
+        ("--a.b", "x=y"),
+        ("--c", "-1"),
+        ("--d", None),
+        ("--e", None),
+        ("--f", ""),
+        ("z", None),
+    ]
+    assert options[0].keys == ["a", "b"]
+
+
+def test_a_step_gets_the_overrides_of_all_and_its_own_without_its_name():
+    given = ["--cam.model.lr=1", "--data.seed", "2", "--dhr.model.lr", "3", "--cam.data.seed", "4", "--model.camera=5"]
+    steps = ["cam", "dhr"]
+    assert own_overrides(given, "cam", steps) == [
+        "--model.lr=1", "--data.seed", "2", "--data.seed", "4", "--model.camera=5"
+    ]  # fmt: skip
+    assert own_overrides(given, "dhr", steps) == ["--data.seed", "2", "--model.lr", "3", "--model.camera=5"]
+
+
+@pytest.mark.parametrize("given", [["--cam", "1"], ["--cam=1"]])
+def test_a_step_alone_is_no_override_and_named_as_unknown_section(given: list[str]):
+    config = apply_overrides({}, own_overrides(given, "cam", ["cam"]))
+    with pytest.raises(ConfigError, match="Unknown section or step 'cam'"):
+        check_stage_config(config)
 
 
 def test_an_unknown_file_is_refused_with_the_names_that_exist():

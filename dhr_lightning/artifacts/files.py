@@ -252,9 +252,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _absent(path: Path) -> ArtifactError:
-    return ArtifactError(
-        f"{path} does not exist. Run the recipe that makes it again (`python -m dhr_lightning run`)."
-    )
+    return ArtifactError(f"{path} does not exist. Run the recipe that makes it again (`python -m dhr_lightning run`).")
 
 
 def _unreadable(path: Path, reason: object) -> ArtifactError:

@@ -263,9 +263,13 @@ class WSSSDataModule(L.LightningDataModule):
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
         if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
-            return self._loader(dataset, LazyWorkerDataLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size))
+            return self._loader(
+                dataset, LazyWorkerDataLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size)
+            )
         drop_last = len(dataset) > self.batch_size
-        return self._loader(dataset, LazyWorkerDataLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+        return self._loader(
+            dataset, LazyWorkerDataLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last
+        )
 
     def _training_dataset(self) -> SegmentationDataset | CropPairs:
         five_crop = getattr(self.task, "five_crop", None)

@@ -92,7 +92,9 @@ class SegmentationDataset(Dataset[Sample]):
                 path = source.path(record.id)
                 masks[port] = check_mask(read_mask(path), path=path, size=size, classes=self.classes)
         if self.gt_mask and record.gt_mask is not None:
-            masks[GT_MASK] = check_mask(read_truth(record.gt_mask), path=record.gt_mask, size=size, classes=self.classes)
+            masks[GT_MASK] = check_mask(
+                read_truth(record.gt_mask), path=record.gt_mask, size=size, classes=self.classes
+            )
         return masks
 
     def _read(self, port: str, record: Record) -> GridMaps:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dhr_lightning.artifacts.store import Status
-from dhr_lightning.config import SECTIONS, apply_overrides, check_run_config, find_config, merge_layers, read_yaml
+from dhr_lightning.config import (
+    SECTIONS,
+    apply_overrides,
+    check_run_config,
+    find_config,
+    merge_layers,
+    read_yaml,
+    split_options,
+)
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.recipe import IMPORTED, Recipe, RecipeStep, kind_read
 from dhr_lightning.pipeline.request import Request
@@ -155,24 +163,21 @@ def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, Pla
 
 
 def _by_step(overrides: Sequence[str], steps: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides for all steps, and those of one step: `--cam.scales [1.0]` is `--model.init_args.scales [1.0]` there."""
+    """Overrides for all steps, and those of one: `--cam.scales [1.0]` is `--model.init_args.scales [1.0]` there."""
     common: list[str] = []
     own: dict[str, list[str]] = {}
-    items = list(overrides)
-    while items:
-        item = items.pop(0)
-        follows = [] if "=" in item or not items or items[0].startswith("--") else [items.pop(0)]
-        if not item.startswith("--"):
-            raise ConfigError(f"Expected an override like --cam.lr 0.01, but got {item!r}.")
-        first, _, rest = item[2:].partition(".")
-        if first in SECTIONS or first.partition("=")[0] in SECTIONS:
-            common += [item, *follows]
-        elif first in steps and rest:
-            section = rest.partition(".")[0].partition("=")[0]
-            own.setdefault(first, []).extend(
-                [f"--{rest}" if section in SECTIONS else f"--model.init_args.{rest}", *follows]
-            )
+    for option in split_options(overrides):
+        if not option.name.startswith("--"):
+            raise ConfigError(f"Expected an override like --cam.lr 0.01, but got {option.words[0]!r}.")
+        first, *path = option.keys
+        if first in SECTIONS:
+            common += option.words
+        elif first in steps and path:
+            prefix = "--" if path[0] in SECTIONS else "--model.init_args."
+            own.setdefault(first, []).extend([option.words[0].replace(f"--{first}.", prefix, 1), *option.words[1:]])
         else:
             known = dict.fromkeys((*steps, *SECTIONS))
-            raise ConfigError(f"Unknown section or step {first!r} in override {item!r}. {did_you_mean(first, known)}")
+            raise ConfigError(
+                f"Unknown section or step {first!r} in override {option.words[0]!r}. {did_you_mean(first, known)}"
+            )
     return common, own

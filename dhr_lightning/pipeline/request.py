@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.config import data_file, find_config, read_yaml
+from dhr_lightning.config import data_file, find_config, read_yaml, split_options
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.recipe import Recipe, load_recipe, shipped_recipes
@@ -131,14 +131,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         place = given.index("--")
         options, overrides = split_overrides(given[:place])
         return options, [*overrides, *given[place + 1 :]]
-    options, overrides = [], []
-    while given:
-        word = given.pop(0)
-        if word.startswith("--") and "." in word.partition("=")[0]:
-            follows = [] if "=" in word or not given or given[0].startswith("--") else [given.pop(0)]
-            overrides += [word, *follows]
-        else:
-            options.append(word)
+    options: list[str] = []
+    overrides: list[str] = []
+    for option in split_options(given):
+        (overrides if option.name.startswith("--") and len(option.keys) > 1 else options).extend(option.words)
     return options, overrides
 
 

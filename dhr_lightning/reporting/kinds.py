@@ -178,6 +178,6 @@ def _incomplete(store: ArtifactStore, entry: Entry, found: Sequence[str], ids: S
         return f"no manifest; {store.status(entry.address, entry.split).reason.rstrip('.')}"
     if len(found) >= manifest.count:
         return ""
-    here = set(found)
-    missing = next((image_id for image_id in ids if image_id not in here), "unknown")
+    on_disk = set(found)
+    missing = next((image_id for image_id in ids if image_id not in on_disk), "unknown")
     return f"{len(found)} of the {manifest.count} files its manifest promises are there, first missing {missing!r}"

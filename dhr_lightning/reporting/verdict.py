@@ -77,10 +77,10 @@ def percent(value: float | None) -> str:
 
 def _milestones(kinds: Sequence[MaskKind], split: str) -> list[MaskKind]:
     """Each step and the last mask refresh on the way of a split; predictions only if nothing else is there."""
-    here = [kind for kind in kinds if kind.split == split and not kind.is_branch]
-    rounds = [kind for kind in here if kind.is_round]
-    steps = [kind for kind in here if not kind.is_round and not kind.is_prediction] + rounds[-1:]
-    return steps or here
+    on_split = [kind for kind in kinds if kind.split == split and not kind.is_branch]
+    rounds = [kind for kind in on_split if kind.is_round]
+    steps = [kind for kind in on_split if not kind.is_round and not kind.is_prediction] + rounds[-1:]
+    return steps or on_split
 
 
 def _short(kind: MaskKind) -> str:

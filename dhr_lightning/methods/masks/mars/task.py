@@ -164,8 +164,8 @@ class MARSTask(BaseTask):
         counts = torch.zeros(1, dtype=torch.int64, device=self.device)
         for batch in batches:
             similarity = self._similarity(batch)  # (B, h, w)
-            near = valid_cells(batch["valid"], (similarity.shape[1], similarity.shape[2]))
-            counts = counts + foreground_histogram(similarity[:, None], valid=near).sum(0)
+            inside = valid_cells(batch["valid"], (similarity.shape[1], similarity.shape[2]))
+            counts = counts + foreground_histogram(similarity[:, None], valid=inside).sum(0)
         return float(otsu_threshold(counts))
 
     def inference_info(self) -> dict[str, Any]:
