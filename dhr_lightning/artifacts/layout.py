@@ -51,6 +51,23 @@ def has_content(path: Path) -> bool:
         return False
 
 
+def filled_files(folder: Path | str, prefix: str = "") -> set[str]:
+    """Names of all files below a folder with at least one byte; links to folders are not followed.
+
+    Args:
+        folder: where to look.
+        prefix: put before each name.
+    """
+    names = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                names |= filled_files(entry.path, f"{prefix}{entry.name}/")
+            elif entry.stat().st_size > 0:
+                names.add(prefix + entry.name)
+    return names
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Every file below `folder`; links to folders are not followed."""
     for where, _, names in os.walk(folder):

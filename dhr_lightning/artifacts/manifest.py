@@ -86,7 +86,7 @@ class Manifest:
             config=digest_config(settings),
             settings=canonical(settings),
             inputs=dict(inputs or {}),
-            checkpoint={"path": str(checkpoint.resolve()), "sha256": digest_file(checkpoint)} if checkpoint else None,
+            checkpoint=describe_checkpoint(checkpoint) if checkpoint else None,
         )
 
     @property
@@ -159,6 +159,15 @@ class Manifest:
             raise TypeError("`settings` and `info` must be objects")
         if self.checkpoint is not None and set(self.checkpoint) != {"path", "sha256"}:
             raise TypeError("`checkpoint` must have a path and a sha256")
+
+
+def describe_checkpoint(path: Path) -> dict[str, str]:
+    """Where weights lie, and a digest of their bytes.
+
+    Raises:
+        ArtifactError: if the file cannot be read.
+    """
+    return {"path": str(path.resolve()), "sha256": digest_file(path)}
 
 
 def canonical(value: Any, where: str = "settings") -> Any:  # noqa: ANN401 - any JSON value

@@ -105,7 +105,7 @@ class ArtifactStore:
             reasons = [] if expected is None else sealed.changes_to(expected)
             if expected is None or expected.checkpoint is None:
                 reasons += _changed_checkpoint(sealed)
-            if not reasons and ids is not None and digest_ids(ids) != sealed.ids:
+            if not reasons and ids is not None and expected is None and digest_ids(ids) != sealed.ids:
                 reasons.append(f"image ids {sealed.count} -> {len(ids)} images")
         except ArtifactError as error:
             return Status("stale", str(error))
@@ -167,7 +167,8 @@ class ArtifactStore:
                 ids = []
             if len(set(ids)) != len(ids) or digest_ids(ids) != sealed.ids:
                 return Status("partial", f"{folder / layout.IDS} is absent or was changed; make the artifact again")
-        missing = [one for one in ids if not layout.has_content(layout.item_path(folder, address, one))]
+        extension, there = kind_of(address).codec.extension, layout.filled_files(folder)
+        missing = [one for one in ids if f"{one}{extension}" not in there]
         if missing:
             return Status(
                 "partial", f"{len(missing)} of {len(ids)} files are missing in {folder}, first {missing[0]!r}"

@@ -127,14 +127,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tell options from overrides: `--a.b value` anywhere, and everything after `--`."""
     given = list(arguments)
-    if "--" in given:
-        place = given.index("--")
-        options, overrides = split_overrides(given[:place])
-        return options, [*overrides, *given[place + 1 :]]
+    place = given.index("--") if "--" in given else len(given)
     options: list[str] = []
     overrides: list[str] = []
-    for option in split_options(given):
+    for option in split_options(given[:place]):
         (overrides if option.name.startswith("--") and len(option.keys) > 1 else options).extend(option.words)
+    overrides += given[place + 1 :]
     return options, overrides
 
 

@@ -1,12 +1,22 @@
 """What a step is made from: the keys of its weights and files, computed from configuration and files alone (no torch)."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dhr_lightning.artifacts.kinds import round_address
-from dhr_lightning.artifacts.manifest import Manifest, canonical, digest_config, digest_file
+from dhr_lightning.artifacts.manifest import (
+    Manifest,
+    canonical,
+    describe_checkpoint,
+    digest_config,
+    digest_file,
+    digest_ids,
+)
 from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.config import IGNORED_DATA, IGNORED_TRAINER, PREPARATION_DATA
@@ -35,7 +45,7 @@ class DataView:
         self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)
         self._policy = data.get("untagged") or "drop"
         self._records: dict[str, list[Record]] = {}
-        self._digests: dict[str, str] = {}
+        self._digests: dict[str, tuple[str, str]] = {}
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -51,8 +61,16 @@ class DataView:
 
     def digest(self, split: str) -> str:
         """Digest of ids, tags and image file sizes: the data a step learns from."""
+        return self._both_digests(split)[0]
+
+    def ids_digest(self, split: str) -> str:
+        """Digest of the image ids alone."""
+        return self._both_digests(split)[1]
+
+    def _both_digests(self, split: str) -> tuple[str, str]:
         if split not in self._digests:
-            self._digests[split] = digest_records(self.records(split))
+            records = self.records(split)
+            self._digests[split] = (digest_records(records), digest_ids([record.id for record in records]))
         return self._digests[split]
 
 
@@ -234,14 +252,16 @@ class StepIdentity:
             info: recorded, never compared.
         """
         inputs = {**self.input_digests(), f"data/{split}": self.data.digest(split)}
-        manifest = Manifest.create(
-            address,
-            self.store.dataset,
-            split,
-            ids=[record.id for record in self.data.records(split)],
-            settings=self.settings,
+        manifest = Manifest(
+            address=address,
+            dataset=self.store.dataset,
+            split=split,
+            count=len(self.data.records(split)),
+            ids=self.data.ids_digest(split),
+            config=digest_config(self.settings),
+            settings=canonical(self.settings),
             inputs=inputs,
-            checkpoint=checkpoint,
+            checkpoint=describe_checkpoint(checkpoint) if checkpoint else None,
         )
         return manifest.with_info(step=self.step, config=canonical(plain(self.config)), **(info or {}))
 
@@ -303,7 +323,8 @@ def _key(content: Mapping[str, Any]) -> str:
 
 def digest_records(records: Sequence[Record]) -> str:
     """Digest of ids, tags and image file sizes: the data a step learns from."""
-    return digest_config({record.id: [list(record.tags), record.image.stat().st_size] for record in records})
+    rows = sorted((record.id, record.tags, os.stat(record.image).st_size) for record in records)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def refresh_epochs(config: Mapping[str, Any]) -> list[int]:
