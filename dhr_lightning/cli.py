@@ -1,6 +1,7 @@
 """The command line: Lightning's fit, validate, test and predict, and commands of our own."""
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -106,6 +107,17 @@ class DHRCommandLine(LightningCLI):
         if self.subcommand == "fit" and self.identity is not None:
             check_background(self.identity.config, step=self.identity.step)
             check_weights({self.identity.step: self.identity.config}, in_recipe=False)
+
+    def before_fit(self) -> None:
+        """Say the effective batch where it is not the one in the configuration."""
+        parts = {
+            "images": self.datamodule.batch_size,
+            "accumulated": self.trainer.accumulate_grad_batches,
+            "devices": self.trainer.world_size,
+        }
+        if parts["accumulated"] > 1 or parts["devices"] > 1:
+            text = " x ".join(f"{number} {what}" for what, number in parts.items())
+            log.info("%s: effective batch %d = %s", self.model.step, math.prod(parts.values()), text)
 
     def instantiate_classes(self) -> None:
         """Show what a constructor refuses as it says it, not as it looks to the parser.

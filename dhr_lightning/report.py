@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.reporting.evaluate import Progress, SplitResult, evaluate_split
-from dhr_lightning.reporting.figures import all_figures
+from dhr_lightning.reporting.figures import Figures, all_figures
+from dhr_lightning.reporting.graph import Comparison, RecipeGraph, compare_recipes, draw_graph
 from dhr_lightning.reporting.html import PageContent, render_page
 from dhr_lightning.reporting.kinds import Entry, MaskKind, find_kinds
+from dhr_lightning.reporting.masks import difference
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
 from dhr_lightning.reporting.sweep import Sweep, sweep_background
 from dhr_lightning.reporting.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
@@ -31,6 +34,7 @@ def build_report(
     title: str,
     seconds: Mapping[str, float],
     notes: Sequence[str],
+    graphs: Sequence[RecipeGraph] = (),
     max_images: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -45,12 +49,13 @@ def build_report(
         title: heading of the page.
         seconds: duration of each step, in the order to show.
         notes: remarks for the reader.
+        graphs: the recipes, drawn with the figures of their steps; several are also compared.
         max_images: pictured images per split.
         progress: wrapper `(ids, description) -> iterable of the same ids`, such as `tqdm`.
 
     Returns:
         What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
-        `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `seconds`, `notes`. A figure that cannot
+        `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `comparison` of several recipes or null, `seconds`, `notes`. A figure that cannot
         be known is null.
 
     Raises:
@@ -70,13 +75,41 @@ def build_report(
         for result in results
     }
     sweep = _sweep(store, truth, facts, kinds, split=split)
-    content = PageContent(title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks], sweep)
+    scored = any(figure["miou"] is not None for figure in figures.values())
+    content = PageContent(
+        title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks], sweep,
+        drawings=[draw_graph(graph, figures, scored=scored) for graph in graphs],
+        comparison=_comparison(store, graphs, kinds, figures, scored=scored),
+    )  # fmt: skip
     summary = _summary(content, truth)
     output.mkdir(parents=True, exist_ok=True)
     write_bytes(output / "report.html", render_page(content, truth, facts).encode())
     write_json(output / "report.json", summary)
     _logger.info("Report: %s", output / "report.html")
     return summary
+
+
+def _comparison(
+    store: ArtifactStore,
+    graphs: Sequence[RecipeGraph],
+    kinds: Sequence[MaskKind],
+    figures: Mapping[str, Figures],
+    *,
+    scored: bool,
+) -> Comparison | None:
+    """Several recipes side by side; how their last training masks differ is read from the files."""
+    if len(graphs) < 2:
+        return None
+    masks = {kind.key: kind for kind in kinds if kind.split == "train" and not kind.is_cam}
+    last = {
+        graph.title: next(
+            (masks[key] for step in reversed(graph.steps) for key in reversed(step.keys) if key in masks), None
+        )
+        for graph in graphs
+    }
+    first = last[graphs[0].title]
+    changed = {title: difference(store, first, kind) if first and kind else None for title, kind in last.items()}
+    return compare_recipes(graphs, figures, changed, scored=scored)
 
 
 def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
@@ -89,6 +122,7 @@ def _summary(content: PageContent, truth: GroundTruth) -> dict[str, Any]:
         "units": "every rate, IoU and accuracy is a share in [0, 1]; seconds are seconds",
         "metrics": dict(content.figures),
         "sweep": content.sweep.record() if content.sweep else None,
+        "comparison": asdict(content.comparison) if content.comparison else None,
         "seconds": dict(content.seconds),
         "notes": list(content.notes),
     }

@@ -1,6 +1,6 @@
 """Sanity gate of steps that remove labels from masks: what was removed, and what the next step reads (no torch)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -122,24 +122,27 @@ def address_to_read(store: ArtifactStore, address: str, *, force: bool = False) 
     return address_to_read(store, gate.source) if gate and gate.harmful else address
 
 
-def gate_notes(store: ArtifactStore, outputs: Sequence[tuple[str, str]]) -> list[str]:
+def gate_notes(store: ArtifactStore, names: Mapping[tuple[str, str], str]) -> list[str]:
     """One sentence for every artifact with a gate: what was removed, and whether later steps use it.
 
     Args:
         store: the artifacts.
-        outputs: `(address, split)` of those that are looked at.
+        names: what people call each `(address, split)` that is looked at.
     """
-    manifests = {output: store.manifest(*output) for output in outputs}
+    manifests = {output: store.manifest(*output) for output in names}
     used = {name for manifest in manifests.values() if manifest for name in manifest.inputs}
+    called = {address: name for (address, _), name in names.items()}
     notes = []
     for (address, split), manifest in manifests.items():
-        gate, name = Gate.read(manifest), f"{address}/{split}"
+        gate = Gate.read(manifest)
         if gate is None:
             continue
+        source = called.get(gate.source, gate.source)
+        text = gate.describe().replace(gate.source, source)
         if not gate.harmful:
-            notes.append(f"{name} {gate.describe()}.")
-        elif name in used:
-            notes.append(f"{name} is harmful: it {gate.describe()}. It is used all the same ({FORCE}: true).")
+            notes.append(f"{called[address]} {text}.")
+        elif f"{address}/{split}" in used:
+            notes.append(f"{called[address]} is harmful: it {text}. It is used all the same ({FORCE}: true).")
         else:
-            notes.append(f"{name} is harmful: it {gate.describe()}. It is not used; later steps read {gate.source}.")
+            notes.append(f"{called[address]} is harmful: it {text}. It is not used; later steps read {source}.")
     return notes

@@ -10,7 +10,8 @@ from dhr_lightning.data.gate import gate_notes
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.progress import track
 from dhr_lightning.report import DatasetTruth, build_report
-from dhr_lightning.reporting.kinds import Entry
+from dhr_lightning.reporting.graph import GraphStep, RecipeGraph
+from dhr_lightning.reporting.kinds import Entry, report_key
 
 
 def report_folder(plan: RecipePlan) -> Path:
@@ -38,10 +39,35 @@ def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: in
         output=target,
         title=f"{view.info.name}: recipe {names}",
         seconds=step_seconds(plans),
-        notes=[*refinement_notes(store, entries), *gate_notes(store, [(one.address, one.split) for one in entries])],
+        notes=[
+            *refinement_notes(store, entries),
+            *gate_notes(store, {(one.address, one.split): one.step for one in entries}),
+        ],
+        graphs=[graph_of(plan, entries) for plan in plans],
         max_images=images,
         progress=track,
     )
+
+
+def graph_of(plan: RecipePlan, entries: Sequence[Entry]) -> RecipeGraph:
+    """A recipe with the names that its steps have in a report."""
+    names = {(entry.address, entry.split): entry for entry in entries}
+    steps = []
+    for step in plan.steps:
+        found = [names[output] for output in step.outputs() if output in names]
+        keys = tuple(dict.fromkeys(report_key(one.step, one.address, one.split) for one in found))
+        reads = tuple(dict.fromkeys(source for _, source in step.step.sources()))
+        steps.append(GraphStep(step.name, step.step.use, reads, keys, seconds_of(step)))
+    return RecipeGraph(plan.recipe.name, tuple(steps))
+
+
+def seconds_of(step: PlannedStep) -> float | None:
+    """Seconds of fit and prediction; None if it has not run."""
+    if step.identity is None:
+        return None
+    fit = float(read_state(step.identity.run_folder).get("seconds") or 0)
+    manifests = [step.view.store.manifest(*output) for output in step.identity.outputs_of_prediction()]
+    return fit + max((float(one.info.get("seconds") or 0) for one in manifests if one), default=0.0) or None
 
 
 def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dhr_lightning.reporting.figures import Figures
+from dhr_lightning.reporting.graph import BOX, Comparison, Drawing
 from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.pictures import Gallery
 from dhr_lightning.reporting.sweep import Sweep
@@ -46,6 +47,8 @@ class PageContent:
         seconds: duration of each step.
         notes: remarks for the reader.
         sweep: oracle curve of the background score, where there is ground truth.
+        drawings: the recipes as pictures.
+        comparison: several recipes side by side.
     """
 
     title: str
@@ -57,6 +60,8 @@ class PageContent:
     seconds: Mapping[str, float]
     notes: Sequence[str]
     sweep: Sweep | None = None
+    drawings: Sequence[Drawing] = ()
+    comparison: Comparison | None = None
 
 
 def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> str:
@@ -79,6 +84,7 @@ def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> 
     return environment.get_template("report.html").render(
         css=Markup(environment.get_template("report.css").render()),
         content=content,
+        box=BOX,
         dataset=truth.dataset,
         scored=scored,
         charts=[

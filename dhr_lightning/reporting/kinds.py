@@ -67,8 +67,7 @@ class MaskKind:
     @property
     def key(self) -> str:
         """Name in `report.json`: `<step>[/round_KK]/<split>`."""
-        name = self.step or self.address
-        return f"{name}/{self.split}" if self.round is None else f"{name}/round_{self.round:02d}/{self.split}"
+        return report_key(self.step, self.address, self.split)
 
     @property
     def label(self) -> str:
@@ -95,6 +94,12 @@ class MaskKind:
     def is_round(self) -> bool:
         """Whether a mask refresh made them."""
         return self.round is not None
+
+
+def report_key(step: str, address: str, split: str) -> str:
+    """Name of masks in `report.json`: `<step>[/round_KK]/<split>`, by their address where no step is known."""
+    number, name = round_number(address), step or address
+    return f"{name}/{split}" if number is None else f"{name}/round_{number:02d}/{split}"
 
 
 def find_kinds(

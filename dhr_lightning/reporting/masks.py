@@ -38,6 +38,15 @@ def read_labels(
     return cam_labels(keys, cam, size=(height, width), has_background=background, threshold=kind.threshold)
 
 
+def difference(store: ArtifactStore, first: MaskKind, second: MaskKind) -> float:
+    """Share of pixels whose class differs between two kinds of masks, over the images of both, in [0, 1]."""
+    changed = pixels = 0
+    for image_id in sorted(set(first.ids) & set(second.ids)):
+        one, other = (read_mask(store.path(kind.address, kind.split, image_id)) for kind in (first, second))
+        changed, pixels = changed + int((one != other).sum()), pixels + one.size
+    return changed / max(pixels, 1)
+
+
 def cam_labels(
     keys: npt.NDArray[np.int16],
     cam: npt.NDArray[np.floating],

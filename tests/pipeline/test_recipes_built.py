@@ -1,0 +1,65 @@
+"""Every shipped recipe is built: its networks, one training step in bfloat16, one mask refresh, one prediction."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dhr_lightning.artifacts.manifest import digest_config
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.segmentation import SegmentationMixin
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.recipe import shipped_recipes
+from dhr_lightning.pipeline.request import Request
+from tests.task_samples import NAMES, make_batch, predicting, training_loss
+
+DATA = {name: name.partition("/")[2] for name in shipped_recipes() if name.startswith("paper/")}
+WITHOUT_TRAINING = ("PropagationTask", "MARSTask", "RebalanceTask", "USSTask")
+
+
+def different_steps() -> list[Any]:
+    """Each step of the shipped recipes whose task has other arguments than those before."""
+    found = {}
+    for name in shipped_recipes():
+        data = DATA.get(name, "context" if name == "no_background" else "voc")
+        root = "/nowhere"  # planning reads no file of a benchmark
+        for step in make_plan(Request(name, data, root)).steps:
+            identity = step.identity
+            arguments = (
+                {**identity.arguments, "pretrained": False}
+                if "pretrained" in identity.arguments
+                else identity.arguments
+            )
+            key = digest_config({"task": identity.spec.task, "arguments": dict(arguments)})
+            found.setdefault(key, pytest.param(identity.spec, dict(arguments), id=f"{name}:{step.name}"))
+    return list(found.values())
+
+
+def small_batch(has_background: bool = True) -> Batch:
+    batch = make_batch(
+        [[1, 2], [3]], [(64, 64), (64, 64)], num_tags=4 if has_background else 5, offset=int(has_background)
+    )
+    return batch
+
+
+@pytest.mark.parametrize(("spec", "arguments"), different_steps())
+def test_every_step_of_every_recipe_can_be_built_trained_and_used(spec: Any, arguments: dict[str, Any]):
+    torch.manual_seed(0)
+    task: BaseTask = spec.task_class()(class_names=NAMES, **arguments)
+    task.configure_model()
+    batch = small_batch()
+    if spec.task_name not in WITHOUT_TRAINING:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = training_loss(task, batch)
+        assert loss.isfinite()
+        loss.backward()
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in task.network.parameters())
+    predicting(task.eval(), "val")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        if isinstance(task, DHRTask):
+            assert task.pseudo_masks(batch).mask.shape == (2, 64, 64)
+        if isinstance(task, SegmentationMixin):
+            masks = task.predict_step(batch, 0)
+            assert {len(one) for one in masks.values()} == {2}
