@@ -149,7 +149,8 @@ def _half(images: list[Tensor], source: str, options: Options) -> Iterator[Ratio
 
     def refine(case: Case, scale: float) -> Tensor:
         present = torch.ones(1, TIMED_CLASSES, dtype=torch.bool)
-        return Refiner(backend, scale=scale)(*case, present)  # a new one has no lattice yet
+        image = case.image.permute(0, 3, 1, 2)
+        return Refiner(backend, scale=scale)(image, case.score, present)  # a new one has no lattice yet
 
     some = cases[:2]
     slow, fast = paired_medians(

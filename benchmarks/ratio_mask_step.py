@@ -14,9 +14,11 @@ from ratio_base import Options, Ratio, paired_medians
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.ops.cam import compact_keys, gather_classes
+from dhr_lightning.ops.cam import gather_classes
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.profiles import PROFILES
 from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 
 TAGS, DEPTH = 20, 90
 SIZE, GRID = (375, 500), (27, 36)
@@ -67,12 +69,13 @@ def make_batch(
 
 def batched(batch: Batch, profile: str = "default") -> RebalanceResult:
     """Run the package's mask step, without refinements."""
-    keys, present = compact_keys(batch.tags, offset=1, include_background=True)
-    cam = gather_classes(batch.cam, keys, offset=1)
-    image = torch.zeros(*batch.mask.shape, 3, dtype=torch.uint8)  # read by refinements only
-    return rebalance(
-        image, batch.mask, cam, batch.uss, batch.wss, keys=keys, present=present, offset=1, settings=PROFILES[profile]
-    )
+    classes = ImageClasses.from_tags(batch.tags, offset=1, include_background=True)
+    cam = gather_classes(batch.cam, classes)
+    count, height, width = batch.mask.shape
+    # read by refinements only
+    image = torch.zeros(count, 3, height, width, dtype=torch.uint8, device=batch.mask.device)
+    inputs = RebalanceInputs(image, batch.mask, cam, classes, batch.uss, batch.wss)
+    return rebalance(inputs, settings=PROFILES[profile])
 
 
 def plain(batch: Batch, profile: str = "default") -> list[tuple[Tensor, Tensor, list[int]]]:

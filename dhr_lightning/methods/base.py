@@ -13,6 +13,7 @@ from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.models.freezing import frozen_parts
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.progress import track
 from dhr_lightning.steps import StepSpec
 
@@ -138,6 +139,12 @@ class BaseTask(L.LightningModule):
     def step(self) -> str:
         """Name of the running step, for messages."""
         return (self._trainer and self._trainer.datamodule.step) or self.spec.name
+
+    def tagged(self, batch: Batch) -> ImageClasses:
+        """The tagged classes of a batch, which its CAMs are made of."""
+        return ImageClasses.from_tags(
+            batch["tags"], offset=self.classes.offset, include_background=False, valid=batch["valid"]
+        )
 
     def whole_batches(
         self, records: Sequence[Record], what: str, *, when: Literal["predict", "refresh"] = "predict"

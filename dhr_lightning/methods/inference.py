@@ -90,8 +90,7 @@ class Inference:
         if self.refiner is None:
             return probability.argmax(1)
         present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
-        pixels = batch["pixels"].permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
-        return self.refiner(pixels, probability, present, valid=batch["valid"]).argmax(1)
+        return self.refiner(batch["pixels"], probability, present, valid=batch["valid"]).argmax(1)
 
 
 def strong_classes(probability: Tensor, valid: Tensor, *, prune: float) -> Tensor:

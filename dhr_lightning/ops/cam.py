@@ -12,6 +12,7 @@ from dhr_lightning.ops._checks import (
     check_range,
     check_shape,
 )
+from dhr_lightning.ops.classes import ImageClasses
 
 _EPS = 1e-5
 
@@ -116,50 +117,18 @@ def background_score(cam: Tensor, *, exponent: float | Tensor | None = None, thr
     return rest.pow(exponent)
 
 
-def compact_keys(tags: Tensor, *, offset: int, include_background: bool) -> tuple[Tensor, Tensor]:
-    """List the class values of each image, so that later steps pay only for classes that exist.
-
-    Args:
-        tags: `(B, T)` multi-hot over the foreground classes; above 0 means present.
-        offset: class value of tag 0, which is 1 if the class set has a background and 0 otherwise.
-        include_background: put class value 0 first.
-
-    Returns:
-        `keys` `(B, K)` int64, background first and tags ascending, -1 = padding; and `present = keys >= 0`.
-        K is the largest number of classes of any image, at least 1.
-
-    Raises:
-        ValueError: if `tags` is not 2-D, `offset` is not 0 or 1, or a background is asked of a set without one.
-    """
-    check_dims("tags", tags, "B T")
-    check_range("offset", offset, 0, 1)
-    if include_background and offset == 0:
-        raise ValueError("Expected `offset` = 1 with `include_background`, but got 0: the set has no background class.")
-    tagged = tags > 0
-    count = tagged.sum(1)  # (B,)
-    width = max(int(count.max()) if len(tags) else 0, int(not include_background))
-    order = (~tagged).int().argsort(dim=1, stable=True)[:, :width]  # (B, width)
-    inside = torch.arange(width, device=tags.device) < count[:, None]
-    keys = torch.where(inside, order + offset, -1)
-    if include_background:
-        keys = torch.nn.functional.pad(keys, (1, 0), value=0)
-    return keys, keys >= 0
-
-
-def gather_classes(maps: Tensor, keys: Tensor, *, offset: int) -> Tensor:
+def gather_classes(maps: Tensor, classes: ImageClasses) -> Tensor:
     """Pick the maps of each image's classes.
 
     Args:
         maps: `(B, T, h, w)`, one map per foreground class.
-        keys: `(B, K)` class values, -1 = padding.
-        offset: class value of tag 0.
+        classes: K classes of each image.
 
     Returns:
         `(B, K, h, w)`; rows of the background and of padding are 0.
     """
     check_dims("maps", maps, "B T h w")
-    check_dims("keys", keys, "B K")
-    tag = keys - offset  # (B, K)
+    tag = classes.keys - classes.offset  # (B, K)
     rows = torch.arange(len(maps), device=maps.device)[:, None]
     return maps[rows, tag.clamp_min(0)].masked_fill((tag < 0)[..., None, None], 0)  # (B, K, h, w)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dhr_lightning.ops._checks import as_float, check_dims, check_shape
 from dhr_lightning.ops.cam import background_score, labels_from_scores
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refine
 
@@ -62,9 +63,8 @@ def label_probability(index: Tensor, present: Tensor, *, trust: float = 0.7) -> 
 def confident_labels(
     image: Tensor,
     cam: Tensor,
-    keys: Tensor,
+    classes: ImageClasses,
     *,
-    valid: Tensor,
     thresholds: ConfidentThresholds,
     refine: Refine,
     ignore_index: int = 255,
@@ -74,10 +74,9 @@ def confident_labels(
     Each threshold gives labels by the argmax of `[threshold, CAM]`, refined from these hard labels.
 
     Args:
-        image: `(B, H, W, 3)` uint8 RGB.
+        image: `(B, 3, H, W)` uint8 RGB.
         cam: `(B, K, H, W)` normalised maps in [0, 1] of the foreground classes.
-        keys: `(B, K)` foreground class values, -1 = padding; 0 is the background.
-        valid: `(B, H, W)` bool, False in padding.
+        classes: K foreground classes of each image; class value 0 is the background.
         thresholds: of the two labellings.
         refine: dense CRF with the kernels `LABEL_CRF`, or another refinement.
         ignore_index: value of unsure pixels and of padding.
@@ -91,9 +90,9 @@ def confident_labels(
     Source: `cam_to_ir_label` of IRNet (arXiv:1904.05044).
     """
     check_dims("cam", cam, "B K H W")
-    check_shape("keys", keys, cam.shape[:2], "B K")
-    keys = torch.nn.functional.pad(keys, (1, 0), value=0)
-    present = keys >= 0
+    check_shape("keys", classes.keys, cam.shape[:2], "B K")
+    classes = classes.with_background()
+    keys, present, valid = classes.keys, classes.present, classes.valid
     position = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
 
     def labels(threshold: float) -> Tensor:
@@ -104,4 +103,5 @@ def confident_labels(
 
     objects, permissive = labels(thresholds.foreground), labels(thresholds.background)
     sure = (objects > 0) | (permissive == 0)
-    return torch.where(sure & valid, objects, ignore_index)
+    sure = sure if valid is None else sure & valid
+    return torch.where(sure, objects, ignore_index)

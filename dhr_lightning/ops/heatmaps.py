@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dhr_lightning.ops._checks import as_float, check_choice, check_positive
 from dhr_lightning.ops.cam import min_max_normalize
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.pooling import cell_labels, class_cosines
-from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.resize import resize_maps
 from dhr_lightning.ops.transport.plan import Stopping, transport_posterior, transport_weights
 
 HeatmapMode = Literal["min_max", "relu", "softmax"]
@@ -27,10 +28,9 @@ class ClassHeatmaps(NamedTuple):
 def class_heatmaps(
     features: Tensor,
     mask: Tensor,
-    keys: Tensor,
+    classes: ImageClasses,
     *,
     levels: Sequence[Tensor] = (),
-    valid: Tensor | None = None,
     mode: HeatmapMode = "min_max",
     temperature: float = 0.1,
     pooling: Pooling = "majority",
@@ -40,9 +40,8 @@ def class_heatmaps(
     Args:
         features: `(B, D, h, w)`, finite.
         mask: `(B, H, W)` int64 class values.
-        keys: `(B, K)` class values, -1 = padding.
+        classes: K classes of each image.
         levels: more features `(B, D, h, w)`, each on its own grid over the same canvas; all cosines are averaged.
-        valid: `(B, H, W)` bool, pixels inside the image.
         mode: `"min_max"` scales each cosine map to [0, 1] over the valid cells; `"relu"` takes its positive part;
             `"softmax"` gives the share of each class per cell.
         temperature: of the softmax, > 0.
@@ -57,12 +56,12 @@ def class_heatmaps(
     check_choice("heatmap", mode, ("min_max", "relu", "softmax"))
     check_positive("temperature", temperature)
     grid = (features.shape[2], features.shape[3])
-    weights = cell_labels(mask, keys, grid=grid, valid=valid, mode=pooling)  # (B, K, N)
+    weights = cell_labels(mask, classes, grid=grid, mode=pooling)  # (B, K, N)
     cosine, centroids, active = class_cosines(features, weights)
-    for level_cosine, _, level_valid in _level_cosines(levels, mask, keys, valid, pooling):
+    for level_cosine, _, level_valid in _level_cosines(levels, mask, classes, pooling):
         cosine = cosine + resize_maps(level_cosine, grid, valid=level_valid)
     cosine = cosine / (1 + len(levels))
-    valid_grid = None if valid is None else valid_cells(valid, grid)
+    valid_grid = classes.valid_cells(grid)
     if mode == "min_max":
         return ClassHeatmaps(min_max_normalize(cosine, valid=valid_grid, present=active), centroids, active)
     if mode == "relu":
@@ -76,11 +75,10 @@ def class_heatmaps(
 def supervised_heatmaps(
     levels: Sequence[Tensor],
     mask: Tensor,
-    keys: Tensor,
+    classes: ImageClasses,
     *,
     groups: Tensor,
     grid: tuple[int, int],
-    valid: Tensor | None = None,
     pooling: Pooling = "majority",
 ) -> Tensor:
     """Average the heatmaps of several feature levels, for the images that have groups.
@@ -88,10 +86,9 @@ def supervised_heatmaps(
     Args:
         levels: `(B, D, h, w)` features per level, each on its own grid over the same canvas; one at least.
         mask: `(B, H, W)` int64 class values.
-        keys: `(B, K)` class values, -1 = padding.
+        classes: K classes of each image.
         groups: `(B, G, K)` bool, see `correlation_groups`; few images have any.
         grid: `(h, w)` of the result.
-        valid: `(B, H, W)` bool, pixels inside the image.
         pooling: see `cell_labels`.
 
     Returns:
@@ -103,17 +100,17 @@ def supervised_heatmaps(
     picked = groups.flatten(1).any(1)
     chosen = picked.nonzero()[:, 0]
     if len(chosen) == 0:
-        return as_float(levels[0]).new_zeros(*keys.shape, *grid)
+        return as_float(levels[0]).new_zeros(*classes.keys.shape, *grid)
     # features are large: copying most of them costs more than comparing all
     copy_chosen = 2 * len(chosen) <= len(picked)
     if copy_chosen:
-        mask, keys, valid = mask[chosen], keys[chosen], None if valid is None else valid[chosen]
+        mask, classes = mask[chosen], classes.take(chosen)
         levels = [level[chosen] for level in levels]
     maps = [
         resize_maps(min_max_normalize(cosine, valid=level_valid, present=active), grid, valid=level_valid)
-        for cosine, active, level_valid in _level_cosines(levels, mask, keys, valid, pooling)
+        for cosine, active, level_valid in _level_cosines(levels, mask, classes, pooling)
     ]
-    valid_grid = None if valid is None else valid_cells(valid, grid)
+    valid_grid = classes.valid_cells(grid)
     result = min_max_normalize(torch.stack(maps).mean(0), valid=valid_grid)
     if copy_chosen:
         return result.new_zeros(len(picked), *result.shape[1:]).index_copy(0, chosen, result)
@@ -121,16 +118,16 @@ def supervised_heatmaps(
 
 
 def _level_cosines(
-    levels: Sequence[Tensor], mask: Tensor, keys: Tensor, valid: Tensor | None, pooling: Pooling
+    levels: Sequence[Tensor], mask: Tensor, classes: ImageClasses, pooling: Pooling
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Yield cosines `(B, K, h, w)`, active classes and valid cells of every level, on its own grid."""
     cells: dict[tuple[int, int], Tensor] = {}  # levels on one grid share their labels
     for level in levels:
         own_grid = (level.shape[2], level.shape[3])
         if own_grid not in cells:
-            cells[own_grid] = cell_labels(mask, keys, grid=own_grid, valid=valid, mode=pooling)
+            cells[own_grid] = cell_labels(mask, classes, grid=own_grid, mode=pooling)
         cosine, _, active = class_cosines(level, cells[own_grid])
-        yield cosine, active, None if valid is None else valid_cells(valid, own_grid)
+        yield cosine, active, classes.valid_cells(own_grid)
 
 
 def group_weights(

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dhr_lightning.ops._checks import as_float, check_dims, check_positive, check_range, check_shape, full_precision
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.kmeans import batched_spherical_kmeans
 from dhr_lightning.ops.pooling import cell_labels, cells_first, cosine_heatmaps
 from dhr_lightning.ops.refine import Refine
@@ -16,31 +17,27 @@ _NO_BACKGROUND = "MARS needs a background class, but {}. Skip the MARS stage for
 def image_centroids(
     uss: Tensor,
     mask: Tensor,
-    keys: Tensor,
+    classes: ImageClasses,
     *,
-    offset: int = 1,
     k_fg: int = 2,
     k_bg: int = 2,
     iterations: int = 20,
     seed: int = 0,
-    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Split the features of every class of an image into a few centroids.
 
     Args:
         uss: `(B, D, h, w)` unsupervised features on their own grid, finite.
-        mask: `(B, H, W)` int class values at pixel size; values outside `keys` are left out.
-        keys: `(B, K)` class values, 0 = background, -1 = padding.
-        offset: that of the class set; 0 means that it has no background.
+        mask: `(B, H, W)` int class values at pixel size; values of no class of the image are left out.
+        classes: K classes of each image, the background among them; only valid pixels count.
         k_fg: centroids per foreground class (target and biased object), >= 1.
         k_bg: centroids of the background, >= 1.
         iterations: iterations of spherical k-means.
         seed: start of the k-means.
-        valid: `(B, H, W)` bool, pixels that count.
 
     Returns:
         Unit centroids `(B, K, k, D)` with k = max(k_fg, k_bg), 0 where unused, and `(B, K, k)` bool. Pairs
-        `centroids[used]` and `keys[..., None].expand_as(used)[used]` feed `debiased_centroids`.
+        `centroids[used]` and `classes.keys[..., None].expand_as(used)[used]` feed `debiased_centroids`.
 
     Raises:
         ValueError: if the class set has no background, or an argument does not fit.
@@ -51,32 +48,29 @@ def image_centroids(
     check_dims("uss", uss, "B D h w")
     check_positive("k_fg", k_fg)
     check_positive("k_bg", k_bg)
-    if offset == 0:
+    if classes.offset == 0:
         raise ValueError(_NO_BACKGROUND.format("`offset` is 0"))
     grid = (uss.shape[2], uss.shape[3])
-    member = cell_labels(mask, keys, grid=grid, valid=valid) > 0  # (B, K, N)
-    limit = torch.where(keys == 0, k_bg, k_fg)
+    member = cell_labels(mask, classes, grid=grid) > 0  # (B, K, N)
+    limit = torch.where(classes.keys == 0, k_bg, k_fg)
     rows = cells_first(uss)
     return batched_spherical_kmeans(rows, member, max(k_fg, k_bg), iterations=iterations, seed=seed, limit=limit)
 
 
-def centroid_sizes(
-    uss: Tensor, mask: Tensor, keys: Tensor, centroids: Tensor, used: Tensor, *, valid: Tensor | None = None
-) -> Tensor:
+def centroid_sizes(uss: Tensor, mask: Tensor, classes: ImageClasses, centroids: Tensor, used: Tensor) -> Tensor:
     """Count the cells of every centroid of `image_centroids`.
 
     Args:
         uss: `(B, D, h, w)` the features that were clustered.
         mask: `(B, H, W)` int class values.
-        keys: `(B, K)` class values, -1 = padding.
+        classes: K classes of each image; only valid pixels count.
         centroids: `(B, K, k, D)` unit centroids.
         used: `(B, K, k)` bool.
-        valid: `(B, H, W)` bool, pixels that count.
 
     Returns:
         `(B, K, k)` float, number of cells of the class whose nearest centroid it is; 0 where unused.
     """
-    member = cell_labels(mask, keys, grid=(uss.shape[2], uss.shape[3]), valid=valid) > 0  # (B, K, N)
+    member = cell_labels(mask, classes, grid=(uss.shape[2], uss.shape[3])) > 0  # (B, K, N)
     with full_precision(uss):
         cosine = torch.einsum("bnd,bpkd->bpkn", functional.normalize(as_float(cells_first(uss)), dim=2), centroids)
         nearest = cosine.masked_fill(~used[..., None], -2.0).argmax(2)  # (B, K, N)
@@ -171,7 +165,7 @@ def foreground_mask(
     """Decide which pixels are foreground.
 
     Args:
-        image: `(B, H, W, 3)` uint8 RGB.
+        image: `(B, 3, H, W)` uint8 RGB.
         similarity: `(B, h, w)` in [0, 1].
         threshold: similarity that is as much foreground as background, in (0, 1).
         refine: refinement over (background, foreground); none if omitted.
@@ -187,7 +181,7 @@ def foreground_mask(
     if not 0 < threshold < 1:
         raise ValueError(f"Expected `threshold` in (0, 1), but got {threshold}.")
     check_dims("similarity", similarity, "B h w")
-    grid, size = (similarity.shape[1], similarity.shape[2]), (image.shape[1], image.shape[2])
+    grid, size = (similarity.shape[1], similarity.shape[2]), (image.shape[2], image.shape[3])
     valid_grid = None if valid is None else valid_cells(valid, grid)
     foreground = _stretch(resize_maps(similarity[:, None], size, valid=valid_grid), threshold)  # (B, 1, H, W)
     score = torch.cat([1.0 - foreground, foreground], dim=1)  # (B, 2, H, W)

@@ -9,25 +9,24 @@ from torch.nn import functional
 
 from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_finite, check_shape, full_precision
 from dhr_lightning.ops.cam import index_classes
+from dhr_lightning.ops.classes import ImageClasses
 
 _CHANNELS = 64
 
 
 def cell_labels(
     mask: Tensor,
-    keys: Tensor,
+    classes: ImageClasses,
     *,
     grid: tuple[int, int],
-    valid: Tensor | None = None,
     mode: Literal["majority", "area"] = "majority",
 ) -> Tensor:
     """Assign the cells of a feature grid to the classes of a mask.
 
     Args:
         mask: `(B, H, W)` int class values in [0, 255].
-        keys: `(B, K)` class values, -1 = padding. Any other value in the mask counts as ignore.
+        classes: K classes of each image; any other value in the mask counts as ignore, and only valid pixels count.
         grid: `(h, w)` of the feature grid over the same canvas.
-        valid: `(B, H, W)` bool, pixels that count; default all.
         mode: `"majority"` gives a cell to the class (or ignore) with most of its pixels, the first at a tie;
             `"area"` splits it by area.
 
@@ -36,21 +35,20 @@ def cell_labels(
         class of the mask is left without a centroid.
 
     Source: class-level average pooling of DHR (arXiv:2404.00380).
-    Differs: exact windows instead of floored ones, the area fallback, and no classes outside `keys`.
+    Differs: exact windows instead of floored ones, the area fallback, and no classes but those of the image.
     """
     check_dims("mask", mask, "B H W")
-    check_dims("keys", keys, "B K")
     check_choice("mode", mode, ("majority", "area"))
-    index = index_classes(mask, keys)  # (B, H, W)
-    classes = keys.shape[1]
-    if valid is not None:
-        check_shape("valid", valid, mask.shape, "B H W")
-        index = torch.where(valid, index, classes + 1)
-    area = _window_shares(index, classes + 2, grid)[:, :-1]  # (B, K + 1, N)
+    index = index_classes(mask, classes.keys)  # (B, H, W)
+    count = classes.keys.shape[1]
+    if classes.valid is not None:
+        check_shape("valid", classes.valid, mask.shape, "B H W")
+        index = torch.where(classes.valid, index, count + 1)
+    area = _window_shares(index, count + 2, grid)[:, :-1]  # (B, K + 1, N)
     if mode == "area":
         return area[:, :-1]
     winner = torch.where(area.any(1), area.max(1).indices, -1)  # (B, N)
-    position = torch.arange(classes, device=mask.device)[:, None]
+    position = torch.arange(count, device=mask.device)[:, None]
     majority = (winner[:, None] == position).float()  # (B, K, N)
     return torch.where(majority.any(2, keepdim=True), majority, area[:, :-1])
 

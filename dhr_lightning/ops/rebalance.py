@@ -1,20 +1,20 @@
 """Dual features-driven hierarchical rebalancing: seeds, unsupervised and supervised features, final mask."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dhr_lightning.ops._checks import full_precision
-from dhr_lightning.ops._rebalance_checks import check_input
 from dhr_lightning.ops.cam import index_classes, labels_from_scores, min_max_normalize
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.correlation import correlation_groups
 from dhr_lightning.ops.heatmaps import class_heatmaps, final_weights, group_weights, supervised_heatmaps
 from dhr_lightning.ops.pooling import cell_labels
 from dhr_lightning.ops.profiles import RebalanceSettings
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs, check_inputs
 from dhr_lightning.ops.refine import Refine
-from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.resize import resize_maps
 from dhr_lightning.ops.seeds import merge_seed, transport_seed
 
 IGNORE = 255
@@ -49,16 +49,8 @@ class RebalanceResult:
 
 @torch.no_grad()
 def rebalance(
-    image: Tensor,
-    mask: Tensor,
-    cam: Tensor,
-    uss: Tensor | None = None,
-    wss: Sequence[Tensor] = (),
+    inputs: RebalanceInputs,
     *,
-    keys: Tensor,
-    present: Tensor,
-    offset: int,
-    valid: Tensor | None = None,
     settings: RebalanceSettings | None = None,
     refine_seed: Refine | None = None,
     refine_final: Refine | None = None,
@@ -66,15 +58,7 @@ def rebalance(
     """Recover vanished classes and redraw masks from image features.
 
     Args:
-        image: `(B, H, W, 3)` uint8 RGB.
-        mask: `(B, H, W)` integer class values in [0, 255], 255 = ignore; values outside `keys` count as ignore.
-        cam: `(B, K, h, w)` normalised class activation maps in [0, 1], in the order of `keys`.
-        uss: `(B, D, h, w)` unsupervised features over the same canvas, finite.
-        wss: supervised features `(B, D, h, w)` per level, each on its own grid over the same canvas.
-        keys: `(B, K)` class values of the image (see `compact_keys`), -1 = padding.
-        present: `(B, K)` bool, `keys >= 0`.
-        offset: 1 if class value 0 is the background, 0 if the set has none.
-        valid: `(B, H, W)` bool, pixels inside the image; default all.
+        inputs: images, initial masks, CAMs and features of a batch, see `RebalanceInputs`.
         settings: default `RebalanceSettings()`.
         refine_seed: refinement of the seeds, called as `refine(image, score, present, valid=valid)`.
         refine_final: refinement of the final heatmaps, likewise.
@@ -91,43 +75,33 @@ def rebalance(
         options that are ours say so in `RebalanceSettings`.
     """
     settings = settings or RebalanceSettings()
-    check_input(image, mask, cam, uss, wss, keys, present, offset, valid, settings)
-    with full_precision(cam):
-        foreground = present & (keys >= offset)
-        mask = mask.long() if valid is None else mask.long().masked_fill(~valid, IGNORE)
+    check_inputs(inputs, settings)
+    with full_precision(inputs.cam):
+        valid = inputs.classes.valid
+        mask = inputs.mask.long() if valid is None else inputs.mask.long().masked_fill(~valid, IGNORE)
         seed = torch.full_like(mask, IGNORE)
         if settings.seed != "none":
-            seed = _make_seed(image, cam, keys, foreground, valid, settings, refine_seed)
+            seed = _make_seed(inputs, settings, refine_seed)
         init, recovered = merge_seed(
             mask,
             seed,
-            keys,
-            foreground,
+            inputs.classes,
             mode=settings.seed,
             min_pixels=settings.min_pixels,
             min_share=settings.min_share,
         )
         merged = RebalanceResult(init, seed, init, recovered)
-        if not settings.uss or uss is None:
+        if not settings.uss or inputs.uss is None:
             return merged
-        return _redraw(merged, image, uss, wss, keys, foreground, valid, settings, refine_final)
+        result = _redraw(merged, inputs, inputs.uss, settings)
+        return replace(result, mask=_label(result, inputs, settings, refine_final))
 
 
-def _make_seed(
-    image: Tensor,
-    cam: Tensor,
-    keys: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    settings: RebalanceSettings,
-    refine: Refine | None,
-) -> Tensor:
+def _make_seed(inputs: RebalanceInputs, settings: RebalanceSettings, refine: Refine | None) -> Tensor:
     return transport_seed(
-        image,
-        cam,
-        keys,
-        foreground,
-        valid=valid,
+        inputs.image,
+        inputs.cam,
+        inputs.classes,
         transport=settings.seed_transport,
         epsilon=settings.epsilon,
         gamma=settings.gamma,
@@ -138,26 +112,17 @@ def _make_seed(
 
 
 def _redraw(
-    merged: RebalanceResult,
-    image: Tensor,
-    uss: Tensor,
-    wss: Sequence[Tensor],
-    keys: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    settings: RebalanceSettings,
-    refine: Refine | None,
+    merged: RebalanceResult, inputs: RebalanceInputs, uss: Tensor, settings: RebalanceSettings
 ) -> RebalanceResult:
-    """Replace the merged mask by labels from rebalanced heatmaps."""
-    grid, init = (uss.shape[2], uss.shape[3]), merged.init
-    levels = {"all": wss, "first": wss[:1], "last": wss[-1:]}[settings.wss_levels]
-    valid_grid = None if valid is None else valid_cells(valid, grid)
+    """Add the rebalanced heatmaps, from which the labels come."""
+    grid, init, classes = (uss.shape[2], uss.shape[3]), merged.init, inputs.classes
+    levels = {"all": inputs.wss, "first": inputs.wss[:1], "last": inputs.wss[-1:]}[settings.wss_levels]
+    valid_grid = classes.valid_cells(grid)
     maps, centroids, active = class_heatmaps(
         uss,
         init,
-        keys,
+        classes,
         levels=levels if settings.features == "both" else (),
-        valid=valid,
         mode=settings.heatmap,
         temperature=settings.temperature,
         pooling=settings.pooling,
@@ -165,67 +130,60 @@ def _redraw(
     heat, separate = maps, None
     groups = correlation_groups(centroids, present=active, tau=settings.tau, mode=settings.grouping)
     if settings.final_transport and settings.final_order == "before":
-        heat = _transport_all(heat, init, keys, active, valid, settings)
+        heat = _transport_all(heat, init, classes, active, settings)
     if settings.wss:
-        separate = supervised_heatmaps(
-            levels, init, keys, groups=groups, grid=grid, valid=valid, pooling=settings.pooling
-        )
+        separate = supervised_heatmaps(levels, init, classes, groups=groups, grid=grid, pooling=settings.pooling)
         rivals = active if settings.group_cost == "all" else None
         heat = heat * group_weights(
             separate, groups, active=rivals, valid=valid_grid, epsilon=settings.epsilon, stopping=settings.stopping
         )
     if settings.final_transport and settings.final_order == "after":
-        heat = _transport_all(heat, init, keys, active, valid, settings)
+        heat = _transport_all(heat, init, classes, active, settings)
     scaled = not settings.final_transport or settings.final_marginal == "uniform"
     if settings.heatmap == "min_max" and scaled:
         heat = min_max_normalize(heat, valid=valid_grid, present=active)
-    result = replace(merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat)
-    return replace(result, mask=_label(heat, active, merged, image, keys, foreground, valid, settings, refine))
+    return replace(merged, active=active, groups=groups, uss_heatmaps=maps, wss_heatmaps=separate, heatmaps=heat)
 
 
 def _transport_all(
-    heat: Tensor, init: Tensor, keys: Tensor, active: Tensor, valid: Tensor | None, settings: RebalanceSettings
+    heat: Tensor, init: Tensor, classes: ImageClasses, active: Tensor, settings: RebalanceSettings
 ) -> Tensor:
     """Weigh heatmaps `(B, K, h, w)` by a transport over all classes of each image."""
     grid = (heat.shape[2], heat.shape[3])
     area = None
     if settings.final_marginal != "uniform":
-        area = cell_labels(init, keys, grid=grid, valid=valid, mode="area").sum(2)  # (B, K)
+        area = cell_labels(init, classes, grid=grid, mode="area").sum(2)  # (B, K)
     return heat * final_weights(
         heat,
         active,
         marginal=settings.final_marginal,
         area=area,
-        valid=None if valid is None else valid_cells(valid, grid),
+        valid=classes.valid_cells(grid),
         epsilon=settings.epsilon,
         stopping=settings.stopping,
     )
 
 
 def _label(
-    heat: Tensor,
-    active: Tensor,
-    merged: RebalanceResult,
-    image: Tensor,
-    keys: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    settings: RebalanceSettings,
-    refine: Refine | None,
+    result: RebalanceResult, inputs: RebalanceInputs, settings: RebalanceSettings, refine: Refine | None
 ) -> Tensor:
     """Resize and refine heatmaps, take the best class of every pixel, and restore classes that were removed."""
-    valid_grid = None if valid is None else valid_cells(valid, (heat.shape[2], heat.shape[3]))
-    score = resize_maps(heat, (image.shape[1], image.shape[2]), valid=valid_grid)  # (B, K, H, W)
-    before = mask = labels_from_scores(score, keys, present=active)
+    heat, active, image, classes = result.heatmaps, result.active, inputs.image, inputs.classes
+    assert heat is not None
+    assert active is not None
+    valid_grid = classes.valid_cells((heat.shape[2], heat.shape[3]))
+    score = resize_maps(heat, (image.shape[2], image.shape[3]), valid=valid_grid)  # (B, K, H, W)
+    before = mask = labels_from_scores(score, classes.keys, present=active)
     if refine is not None and settings.refine_final:
-        mask = labels_from_scores(refine(image, score, active, valid=valid), keys, present=active)
-        for name, source in (("heatmap", before), ("seed", merged.seed)):
+        refined = refine(image, score, active, valid=classes.valid)
+        mask = labels_from_scores(refined, classes.keys, present=active)
+        for name, source in (("heatmap", before), ("seed", result.seed)):
             if settings.guard in (name, "both"):
                 mask, _ = merge_seed(
-                    mask, source, keys, foreground, min_pixels=settings.min_pixels, min_share=settings.min_share
+                    mask, source, classes, min_pixels=settings.min_pixels, min_share=settings.min_share
                 )
-    mask = _keep_pixels(mask, merged.init, keys, active, settings.preserve_ignore)
-    return mask if valid is None else mask.masked_fill(~valid, IGNORE)
+    mask = _keep_pixels(mask, result.init, classes.keys, active, settings.preserve_ignore)
+    return mask if classes.valid is None else mask.masked_fill(~classes.valid, IGNORE)
 
 
 def _keep_pixels(mask: Tensor, init: Tensor, keys: Tensor, active: Tensor, preserve_ignore: bool) -> Tensor:

@@ -19,10 +19,10 @@ Resolved = Literal["lattice", "pydensecrf", "pamr", "none"]
 
 
 class Refine(Protocol):
-    """What `rebalance` asks of a refinement; a `Refiner` is one."""
+    """What operations ask of a refinement; a `Refiner` is one."""
 
     def __call__(self, image: Tensor, score: Tensor, present: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Turn scores `(B, K, H, W)` into probabilities of the same shape."""
+        """Turn scores `(B, K, H, W)` of images `(B, 3, H, W)` into probabilities of the same shape."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Refiner:
         sigma: colour tolerance of PAMR.
         workers: processes of pydensecrf; 0 and 1 run in this process.
         scale: work at this fraction of the image size, in (0, 1]; kernel widths stay as they are.
-        cache: keeps lattices and shrunken images of the last batch. Give two refiners the same one and they build the
-            lattice of an image once, if their bilateral widths and scales are equal. `cache.clear()` frees it.
+        cache: keeps lattices and shrunken or turned images of the last batch. Give two refiners the same one and they
+            build the lattice of an image once, if their bilateral widths and scales are equal. `cache.clear()` frees
+            it.
     """
 
     backend: Backend = "auto"
@@ -84,7 +85,7 @@ class Refiner:
         """Refine the present classes of a batch.
 
         Args:
-            image: `(B, H, W, 3)` uint8 RGB.
+            image: `(B, 3, H, W)` uint8 RGB.
             score: `(B, K, H, W)` >= 0, higher is more likely; need not sum to 1.
             present: `(B, K)` bool, classes that exist.
             valid: `(B, H, W)` bool; its bounding box is treated as the whole image.
@@ -97,7 +98,7 @@ class Refiner:
             DependencyError: if pydensecrf is asked for and not installed.
         """
         check_dims("score", score, "B K H W")
-        check_shape("image", image, (len(score), *score.shape[-2:], 3), "B H W 3")
+        check_shape("image", image, (len(score), 3, *score.shape[-2:]), "B 3 H W")
         check_shape("present", present, score.shape[:2], "B K")
         size = (score.shape[2], score.shape[3])
         present = present.bool()
@@ -117,8 +118,10 @@ class Refiner:
         """Run the backend at the size of `score`."""
         backend = self.resolve(score.device)
         if backend in BACKENDS:
+            # like the small image, the turned one must be the same tensor in the next call
+            turned = self.cache.get((image,), "channels last", lambda: _turn(image))
             return dense_crf(
-                image,
+                turned,
                 score,
                 backend=backend,
                 settings=self.settings,
@@ -130,9 +133,8 @@ class Refiner:
         probability = normalize_scores(score, present)
         if backend == "none":
             return probability
-        colour = image.permute(0, 3, 1, 2).float() / 255.0  # (B, 3, H, W)
         return pamr(
-            colour,
+            image.float() / 255.0,
             probability,
             dilations=self.dilations,
             iterations=self.pamr_iterations,
@@ -166,9 +168,13 @@ def _shrink(image: Tensor, valid: Tensor | None, size: tuple[int, int]) -> tuple
 
 
 def _shrink_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average `(B, H, W, 3)` uint8 pixels into a smaller image."""
-    channels = image.permute(0, 3, 1, 2).float()
-    return functional.interpolate(channels, size, mode="area").round().to(torch.uint8).permute(0, 2, 3, 1)
+    """Average `(B, 3, H, W)` uint8 pixels into a smaller image."""
+    return functional.interpolate(image.float(), size, mode="area").round().to(torch.uint8)
+
+
+def _turn(image: Tensor) -> Tensor:
+    """Copy `(B, 3, H, W)` into `(B, H, W, 3)`, as the dense CRF takes images; a view would keep the image alive."""
+    return image.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _shrink_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:

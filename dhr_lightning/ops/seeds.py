@@ -7,8 +7,9 @@ from torch import Tensor
 
 from dhr_lightning.ops._checks import check_choice, check_range, check_shape
 from dhr_lightning.ops.cam import background_score, index_classes, labels_from_scores
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.refine import Refine
-from dhr_lightning.ops.resize import resize_maps, valid_cells
+from dhr_lightning.ops.resize import resize_maps
 from dhr_lightning.ops.thresholds import exponent_of, foreground_histogram, otsu_threshold
 from dhr_lightning.ops.transport.plan import Stopping, transport_weights
 
@@ -25,10 +26,8 @@ class MergedMask(NamedTuple):
 def transport_seed(
     image: Tensor,
     cam: Tensor,
-    keys: Tensor,
-    foreground: Tensor,
+    classes: ImageClasses,
     *,
-    valid: Tensor | None = None,
     transport: bool = True,
     epsilon: float = 0.1,
     gamma: float | Literal["auto"] = 2.0,
@@ -40,11 +39,9 @@ def transport_seed(
     """Seed mask of the tagged classes.
 
     Args:
-        image: `(B, H, W, 3)` uint8 RGB.
+        image: `(B, 3, H, W)` uint8 RGB.
         cam: `(B, K, h, w)` normalised maps in [0, 1].
-        keys: `(B, K)` class values, -1 = padding.
-        foreground: `(B, K)` bool, tagged classes (the background is not one).
-        valid: `(B, H, W)` bool, pixels inside the image.
+        classes: K classes of each image; those of the foreground have seeds.
         transport: weight the maps by their transport plan.
         epsilon: entropy weight of the plan.
         gamma: exponent of the background score `(1 - max)^gamma`, > 0 (γ); `"auto"` lets background and classes meet
@@ -62,8 +59,8 @@ def transport_seed(
     Differs: a background competes (`background=False` refines the classes alone as the published code does, which
         erases the mask's background); maps are resized bilinearly, not by nearest neighbour.
     """
-    grid, size = (cam.shape[2], cam.shape[3]), (image.shape[1], image.shape[2])
-    valid_grid = None if valid is None else valid_cells(valid, grid)
+    foreground, valid = classes.foreground, classes.valid
+    valid_grid, size = classes.valid_cells((cam.shape[2], cam.shape[3])), (image.shape[2], image.shape[3])
     cam = cam.float().masked_fill(~foreground[..., None, None], 0.0)
     if valid_grid is not None:
         cam = cam * valid_grid[:, None]
@@ -80,7 +77,7 @@ def transport_seed(
     else:
         cam = cam if refine is None else refine(image, cam, foreground, valid=valid)
         score = torch.cat([background_score(cam, exponent=1.0), cam], dim=1)
-    seed_keys = torch.cat([torch.full_like(keys[:, :1], ignore_index), keys], dim=1)
+    seed_keys = torch.cat([torch.full_like(classes.keys[:, :1], ignore_index), classes.keys], dim=1)
     seed = labels_from_scores(score, seed_keys, present=exists, ignore_index=ignore_index)
     return seed if valid is None else seed.masked_fill(~valid, ignore_index)
 
@@ -93,8 +90,7 @@ def _auto_exponent(cam: Tensor, valid: Tensor | None) -> Tensor:
 def merge_seed(
     mask: Tensor,
     seed: Tensor,
-    keys: Tensor,
-    foreground: Tensor,
+    classes: ImageClasses,
     *,
     mode: SeedMode = "vanished",
     min_pixels: int = 16,
@@ -104,10 +100,9 @@ def merge_seed(
     """Paste seeds into a mask.
 
     Args:
-        mask: `(B, H, W)` int64 class values; values outside `keys` become `ignore_index`.
+        mask: `(B, H, W)` int64 class values; values of no class of the image become `ignore_index`.
         seed: `(B, H, W)` int64 of tagged class values and `ignore_index`.
-        keys: `(B, K)` class values, -1 = padding.
-        foreground: `(B, K)` bool, tagged classes.
+        classes: K classes of each image; seeds of its foreground are pasted.
         mode: `"vanished"` pastes the seed of a class that covers less than `max(min_pixels, min_share * seed area)`
             pixels of the mask, also when another seed made it so; `"all"` pastes every seed; `"none"` pastes nothing.
         min_pixels: smallest area of a class that has not vanished, >= 0.
@@ -125,11 +120,12 @@ def merge_seed(
     check_shape("seed", seed, mask.shape, "B H W")
     check_range("min_pixels", min_pixels, 0, float("inf"))
     check_range("min_share", min_share, 0.0, 1.0)
+    keys, count = classes.keys, classes.keys.shape[1]
     in_mask, in_seed = index_classes(mask, keys), index_classes(seed, keys)  # (B, H, W) in [0, K]
-    clean = torch.where(in_mask < keys.shape[1], mask, ignore_index)
-    overlap = _overlap(in_mask, in_seed, keys.shape[1])  # (B, K + 1, K + 1)
+    clean = torch.where(in_mask < count, mask, ignore_index)
+    overlap = _overlap(in_mask, in_seed, count)  # (B, K + 1, K + 1)
     seed_area = overlap[:, :, :-1].sum(1)  # (B, K)
-    seeded = foreground & (seed_area > 0)
+    seeded = classes.foreground & (seed_area > 0)
     if mode == "vanished":
         least = (seed_area.float() * min_share).clamp_min(min_pixels)
         recovered = _vanished(overlap, seeded, least)

@@ -8,7 +8,6 @@ from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.registry import read_records
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.ops.cam import compact_keys
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.reporting.kinds import find_kinds
 from tests.pipeline_workspace import Workspace
@@ -48,10 +47,10 @@ def test_without_background_every_pixel_is_a_tagged_class():
 def test_a_strong_map_beats_the_background_and_a_weak_one_does_not():
     task = make_task("CAMTask", background=0.3, refine="none")
     batch = make_batch([[3]], [(16, 16)])
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.full((1, 1, 4, 4), 0.1)
     cam[..., 2:] = 0.9
-    mask = task.base_masks(batch, cam, keys, present)[0]
+    mask = task.base_masks(batch, cam, classes)[0]
     assert mask[:, :6].unique().tolist() == [0]
     assert mask[:, 10:].unique().tolist() == [3]
 
@@ -86,10 +85,10 @@ def test_dilation_is_that_of_the_encoder(dilation: bool, expected: set[tuple[int
 def test_confident_labels_leave_unsure_pixels_out():
     task = make_task("CAMTask", confident={"foreground": 0.5, "background": 0.2}, refine="none")
     batch = make_batch([[3]], [(16, 24)])
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.full((1, 1, 8, 8), 0.1)
     cam[..., 2:4], cam[..., 4:] = 0.35, 0.9
-    mask = task.base_masks(batch, cam, keys, present)[0]
+    mask = task.base_masks(batch, cam, classes)[0]
     assert [mask[:16, column].unique().tolist() for column in (2, 11, 20)] == [[0], [255], [3]]
     assert mask[:, 24:].unique().tolist() == [255]
 
@@ -143,10 +142,10 @@ def test_artifacts_on_disk_hold_tagged_classes_only(workspace: Workspace):
 def test_automatic_background_separates_two_heaps_of_activations():
     task = make_task("CAMTask", background="auto", refine="none")
     batch = make_batch([[3]], [(16, 16)])
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.full((1, 1, 4, 4), 0.5)
     cam[..., 2:] = 0.9
-    mask = task.base_masks(batch, cam, keys, present)[0]
+    mask = task.base_masks(batch, cam, classes)[0]
     assert mask[:, :6].unique().tolist() == [0]
     assert mask[:, 10:].unique().tolist() == [3]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from dhr_lightning.tasks import cam as module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.ops.cam import compact_keys
-from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
-from dhr_lightning.tasks import cam as module
 from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
 
@@ -53,13 +53,13 @@ def batch() -> Batch:
 def test_the_refinement_gets_the_photo_the_shares_of_the_classes_and_the_image_area(batch: Batch):
     task, seen = bright_task(background=0.4), Refinement()
     task.refiner = seen
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.rand(2, 2, 8, 12, generator=torch.Generator().manual_seed(0))
-    task.base_masks(batch, cam, keys, present)
-    assert torch.equal(seen.image, batch["pixels"].movedim(1, 3))
+    task.base_masks(batch, cam, classes)
+    assert seen.image is batch["pixels"]
     assert seen.valid is batch["valid"]
     assert seen.present.tolist() == [[True, True, True], [True, True, False]]
-    full = F.interpolate(cam, (32, 48), mode="bilinear", align_corners=False) * present[:, :, None, None]
+    full = F.interpolate(cam, (32, 48), mode="bilinear", align_corners=False) * classes.present[:, :, None, None]
     expected = torch.cat([torch.full((2, 1, 32, 48), 0.4), full], 1)
     torch.testing.assert_close(seen.score, expected / expected.sum(1, keepdim=True))
 
@@ -68,9 +68,9 @@ def test_the_refinement_gets_the_photo_the_shares_of_the_classes_and_the_image_a
 def test_a_class_that_an_image_lacks_never_wins_whatever_the_refinement_says(batch: Batch):
     task = bright_task()
     task.refiner = lambda image, score, present, *, valid: torch.where(present[:, :, None, None], score, 9.0)
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.rand(2, 2, 8, 12, generator=torch.Generator().manual_seed(0))
-    mask = task.base_masks(batch, cam, keys, present)[1]
+    mask = task.base_masks(batch, cam, classes)[1]
     assert set(mask.unique().tolist()) == {0, 2}
 
 
@@ -78,10 +78,10 @@ def test_a_class_that_an_image_lacks_never_wins_whatever_the_refinement_says(bat
 def test_without_background_the_shares_are_those_of_the_tags():
     task, seen = bright_task(class_names=NAMES[1:], has_background=False), Refinement()
     task.refiner, batch = seen, make_batch([[0, 2]], [(8, 8)], offset=0)
-    keys, present = compact_keys(batch["tags"], offset=0, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.zeros(1, 2, 16, 16)
     cam[:, 0, :8], cam[:, 1, :4] = 0.6, 0.2
-    masks = task.base_masks(batch, cam, keys, present)
+    masks = task.base_masks(batch, cam, classes)
     assert seen.score[0, :, 0, 0].tolist() == pytest.approx([0.75, 0.25])
     assert seen.score[0, :, 6, 0].tolist() == pytest.approx([1, 0])
     assert seen.score[0, :, 12, 0].tolist() == [0, 0]  # no class at all is no division by zero
@@ -92,18 +92,18 @@ def test_without_background_the_shares_are_those_of_the_tags():
 def test_confident_labels_get_the_photo_the_maps_and_the_refinement(batch: Batch, monkeypatch: pytest.MonkeyPatch):
     task, seen = bright_task(confident={"foreground": 0.6, "background": 0.1}), {}
 
-    def labels(image: Tensor, score: Tensor, keys: Tensor, **options: Any) -> str:
-        seen.update(options, image=image, score=score, keys=keys)
+    def labels(image: Tensor, score: Tensor, classes: ImageClasses, **options: Any) -> str:
+        seen.update(options, image=image, score=score, classes=classes)
         return "labels"
 
     monkeypatch.setattr(module, "confident_labels", labels)
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.rand(2, 2, 8, 12)
-    assert task.base_masks(batch, cam, keys, present) == "labels"
-    assert torch.equal(seen["image"], batch["pixels"].movedim(1, 3))
+    assert task.base_masks(batch, cam, classes) == "labels"
+    assert seen["image"] is batch["pixels"]
     torch.testing.assert_close(seen["score"], F.interpolate(cam, (32, 48), mode="bilinear"))
-    assert seen["keys"] is keys
-    assert seen["valid"] is batch["valid"]
+    assert seen["classes"] is classes
+    assert classes.valid is batch["valid"]
     assert seen["refine"] is task.refiner
     assert (seen["thresholds"].foreground, seen["thresholds"].background) == (0.6, 0.1)
 
@@ -112,8 +112,8 @@ def test_confident_labels_get_the_photo_the_maps_and_the_refinement(batch: Batch
 def test_maps_are_the_tagged_channels_between_zero_and_one_on_the_grid_of_the_canvas(batch: Batch):
     task = bright_task(cam_stride=2, scales=[1.0])
     batch["image"] = torch.rand(2, 3, 32, 48) * batch["valid"][:, None]
-    keys, _ = compact_keys(batch["tags"], offset=1, include_background=False)
-    maps = task.compact_cam(batch, keys)
+    classes = task.tagged(batch)
+    maps = task.compact_cam(batch, classes)
     assert maps.shape == (2, 2, 16, 24)
     raw = F.interpolate(Brightness()(batch["image"]), (16, 24), mode="bilinear", align_corners=False)
     expected = raw[0, [0, 2]] / raw[0, [0, 2]].amax((1, 2), keepdim=True)
@@ -129,9 +129,9 @@ def test_a_mirrored_photo_has_mirrored_maps():
     task.network.register_forward_hook(lambda _, __, maps: maps * F.interpolate(right[None, None], maps.shape[-1])[0])
     batch = make_batch([[1, 4]], [(32, 32)])
     batch["image"] = batch["pixels"] / 255
-    keys, _ = compact_keys(batch["tags"], offset=1, include_background=False)
-    found = task.compact_cam(batch, keys)
-    mirrored = task.compact_cam({**batch, "image": batch["image"].flip(-1)}, keys)
+    classes = task.tagged(batch)
+    found = task.compact_cam(batch, classes)
+    mirrored = task.compact_cam({**batch, "image": batch["image"].flip(-1)}, classes)
     torch.testing.assert_close(mirrored.flip(-1), found)
 
 
@@ -141,8 +141,8 @@ def test_files_hold_the_cells_that_touch_the_image():
     batch["image"] = torch.rand(batch["image"].shape)
     task = bright_task()
     found = task.predict_step(batch, 0)
-    keys, _ = compact_keys(batch["tags"], offset=1, include_background=False)
-    maps = task.compact_cam(batch, keys)
+    classes = task.tagged(batch)
+    maps = task.compact_cam(batch, classes)
     grids = [(8, 12), (6, 9), (5, 4)]
     for index, ((key, cam), grid, tags) in enumerate(zip(found["cam"], grids, [[1, 3], [2], [4]], strict=True)):
         assert key.tolist() == tags
@@ -186,8 +186,8 @@ def expected_threshold(task: CAMTask) -> float:
         image = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(index)) ** 3
         batch = make_batch([[1, 3], [2]], [(32, 48), (24, 36)])
         batch["image"] = image
-        keys, _ = compact_keys(batch["tags"], offset=1, include_background=False)
-        maps = task.compact_cam(batch, keys)
+        classes = task.tagged(batch)
+        maps = task.compact_cam(batch, classes)
         for one, (height, width) in zip(maps, [(8, 12), (6, 9)], strict=True):
             counts += foreground_histogram(one[None, :, :height, :width]).sum(0)
     return float(otsu_threshold(counts))
@@ -239,10 +239,10 @@ def test_before_a_choice_images_are_judged_by_their_own_pixels(batch: Batch):
     task = bright_task(background="auto")
     seen = Refinement()
     task.refiner = seen
-    keys, present = compact_keys(batch["tags"], offset=1, include_background=False)
+    classes = task.tagged(batch)
     cam = torch.rand(2, 2, 8, 12, generator=torch.Generator().manual_seed(0)) ** 2
     cam[1, :, 6:], cam[1, :, :, 9:], cam[1, 1] = 0.9, 0.9, 0
-    task.base_masks(batch, cam, keys, present)
+    task.base_masks(batch, cam, classes)
     counts = foreground_histogram(cam[:1]).sum(0) + foreground_histogram(cam[1:, :, :6, :9]).sum(0)
     score = seen.score[0, :, 0, 0]
     threshold = float(score[0] / score[1:].sum() * F.interpolate(cam, (32, 48), mode="bilinear")[0, :, 0, 0].sum())

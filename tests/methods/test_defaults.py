@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from dhr_lightning.tasks import cam, dhr, uss, wss
 from torch import nn
 
 from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.datamodule import Needs
-from dhr_lightning.ops.crf.dense import CRFSettings
-from dhr_lightning.tasks import cam, dhr, uss, wss
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.methods.features.task import USSTask
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.mars.task import MARSTask
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.seeds.cam.task import CAMTask
 from dhr_lightning.methods.segmenters.wss.task import WSSTask
+from dhr_lightning.ops.crf.dense import CRFSettings
 from tests.task_samples import NAMES
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.pipeline import stage_main
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.pipeline import stage_main
 from tests.mixed_photos import SIZES, Files, MixedPhotos, largest_difference, randomise
 from tests.pipeline_workspace import STAGES
 from tests.task_samples import NAMES, make_task

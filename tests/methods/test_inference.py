@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 from dhr_lightning.callbacks.writers import inference_info
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.inference import Inference, strong_classes
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
-from dhr_lightning.methods.inference import Inference, strong_classes
 from tests.task_samples import favour, make_batch, make_task
 
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dhr_lightning.tasks import mars
 from torch import Tensor
 
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.tasks import mars
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from tests.pipeline_workspace import Lines
 from tests.stand_ins import keep, voc_module
@@ -76,14 +76,14 @@ def test_the_decision_is_made_with_the_similarities_and_the_threshold(
 
     def decide(image: Tensor, similarity: Tensor, **options: Any) -> Tensor:
         seen.update(options, image=image, similarity=similarity)
-        return torch.ones(image.shape[:3], dtype=torch.bool)
+        return torch.ones(len(image), *image.shape[2:], dtype=torch.bool)
 
     monkeypatch.setattr(mars, "foreground_mask", decide)
     masks = task.predict_step(batch, 0)["mars_mask"]
     assert seen["threshold"] == (task.choose_threshold([batch]) if threshold == "auto" else threshold)
     assert seen["refine"] is task.refiner
     assert seen["valid"] is batch["valid"]
-    assert torch.equal(seen["image"], batch["pixels"].movedim(1, 3))
+    assert seen["image"] is batch["pixels"]
     cell = batch["uss"][0, :, 2, 3] / batch["uss"][0, :, 2, 3].norm()
     best = max(float(cell @ task.centroids[tag]) for tag in (1, 3))
     assert float(seen["similarity"][0, 2, 3]) == pytest.approx(max(best, 0), abs=1e-5)

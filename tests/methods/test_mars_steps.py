@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from dhr_lightning.tasks import mars
 from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError
-from dhr_lightning.tasks import mars
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from tests.task_samples import make_batch, make_task
 
@@ -86,14 +86,15 @@ def test_more_clusters_tell_more_parts_apart(monkeypatch: pytest.MonkeyPatch):
     real = mars.image_centroids
 
     def spy(*arguments: Any, **options: Any) -> Any:
-        seen.update(options)
+        seen.update(options, classes=arguments[2])
         return real(*arguments, **options)
 
     monkeypatch.setattr(mars, "image_centroids", spy)
     task = make_task("MARSTask", k_fg=3, k_bg=1)
     batch = make_batch([[1, 2]], [(32, 32)])
     task.training_step(batch, 0)
-    assert (seen["k_fg"], seen["k_bg"], seen["offset"]) == (3, 1, 1)
+    assert (seen["k_fg"], seen["k_bg"], seen["classes"].offset) == (3, 1, 1)
+    assert seen["classes"].valid is batch["valid"]
     ((centroids, classes, sizes),) = task._collected
     assert [int((classes == value).sum()) for value in (0, 1, 2)] == [1, 3, 3]
     assert len(centroids) == len(sizes) == 7
@@ -122,7 +123,7 @@ def test_the_refinement_gets_the_photo_and_the_image_area():
     task.refiner = refine
     batch = make_batch([[1, 3], [2]], [(32, 48), (24, 36)])
     task.predict_step(batch, 0)
-    assert torch.equal(seen["image"], batch["pixels"].movedim(1, 3))
+    assert seen["image"] is batch["pixels"]
     assert torch.equal(seen["valid"], batch["valid"])
 
 

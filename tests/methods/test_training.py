@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from dhr_lightning.data.datamodule import normalize
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.models.segmenter import SegmenterOutput
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.models.segmenter import SegmenterOutput
 from tests.task_samples import make_batch, make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning misses what a tiny fit does not have

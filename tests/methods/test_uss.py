@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from dhr_lightning.tasks import uss
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,6 @@ from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.tasks import uss
 from dhr_lightning.methods.features.task import USSTask
 from tests.pipeline_workspace import Lines, Workspace
 from tests.task_samples import make_batch, make_task

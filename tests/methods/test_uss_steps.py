@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from dhr_lightning.tasks import uss as module
 from PIL import Image
 from torch import Tensor
 
@@ -13,9 +14,8 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, NonFiniteLossError
 from dhr_lightning.inspection.space import human
-from dhr_lightning.tasks import uss as module
-from dhr_lightning.methods.features.task import USSTask
 from dhr_lightning.methods.features.images import equal_sizes, images_of, space_on_disk
+from dhr_lightning.methods.features.task import USSTask
 from tests.pipeline_workspace import Lines
 from tests.task_samples import make_batch, make_task
 

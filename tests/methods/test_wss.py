@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from dhr_lightning.cli import quiet
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.segmenter import SegmenterOutput
 from dhr_lightning.methods.segmenters.wss.task import allowed_classes, pixel_loss, segmentation_loss
+from dhr_lightning.models.segmenter import SegmenterOutput
 from tests.task_samples import favour, make_batch, make_task, training_loss
 
 

@@ -2,8 +2,11 @@
 
 import torch
 
-from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
-from dhr_lightning.ops.rebalance import RebalanceSettings, rebalance
+from dhr_lightning.ops.cam import gather_classes, normalize_cam
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.profiles import RebalanceSettings
+from dhr_lightning.ops.rebalance import rebalance
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 
 TAGS, DEPTH, CELL = 5, 6, 8
 DEFAULT = RebalanceSettings(min_pixels=6)
@@ -49,7 +52,7 @@ def make_image(seed, *, tags, grid=(5, 4), offset=1, mask="random"):
     multi_hot = torch.zeros(TAGS, dtype=torch.long)
     multi_hot[list(tags)] = 1
     return {
-        "image": torch.randint(0, 256, (height, width, 3), generator=generator).byte(),
+        "image": torch.randint(0, 256, (3, height, width), generator=generator).byte(),
         "mask": labels,
         "cam": rand(TAGS, *grid) ** 2,
         "uss": uss,
@@ -70,24 +73,21 @@ def run(images, *, offset=1, options=DEFAULT, **refiners):
     h, w = max(g[0] for g in grids), max(g[1] for g in grids)
     stack = lambda name, k, value: torch.stack([pad(s[name], h * k, w * k, value) for s in images])  # noqa: E731
     tags = torch.stack([s["tags"] for s in images])
-    keys, present = compact_keys(tags, offset=offset, include_background=bool(offset))
     near = torch.stack([pad(torch.ones(g, dtype=torch.bool), h, w, False) for g in grids])
     valid = near.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+    padded = not bool(valid.all())
+    classes = ImageClasses.from_tags(
+        tags, offset=offset, include_background=bool(offset), valid=valid if padded else None
+    )
     cam = normalize_cam(stack("cam", 1, 3.0), valid=near)
     levels = [torch.stack([pad(s["wss"][i], h * k, w * k, -2.0) for s in images]) for i, k in enumerate((1, 2))]
-    image = torch.stack([pad(s["image"].permute(2, 0, 1), h * CELL, w * CELL, 77).permute(1, 2, 0) for s in images])
-    padded = not bool(valid.all())
-    result = rebalance(
-        image,
+    inputs = RebalanceInputs(
+        stack("image", CELL, 77),
         stack("mask", CELL, 1),
-        gather_classes(cam, keys, offset=offset),
-        stack("uss", 1, 5.0),
-        levels,
-        keys=keys,
-        present=present,
-        offset=offset,
-        valid=valid if padded else None,
-        settings=options,
-        **refiners,
+        gather_classes(cam, classes),
+        classes,
+        uss=stack("uss", 1, 5.0),
+        wss=levels,
     )
-    return result, keys, valid
+    result = rebalance(inputs, settings=options, **refiners)
+    return result, classes.keys, valid

@@ -7,25 +7,17 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from wrong_arguments import BYTE, INT, KEYS, ONE, PRESENT, REFUSED_MAPS
+from wrong_arguments import BYTE, CLASSES, INT, ONE, PRESENT, REFUSED_MAPS
 from wrong_features import REFUSED_FEATURES
 
-from dhr_lightning.ops import (
-    affinity,
-    boundary,
-    cam,
-    confident,
-    correlation,
-    crf,
-    kmeans,
-    lattice,
-    mars,
-    seeds,
-    transport,
-)
+from dhr_lightning.ops import affinity, boundary, cam, confident, correlation, kmeans, mars, seeds
 from dhr_lightning.ops._checks import as_float, check_unit, full_precision
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.crf import dense as crf
+from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.profiles import RebalanceSettings
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.transport import plan as transport
 
 REFUSED = {**REFUSED_MAPS, **REFUSED_FEATURES}
 
@@ -43,7 +35,7 @@ ENDS: dict[str, Callable[[], Any]] = {
     "walk of no step": lambda: affinity.random_walk(ONE(1, 1, 2, 2), ONE(1, 4, 2, 2), radius=2, steps=0, beta=0.0),
     "threshold 0": lambda: cam.background_score(ONE(1, 1, 2, 2), threshold=0.0),
     "threshold 1": lambda: cam.background_score(ONE(1, 1, 2, 2), threshold=1.0),
-    "no background": lambda: cam.compact_keys(INT(1, 2), offset=0, include_background=False),
+    "no background": lambda: ImageClasses.from_tags(INT(1, 2), offset=0, include_background=False),
     "tau 0": lambda: correlation.correlation_groups(ONE(1, 2, 2), present=PRESENT, tau=0.0),
     "tau 1": lambda: correlation.correlation_groups(ONE(1, 2, 2), present=PRESENT, tau=1.0),
     "as many clusters as rows": lambda: kmeans.kmeans(torch.eye(3), 3, iterations=1),
@@ -52,8 +44,8 @@ ENDS: dict[str, Callable[[], Any]] = {
     "small size": lambda: Refiner(scale=1e-3, sigma=1e-3, workers=0),
     "no kernels": lambda: crf.CRFSettings(gaussian_compat=0.0, bilateral_compat=0.0, iterations=1),
     "CRF of a pixel": lambda: crf.dense_crf(BYTE[:, :1, :1], ONE(1, 1, 1, 1), workers=4096),
-    "no limits": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), KEYS, PRESENT, min_pixels=0, min_share=0.0),
-    "whole seeds": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), KEYS, PRESENT, min_share=1.0),
+    "no limits": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), CLASSES, min_pixels=0, min_share=0.0),
+    "whole seeds": lambda: seeds.merge_seed(INT(1, 2, 2), INT(1, 2, 2), CLASSES, min_share=1.0),
     "one iteration of transport": lambda: transport.transport_plan(ONE(1, 1), max_iter=1, tol=1e-9, epsilon=1e-3),
     "cache of one": lambda: lattice.LatticeCache(1),
     "equal thresholds": lambda: confident.ConfidentThresholds(foreground=0.3, background=0.3),
@@ -99,7 +91,7 @@ def test_settings_take_numbers_in_their_range(name: str, good: tuple[Any, ...], 
 
 
 @pytest.mark.parametrize("name", ["gaussian_sxy", "bilateral_sxy", "bilateral_srgb", "iterations"])
-def test_widths_and_rounds_of_the_crf_are_positive(name: str):
+def test_widths_and_iterations_of_the_crf_are_positive(name: str):
     with pytest.raises(ValueError, match=rf"Expected `{name}` > 0, but got 0\."):
         crf.CRFSettings(**{name: 0})
 

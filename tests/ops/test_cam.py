@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from dhr_lightning.ops.cam import (
     background_score,
-    compact_keys,
     gather_classes,
     index_classes,
     labels_from_scores,
     min_max_normalize,
     normalize_cam,
 )
+from dhr_lightning.ops.classes import ImageClasses
 
 
 def test_normalize_cam_by_hand():
@@ -62,18 +62,20 @@ def test_background_score_by_hand():
         background_score(cam, threshold=2.0)
 
 
-def test_compact_keys_by_hand():
+def test_classes_of_tags_by_hand():
     tags = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
-    keys, present = compact_keys(tags, offset=1, include_background=True)
-    assert keys.tolist() == [[0, 2, 4], [0, 1, -1], [0, -1, -1]]
-    assert torch.equal(present, keys >= 0)
-    assert compact_keys(tags, offset=1, include_background=False)[0].tolist() == [[2, 4], [1, -1], [-1, -1]]
-    assert compact_keys(tags, offset=0, include_background=False)[0].tolist() == [[1, 3], [0, -1], [-1, -1]]
-    assert compact_keys(tags[2:], offset=0, include_background=False)[0].tolist() == [[-1]]
+    classes = ImageClasses.from_tags(tags, offset=1, include_background=True)
+    assert classes.keys.tolist() == [[0, 2, 4], [0, 1, -1], [0, -1, -1]]
+    assert classes.present.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+    assert classes.foreground.tolist() == [[False, True, True], [False, True, False], [False, False, False]]
+    keys_of = lambda tags, offset: ImageClasses.from_tags(tags, offset=offset, include_background=False).keys  # noqa: E731
+    assert keys_of(tags, 1).tolist() == [[2, 4], [1, -1], [-1, -1]]
+    assert keys_of(tags, 0).tolist() == [[1, 3], [0, -1], [-1, -1]]
+    assert keys_of(tags[2:], 0).tolist() == [[-1]]
     with pytest.raises(ValueError, match="the set has no background class"):
-        compact_keys(tags, offset=0, include_background=True)
+        ImageClasses.from_tags(tags, offset=0, include_background=True)
     with pytest.raises(ValueError, match=r"Expected `tags` of shape \(B, T\), but got \(4,\)"):
-        compact_keys(tags[0], offset=1, include_background=True)
+        ImageClasses.from_tags(tags[0], offset=1, include_background=True)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -82,9 +84,10 @@ def test_compact_keys_by_hand():
 def test_gather_labels_and_index_agree(offset, data):
     row = st.lists(st.integers(0, 1), min_size=4, max_size=4)
     tags = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=4)))
-    keys, present = compact_keys(tags, offset=offset, include_background=bool(offset))
+    classes = ImageClasses.from_tags(tags, offset=offset, include_background=bool(offset))
+    keys, present = classes.keys, classes.present
     maps = torch.rand(len(tags), 4, 3, 2, generator=torch.Generator().manual_seed(len(tags))) + 0.5
-    compact = gather_classes(maps, keys, offset=offset)
+    compact = gather_classes(maps, classes)
     for b in range(len(tags)):
         for k, key in enumerate(keys[b].tolist()):
             expected = maps[b, key - offset] if key >= offset else torch.zeros(3, 2)

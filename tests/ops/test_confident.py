@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels, label_probability
 from dhr_lightning.ops.crf import dense as crf
 from dhr_lightning.ops.refine import Refiner
@@ -13,8 +14,8 @@ KEYS = torch.tensor([[3, 7, 9], [5, -1, -1], [-1, -1, -1]])
 def scene(height=24, width=32, seed=0):
     """Blocks of colour, maps in [0, 1] that follow them roughly, and valid boxes of three sizes."""
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(0, 256, (3, height // 8, width // 8, 3), generator=generator).byte()
-    image = image.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    image = torch.randint(0, 256, (3, 3, height // 8, width // 8), generator=generator).byte()
+    image = image.repeat_interleave(8, 2).repeat_interleave(8, 3)
     cam = torch.rand(3, 3, height // 8, width // 8, generator=generator) ** 5
     cam = torch.nn.functional.interpolate(cam, (height, width), mode="bilinear", align_corners=False)
     cam = cam / cam.amax((2, 3), keepdim=True) * (KEYS >= 0)[..., None, None]
@@ -84,12 +85,16 @@ def published(image, cam, keys, thresholds):
 def test_labels_equal_the_published_steps_on_each_image_alone(backend: str):
     image, cam, valid = scene()
     thresholds = ConfidentThresholds()
-    labels = confident_labels(image, cam, KEYS, valid=valid, thresholds=thresholds, refine=Refiner(backend, LABEL_CRF))
+    labels = confident_labels(
+        image, cam, ImageClasses(KEYS, 1, valid), thresholds=thresholds, refine=Refiner(backend, LABEL_CRF)
+    )
     counts = {}
     for b in range(2):
         rows, columns = int(valid[b].any(1).sum()), int(valid[b].any(0).sum())
         keys = KEYS[b][KEYS[b] >= 0]
-        expected = published(image[b, :rows, :columns], cam[b, : len(keys), :rows, :columns], keys, thresholds)
+        expected = published(
+            image[b, :, :rows, :columns].permute(1, 2, 0), cam[b, : len(keys), :rows, :columns], keys, thresholds
+        )
         assert (labels[b, :rows, :columns] == expected).float().mean() > 0.995
         for value in expected.unique().tolist():
             counts[value] = counts.get(value, 0) + int((expected == value).sum())
@@ -99,8 +104,8 @@ def test_labels_equal_the_published_steps_on_each_image_alone(backend: str):
 def test_without_refinement_the_thresholds_cut_where_they_say():
     cam = torch.tensor([0.01, 0.049, 0.051, 0.29, 0.31, 0.9]).view(1, 1, 1, 6)
     labels = confident_labels(
-        torch.zeros(1, 1, 6, 3, dtype=torch.uint8), cam, torch.tensor([[4]]),
-        valid=torch.ones(1, 1, 6, dtype=torch.bool), thresholds=ConfidentThresholds(), refine=Refiner("none"),
+        torch.zeros(1, 3, 1, 6, dtype=torch.uint8), cam, ImageClasses(torch.tensor([[4]]), 1),
+        thresholds=ConfidentThresholds(), refine=Refiner("none"),
     )  # fmt: skip
     assert labels.flatten().tolist() == [0, 0, 255, 255, 4, 4]
 
@@ -114,7 +119,7 @@ def test_the_refinement_starts_from_the_trust_that_was_asked_for():
         return score
 
     thresholds = ConfidentThresholds(trust=0.9)
-    confident_labels(image, cam, KEYS, valid=valid, thresholds=thresholds, refine=refine)
+    confident_labels(image, cam, ImageClasses(KEYS, 1, valid), thresholds=thresholds, refine=refine)
     for score in seen:
         assert score[0].amax(0).unique().tolist() == pytest.approx([0.9])
         assert score[0].amin(0).unique().tolist() == pytest.approx([0.1 / 3])
@@ -124,7 +129,7 @@ def test_the_refinement_starts_from_the_trust_that_was_asked_for():
 def test_equal_thresholds_leave_nothing_out():
     image, cam, valid = scene()
     labels = confident_labels(
-        image, cam, KEYS, valid=valid, thresholds=ConfidentThresholds(0.2, 0.2), refine=Refiner("none")
+        image, cam, ImageClasses(KEYS, 1, valid), thresholds=ConfidentThresholds(0.2, 0.2), refine=Refiner("none")
     )
     assert 255 not in labels[valid].tolist()
 
@@ -133,7 +138,7 @@ def test_equal_thresholds_leave_nothing_out():
 def test_only_tags_background_and_ignore_occur_and_padding_is_ignored(backend: str):
     image, cam, valid = scene()
     labels = confident_labels(
-        image, cam, KEYS, valid=valid, thresholds=ConfidentThresholds(), refine=Refiner(backend, LABEL_CRF)
+        image, cam, ImageClasses(KEYS, 1, valid), thresholds=ConfidentThresholds(), refine=Refiner(backend, LABEL_CRF)
     )
     assert labels.dtype == torch.int64
     for b, tags in enumerate([{3, 7, 9}, {5}, set()]):
@@ -147,13 +152,13 @@ def test_only_tags_background_and_ignore_occur_and_padding_is_ignored(backend: s
 def test_content_of_the_padding_and_other_images_change_nothing():
     image, cam, valid = scene()
     options = {"thresholds": ConfidentThresholds(), "refine": Refiner("lattice", LABEL_CRF)}
-    labels = confident_labels(image, cam, KEYS, valid=valid, **options)
+    labels = confident_labels(image, cam, ImageClasses(KEYS, 1, valid), **options)
     noisy, loud = image.clone(), cam.clone()
-    noisy[~valid] = 200
+    noisy = noisy.masked_fill(~valid[:, None], 200)
     loud = torch.where(valid[:, None] | (KEYS < 0)[..., None, None], cam, 1.0)
-    assert torch.equal(confident_labels(noisy, loud, KEYS, valid=valid, **options), labels)
+    assert torch.equal(confident_labels(noisy, loud, ImageClasses(KEYS, 1, valid), **options), labels)
     order = torch.tensor([1, 0])
-    swapped = confident_labels(image[order], cam[order], KEYS[order], valid=valid[order], **options)
+    swapped = confident_labels(image[order], cam[order], ImageClasses(KEYS[order], 1, valid[order]), **options)
     assert torch.equal(swapped, labels[order])
 
 
@@ -173,8 +178,8 @@ def test_unusable_thresholds_are_refused(settings: dict[str, float], message: st
 
 def test_shapes_that_do_not_fit_are_refused():
     image, cam, valid = scene()
-    options = {"valid": valid, "thresholds": ConfidentThresholds(), "refine": Refiner("none")}
+    options = {"thresholds": ConfidentThresholds(), "refine": Refiner("none")}
     with pytest.raises(ValueError, match=r"Expected `keys` of shape \(B, K\) = \(3, 3\)"):
-        confident_labels(image, cam, KEYS[:, :2], **options)
+        confident_labels(image, cam, ImageClasses(KEYS[:, :2], 1, valid), **options)
     with pytest.raises(ValueError, match="Expected `cam` of shape"):
-        confident_labels(image, cam[0], KEYS, **options)
+        confident_labels(image, cam[0], ImageClasses(KEYS, 1, valid), **options)

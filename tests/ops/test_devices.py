@@ -14,29 +14,33 @@ from dhr_lightning.ops import (
     correlation,
     heatmaps,
     kmeans,
-    lattice,
     mars,
     pamr,
     pooling,
     resize,
     seeds,
     thresholds,
-    transport,
 )
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance import rebalance
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.transport import plan as transport
 
 B, K, H, W, GRID, DEPTH = 2, 3, 24, 32, (6, 8), 5
 RANDOM = torch.Generator().manual_seed(0)
-IMAGE = torch.randint(0, 256, (B, H, W, 3), generator=RANDOM).byte()
+TURNED = torch.randint(0, 256, (B, H, W, 3), generator=RANDOM).byte()
+IMAGE = TURNED.permute(0, 3, 1, 2).contiguous()
 MASK = torch.randint(0, K, (B, H, W), generator=RANDOM)
 KEYS = torch.tensor([[0, 1, 2], [0, 2, -1]])
 PRESENT = KEYS >= 0
 VALID = torch.ones(B, H, W, dtype=torch.bool)
 VALID[1, :, 24:] = False
 NEAR = VALID[:, ::4, ::4]
+IN_IMAGE = ImageClasses(KEYS, 1, VALID)
 CAM = torch.rand(B, K, *GRID, generator=RANDOM)
 SCORE = torch.rand(B, K, H, W, generator=RANDOM)
 USS = torch.randn(B, DEPTH, *GRID, generator=RANDOM)
@@ -47,7 +51,7 @@ GROUPS = torch.tensor([[[True, True, False], *[[False] * 3] * 2], [[False] * 3] 
 ROWS, CLASSES = torch.randn(12, DEPTH, generator=RANDOM), torch.arange(12) % K
 TAGS = torch.tensor([[1, 1, 0], [0, 1, 0]])
 AREA = torch.rand(B, K, generator=RANDOM)
-ROUND = CRFSettings(iterations=2)
+TWO_ITERATIONS = CRFSettings(iterations=2)
 
 
 def seeded_kmeans() -> torch.Tensor:
@@ -55,15 +59,20 @@ def seeded_kmeans() -> torch.Tensor:
 
 
 def clustered() -> tuple[torch.Tensor, torch.Tensor]:
-    return mars.image_centroids(USS, MASK, KEYS, iterations=3, valid=VALID)
+    return mars.image_centroids(USS, MASK, IN_IMAGE, iterations=3)
 
 
 def mask_step(profile: str, **changes: Any) -> Any:
     return rebalance(
-        IMAGE, MASK, CAM, USS, WSS, keys=KEYS, present=PRESENT, offset=1, valid=VALID,
+        RebalanceInputs(IMAGE, MASK, CAM, IN_IMAGE, USS, WSS),
         settings=rebalance_settings(profile, **changes),
-        refine_seed=Refiner("lattice", settings=ROUND), refine_final=Refiner("pamr", scale=0.5),
+        refine_seed=Refiner("lattice", settings=TWO_ITERATIONS), refine_final=Refiner("pamr", scale=0.5),
     )  # fmt: skip
+
+
+def class_tensors(classes: ImageClasses) -> tuple[torch.Tensor, ...]:
+    some = classes.take(torch.tensor([1], device="cpu"))
+    return classes.keys, classes.present, classes.foreground, classes.valid_cells(GRID), some.keys, some.valid
 
 
 def lost_tags() -> Any:
@@ -85,34 +94,36 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "min_max_normalize": lambda: cam.min_max_normalize(CAM, valid=NEAR, present=PRESENT),
     "normalize_cam": lambda: cam.normalize_cam(CAM, valid=NEAR),
     "background_score": lambda: cam.background_score(CAM, exponent=2.0),
-    "compact_keys": lambda: cam.compact_keys(TAGS, offset=1, include_background=True),
-    "gather_classes": lambda: cam.gather_classes(CAM, KEYS, offset=1),
+    "classes of tags": lambda: class_tensors(
+        ImageClasses.from_tags(TAGS, offset=1, include_background=True, valid=VALID)
+    ),
+    "gather_classes": lambda: cam.gather_classes(CAM, IN_IMAGE),
     "labels_from_scores": lambda: cam.labels_from_scores(CAM, KEYS),
     "index_classes": lambda: cam.index_classes(MASK, KEYS),
     "correlation_groups": lambda: correlation.correlation_groups(CENTROIDS, present=PRESENT, tau=0.1),
     "dense_crf, lattice": lambda: dense_crf(
-        IMAGE, SCORE, backend="lattice", settings=ROUND, present=PRESENT, valid=VALID
+        TURNED, SCORE, backend="lattice", settings=TWO_ITERATIONS, present=PRESENT, valid=VALID
     ),
     "dense_crf, pydensecrf": lambda: dense_crf(
-        IMAGE, SCORE, backend="pydensecrf", settings=ROUND, present=PRESENT, valid=VALID
+        TURNED, SCORE, backend="pydensecrf", settings=TWO_ITERATIONS, present=PRESENT, valid=VALID
     ),
-    "class_heatmaps": lambda: heatmaps.class_heatmaps(USS, MASK, KEYS, levels=WSS, valid=VALID),
-    "supervised_heatmaps": lambda: heatmaps.supervised_heatmaps(WSS, MASK, KEYS, groups=GROUPS, grid=GRID, valid=VALID),
+    "class_heatmaps": lambda: heatmaps.class_heatmaps(USS, MASK, IN_IMAGE, levels=WSS),
+    "supervised_heatmaps": lambda: heatmaps.supervised_heatmaps(WSS, MASK, IN_IMAGE, groups=GROUPS, grid=GRID),
     "supervised_heatmaps, no group": lambda: heatmaps.supervised_heatmaps(
-        WSS, MASK, KEYS, groups=torch.zeros_like(GROUPS), grid=GRID
+        WSS, MASK, IN_IMAGE, groups=torch.zeros_like(GROUPS), grid=GRID
     ),
     "group_weights": lambda: heatmaps.group_weights(CAM, GROUPS, valid=NEAR),
     "final_weights": lambda: heatmaps.final_weights(CAM, PRESENT, marginal="mix", area=AREA, valid=NEAR),
     "kmeans": seeded_kmeans,
     "image_centroids": clustered,
-    "centroid_sizes": lambda: mars.centroid_sizes(USS, MASK, KEYS, *clustered(), valid=VALID),
+    "centroid_sizes": lambda: mars.centroid_sizes(USS, MASK, IN_IMAGE, *clustered()),
     "debiased_centroids": lambda: mars.debiased_centroids(ROWS, CLASSES, num_classes=K),
     "foreground_similarity": lambda: mars.foreground_similarity(USS, CENTROIDS[0], KEYS),
     "foreground_mask": lambda: mars.foreground_mask(IMAGE, CAM[:, 0], valid=VALID),
     "reject_biased": lambda: mars.reject_biased(MASK, VALID, value=254),
     "build_lattice": lambda: lattice.build_lattice(ROWS, group=CLASSES).normalize().filter(ROWS),
     "pamr": lambda: pamr.pamr(SCORE, SCORE, iterations=2, dilations=(1, 2), valid=VALID),
-    "cell_labels": lambda: pooling.cell_labels(MASK, KEYS, grid=(5, 7), valid=VALID),
+    "cell_labels": lambda: pooling.cell_labels(MASK, IN_IMAGE, grid=(5, 7)),
     "class_average_pooling": lambda: pooling.class_average_pooling(USS, CELLS),
     "cosine_heatmaps": lambda: pooling.cosine_heatmaps(USS, CENTROIDS),
     "class_cosines": lambda: pooling.class_cosines(USS, CELLS),
@@ -120,7 +131,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "rebalance, reference": lambda: mask_step("reference"),
     "rebalance, automatic background": lambda: mask_step("default", gamma="auto", guard="both"),
     "resize_maps": lambda: resize.resize_maps(CAM, (H, W), valid=NEAR),
-    "merge_seed": lambda: seeds.merge_seed(MASK, MASK.flip(0), KEYS, PRESENT),
+    "merge_seed": lambda: seeds.merge_seed(MASK, MASK.flip(0), IN_IMAGE),
     "foreground_histogram": lambda: thresholds.foreground_histogram(CAM, valid=NEAR),
     "otsu_threshold": lambda: thresholds.otsu_threshold(torch.ones_like(ROWS)),
     "transport_weights": lambda: transport.transport_weights(CELLS, valid=NEAR.flatten(1), present=PRESENT),

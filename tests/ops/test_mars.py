@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.mars import (
     centroid_sizes,
     debiased_centroids,
@@ -31,17 +32,18 @@ def toy():
 
 
 KEYS = torch.tensor([[0, 7, -1]])
+CLASSES = ImageClasses(KEYS, 1)
 
 
 def test_the_biased_object_is_rejected():
     uss, mask, cells = toy()
-    centroids, used = image_centroids(uss, mask, KEYS)
+    centroids, used = image_centroids(uss, mask, CLASSES)
     assert used.tolist() == [[[True, True], [True, True], [False, False]]]
     classes = KEYS[..., None].expand_as(used)[used]
     debiased, found = debiased_centroids(centroids[used], classes, num_classes=9)
     assert found.nonzero()[:, 0].tolist() == [7]
     similarity = foreground_similarity(uss, debiased, KEYS)
-    foreground = foreground_mask(torch.zeros(1, 32, 32, 3).byte(), similarity)
+    foreground = foreground_mask(torch.zeros(1, 3, 32, 32).byte(), similarity)
     result = reject_biased(mask, foreground, value=254)
     inside = cells.repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
     assert (result[inside == 1] == 7).float().mean() > 0.85
@@ -77,11 +79,11 @@ def test_kept_share_is_rounded_up_but_not_by_float_noise():
 
 def test_cluster_counts_follow_class_and_batch_composition_has_no_effect():
     uss, mask, _ = toy()
-    centroids, used = image_centroids(uss, mask, KEYS, k_fg=1, k_bg=3)
+    centroids, used = image_centroids(uss, mask, CLASSES, k_fg=1, k_bg=3)
     assert used.sum(2).tolist() == [[3, 1, 0]]
     other, other_mask = torch.randn(1, 3, 8, 8), torch.full((1, 32, 32), 3)
-    keys = torch.tensor([[0, 7, -1], [0, 3, 5]])
-    both, both_used = image_centroids(torch.cat([uss, other]), torch.cat([mask, other_mask]), keys, k_fg=1, k_bg=3)
+    classes = ImageClasses(torch.tensor([[0, 7, -1], [0, 3, 5]]), 1)
+    both, both_used = image_centroids(torch.cat([uss, other]), torch.cat([mask, other_mask]), classes, k_fg=1, k_bg=3)
     torch.testing.assert_close(both[:1], centroids)
     assert both_used[1].sum(1).tolist() == [0, 1, 0]
 
@@ -90,8 +92,8 @@ def test_padding_pixels_do_not_count():
     uss, mask, _ = toy()
     wide_uss, wide_mask = functional.pad(uss, (0, 4), value=3.0), functional.pad(mask, (0, 16), value=7)
     valid = functional.pad(torch.ones_like(mask), (0, 16)).bool()
-    alone, _ = image_centroids(uss, mask, KEYS)
-    padded, _ = image_centroids(wide_uss, wide_mask, KEYS, valid=valid)
+    alone, _ = image_centroids(uss, mask, CLASSES)
+    padded, _ = image_centroids(wide_uss, wide_mask, ImageClasses(KEYS, 1, valid))
     torch.testing.assert_close(alone, padded)
 
 
@@ -118,7 +120,7 @@ def test_foreground_mask_uses_the_refinement():
         seen.update(shape=score.shape, total=score.sum(1), present=present)
         return score.flip(1)
 
-    image = torch.zeros(1, 1, 2, 3).byte()
+    image = torch.zeros(1, 3, 1, 2).byte()
     assert foreground_mask(image, similarity).tolist() == [[[True, False]]]
     assert foreground_mask(image, similarity, refine=flip).tolist() == [[[False, True]]]
     assert seen["present"].tolist() == [[True, True]]
@@ -126,7 +128,7 @@ def test_foreground_mask_uses_the_refinement():
 
 
 def test_the_threshold_is_where_foreground_and_background_are_equal():
-    image, similarity = torch.zeros(1, 1, 5, 3).byte(), torch.tensor([[[0.0, 0.1, 0.3, 0.8, 1.0]]])
+    image, similarity = torch.zeros(1, 3, 1, 5).byte(), torch.tensor([[[0.0, 0.1, 0.3, 0.8, 1.0]]])
     scores = []
 
     def keep(image, score, present, *, valid=None):
@@ -145,9 +147,9 @@ def test_the_threshold_is_where_foreground_and_background_are_equal():
 @pytest.mark.parametrize("refine", [None, Refiner("pamr", dilations=(1,), pamr_iterations=2)], ids=["none", "pamr"])
 def test_padding_does_not_change_the_foreground(refine):
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (2, 16, 24, 3), generator=generator).byte()
+    image = torch.randint(0, 256, (2, 3, 16, 24), generator=generator).byte()
     similarity = torch.rand(2, 4, 6, generator=generator)
-    wide = functional.pad(image, (0, 0, 0, 8, 0, 4), value=200)
+    wide = functional.pad(image, (0, 8, 0, 4), value=200)
     valid = torch.zeros(2, 20, 32, dtype=torch.bool)
     valid[:, :16, :24] = True
     alone = foreground_mask(image, similarity, refine=refine)
@@ -157,14 +159,14 @@ def test_padding_does_not_change_the_foreground(refine):
 
 
 def test_a_pixel_that_is_as_much_background_as_foreground_is_background():
-    image = torch.zeros(1, 1, 3, 3).byte()
+    image = torch.zeros(1, 3, 1, 3).byte()
     assert foreground_mask(image, torch.tensor([[[0.5, 0.4999, 0.5001]]])).tolist() == [[[False, False, True]]]
 
 
 def test_class_sets_without_background_are_refused():
     uss, mask, _ = toy()
     with pytest.raises(ValueError, match="MARS needs a background class, but `offset` is 0"):
-        image_centroids(uss, mask, KEYS, offset=0)
+        image_centroids(uss, mask, ImageClasses(KEYS, 0))
     with pytest.raises(ValueError, match="MARS needs a background class, but none of the 2 centroids has class 0"):
         debiased_centroids(torch.ones(2, 3), torch.tensor([1, 2]), num_classes=3)
 
@@ -175,14 +177,14 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"Expected `classes` in \[0, 1\], but got 5"):
         debiased_centroids(torch.ones(2, 2), torch.tensor([0, 5]), num_classes=2)
     with pytest.raises(ValueError, match="Expected `k_fg` > 0, but got 0"):
-        image_centroids(*toy()[:2], KEYS, k_fg=0)
+        image_centroids(*toy()[:2], CLASSES, k_fg=0)
 
 
 def test_sizes_count_every_member_cell_once():
     uss, mask = toy()[:2]
-    centroids, used = image_centroids(uss, mask, KEYS)
-    sizes = centroid_sizes(uss, mask, KEYS, centroids, used)
-    member = cell_labels(mask, KEYS, grid=(uss.shape[2], uss.shape[3])) > 0
+    centroids, used = image_centroids(uss, mask, CLASSES)
+    sizes = centroid_sizes(uss, mask, CLASSES, centroids, used)
+    member = cell_labels(mask, CLASSES, grid=(uss.shape[2], uss.shape[3])) > 0
     torch.testing.assert_close(sizes.sum(2), member.sum(2).to(sizes))
     assert (sizes[~used] == 0).all()
 

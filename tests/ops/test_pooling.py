@@ -3,14 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.pooling import cell_labels, class_average_pooling, class_cosines, cosine_heatmaps
 
 MASK = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, 255], [255, 255, 2, 0], [255, 1, 0, 9]]])
 KEYS = torch.tensor([[0, 1, 2, -1]])
+CLASSES = ImageClasses(KEYS, 1)
 
 
 def test_cell_labels_by_hand():
-    weights = cell_labels(MASK, KEYS, grid=(2, 2))[0]
+    weights = cell_labels(MASK, CLASSES, grid=(2, 2))[0]
     assert weights[0].tolist() == [1, 0, 0, 1]  # bottom right is 2 0 0 9: background wins
     assert weights[1].tolist() == [0, 1, 0, 0]
     assert weights[2].tolist() == [0, 0, 0, 0.25]  # wins no cell, so its area counts
@@ -19,14 +21,17 @@ def test_cell_labels_by_hand():
 
 def test_ties_go_to_the_first_class_and_to_classes_before_ignore():
     mask = torch.tensor([[[2, 1, 255, 2], [1, 2, 255, 2]]])
-    assert cell_labels(mask, torch.tensor([[1, 2]]), grid=(1, 2))[0].tolist() == [[1, 0], [0, 1]]
+    assert cell_labels(mask, ImageClasses(torch.tensor([[1, 2]]), 1), grid=(1, 2))[0].tolist() == [[1, 0], [0, 1]]
 
 
 def test_invalid_pixels_do_not_count():
     valid = torch.ones(1, 4, 4, dtype=torch.bool)
     valid[0, 0, :2] = False
     valid[0, :2, 2:] = False
-    assert cell_labels(MASK, KEYS, grid=(2, 2), valid=valid)[0, :2].tolist() == [[1, 0, 0, 1], [0.25, 0, 0.25, 0]]
+    assert cell_labels(MASK, ImageClasses(KEYS, 1, valid), grid=(2, 2))[0, :2].tolist() == [
+        [1, 0, 0, 1],
+        [0.25, 0, 0.25, 0],
+    ]
 
 
 @given(
@@ -38,18 +43,18 @@ def test_invalid_pixels_do_not_count():
 def test_cell_labels_equal_a_count_per_cell(size, grid, seed):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (1, *size), generator=generator)]
-    keys = torch.tensor([[0, 1, 2]])
+    classes = ImageClasses(torch.tensor([[0, 1, 2]]), 1)
     area = torch.zeros(4, *grid)
     for y in range(grid[0]):
         for x in range(grid[1]):
             rows = slice(y * size[0] // grid[0], -(-(y + 1) * size[0] // grid[0]))
             window = mask[0, rows, x * size[1] // grid[1] : -(-(x + 1) * size[1] // grid[1])]
             area[:, y, x] = torch.stack([(window == v).float().mean() for v in (0, 1, 2, 255)])
-    result = cell_labels(mask, keys, grid=grid)[0].view(3, *grid)
+    result = cell_labels(mask, classes, grid=grid)[0].view(3, *grid)
     for k in range(3):
         won = (area.argmax(0) == k).float()
         torch.testing.assert_close(result[k], won if won.any() else area[k])
-    torch.testing.assert_close(cell_labels(mask, keys, grid=grid, mode="area")[0].view(3, *grid), area[:3])
+    torch.testing.assert_close(cell_labels(mask, classes, grid=grid, mode="area")[0].view(3, *grid), area[:3])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -114,12 +119,11 @@ def test_labels_of_a_batch_with_padding_equal_one_by_one():
     keys = torch.tensor([[0, 1, 2], [1, 7, -1], [2, -1, -1]])
     valid = torch.rand(3, 11, 13, generator=generator) < 0.7
     for mode in ("majority", "area"):
-        together = cell_labels(mask, keys, grid=(4, 5), valid=valid, mode=mode)
+        together = cell_labels(mask, ImageClasses(keys, 1, valid), grid=(4, 5), mode=mode)
         for b in range(3):
             count = int((keys[b] >= 0).sum())
-            alone = cell_labels(
-                mask[b : b + 1], keys[b : b + 1, :count], grid=(4, 5), valid=valid[b : b + 1], mode=mode
-            )
+            own = ImageClasses(keys[b : b + 1, :count], 1, valid[b : b + 1])
+            alone = cell_labels(mask[b : b + 1], own, grid=(4, 5), mode=mode)
             torch.testing.assert_close(together[b, :count], alone[0])
             assert together[b, count:].sum() == 0
 
@@ -138,7 +142,7 @@ def test_half_precision_inside_autocast(dtype):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="Expected `mode` to be one of majority, area, but got 'mean'"):
-        cell_labels(MASK, KEYS, grid=(2, 2), mode="mean")
+        cell_labels(MASK, CLASSES, grid=(2, 2), mode="mean")
     with pytest.raises(ValueError, match=r"Expected `weights` of shape .* \(1, 2, 4\), but got \(1, 2, 5\)"):
         class_average_pooling(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 5))
     with pytest.raises(ValueError, match=r"Expected `weights` of shape .* \(1, 2, 4\), but got \(1, 2, 5\)"):
@@ -146,7 +150,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="Expected `centroids` of shape"):
         cosine_heatmaps(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match="Expected `valid` of shape"):
-        cell_labels(MASK, KEYS, grid=(2, 2), valid=torch.ones(1, 2, 2, dtype=torch.bool))
+        cell_labels(MASK, ImageClasses(KEYS, 1, torch.ones(1, 2, 2, dtype=torch.bool)), grid=(2, 2))
 
 
 @pytest.mark.gpu
@@ -154,8 +158,8 @@ def test_cuda_equals_cpu():
     generator = torch.Generator().manual_seed(2)
     mask, keys = torch.randint(0, 4, (2, 30, 40), generator=generator), torch.tensor([[0, 1, 3], [1, 2, -1]])
     features = torch.randn(2, 90, 7, 9, generator=generator)
-    weights = cell_labels(mask, keys, grid=(7, 9))
-    assert torch.equal(cell_labels(mask.cuda(), keys.cuda(), grid=(7, 9)).cpu(), weights)
+    weights = cell_labels(mask, ImageClasses(keys, 1), grid=(7, 9))
+    assert torch.equal(cell_labels(mask.cuda(), ImageClasses(keys.cuda(), 1), grid=(7, 9)).cpu(), weights)
     cosine, _, _ = class_cosines(features.cuda(), weights.cuda())
     torch.testing.assert_close(cosine.cpu(), class_cosines(features, weights)[0], atol=1e-4, rtol=0)
 

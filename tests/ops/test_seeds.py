@@ -1,15 +1,15 @@
 import pytest
 import torch
 
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.seeds import merge_seed, transport_seed
 
 KEYS = torch.tensor([[0, 1, 2, 3]])
-TAGGED = torch.tensor([[False, True, True, True]])
 
 
 def merge(mask, seed, **options):
     options = {"min_pixels": 2, "min_share": 0.5, **options}
-    result = merge_seed(torch.tensor([[mask]]), torch.tensor([[seed]]), KEYS, TAGGED, **options)
+    result = merge_seed(torch.tensor([[mask]]), torch.tensor([[seed]]), ImageClasses(KEYS, 1), **options)
     return result.init[0, 0].tolist(), KEYS[result.recovered].tolist()
 
 
@@ -45,37 +45,37 @@ def one_hot_cam(*cells):
 
 
 def test_transport_raises_the_class_that_another_one_dominates():
-    image = torch.zeros(1, 1, 40, 3).byte()
+    image = torch.zeros(1, 3, 1, 40).byte()
     cam = torch.full((1, 3, 1, 40), 0.0)
     cam[0, 1] = 0.9  # class 1 is strong everywhere
     cam[0, 2, 0, :6] = 0.75  # class 2 is weaker where it is
-    keys, tagged = KEYS[:, :3], TAGGED[:, :3]
-    assert (transport_seed(image, cam, keys, tagged, transport=False) == 1).all()
-    seed = transport_seed(image, cam, keys, tagged)[0, 0]
+    classes = ImageClasses(KEYS[:, :3], 1)
+    assert (transport_seed(image, cam, classes, transport=False) == 1).all()
+    seed = transport_seed(image, cam, classes)[0, 0]
     assert (seed[:6] == 2).all()
     assert (seed[6:] == 1).all()
 
 
 def test_background_wins_where_no_class_is_strong():
-    image = torch.zeros(1, 1, 3, 3).byte()
+    image = torch.zeros(1, 3, 1, 3).byte()
     cam = one_hot_cam([0.0, 0.0, 0.0], [1.0, 0.4, 0.1])
-    seed = transport_seed(image, cam, torch.tensor([[0, 5]]), torch.tensor([[False, True]]))
+    seed = transport_seed(image, cam, ImageClasses(torch.tensor([[0, 5]]), 1))
     assert seed.tolist() == [[[5, 5, 255]]]  # (1 - .4)^2 = .36 < .4
-    seed = transport_seed(image, cam, torch.tensor([[0, 5]]), torch.tensor([[False, True]]), gamma=1.0)
+    seed = transport_seed(image, cam, ImageClasses(torch.tensor([[0, 5]]), 1), gamma=1.0)
     assert seed.tolist() == [[[5, 255, 255]]]
 
 
 def test_class_zero_is_a_class_when_there_is_no_background():
     cam = one_hot_cam([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
-    keys = torch.tensor([[0, 4]])
-    seed = transport_seed(torch.zeros(1, 1, 3, 3).byte(), cam, keys, torch.ones(1, 2).bool())
+    classes = ImageClasses(torch.tensor([[0, 4]]), 0)
+    seed = transport_seed(torch.zeros(1, 3, 1, 3).byte(), cam, classes)
     assert seed.tolist() == [[[0, 4, 255]]]
 
 
 def test_padding_is_never_seeded():
     valid = torch.tensor([[[True, True, False]]])
     cam = one_hot_cam([0.0, 0.0, 0.0], [0.1, 1.0, 1.0])
-    seed = transport_seed(torch.zeros(1, 1, 3, 3).byte(), cam, KEYS[:, :2], TAGGED[:, :2], valid=valid)
+    seed = transport_seed(torch.zeros(1, 3, 1, 3).byte(), cam, ImageClasses(KEYS[:, :2], 1, valid))
     assert seed.tolist() == [[[255, 1, 255]]]
 
 

@@ -5,19 +5,16 @@ from typing import Any
 
 import torch
 
-from dhr_lightning.ops import (
-    affinity,
-    boundary,
-    cam,
-    confident,
-    correlation,
-    crf,
-)
+from dhr_lightning.ops import affinity, boundary, cam, confident, correlation
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.crf import dense as crf
 
 KEYS = torch.tensor([[0, 1]])
 PRESENT = KEYS >= 0
 NAN = torch.nan
+CLASSES = ImageClasses(KEYS, 1)
 BYTE = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+RGB = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
 ONE = torch.ones
 
 
@@ -89,20 +86,30 @@ REFUSED_MAPS: dict[str, Refused] = {
         "`exponent` > 0, but got [1.0, 0.0]",
     ),
     "keys of one image": (
-        lambda: cam.compact_keys(INT(3), offset=1, include_background=True),
+        lambda: ImageClasses.from_tags(INT(3), offset=1, include_background=True),
         of_shape("tags", "B T", None, (3,)),
     ),
     "keys, offset": (
-        lambda: cam.compact_keys(INT(1, 3), offset=2, include_background=True),
+        lambda: ImageClasses.from_tags(INT(1, 3), offset=2, include_background=True),
         "`offset` in [0, 1], but got 2",
     ),
     "gather of a map": (
-        lambda: cam.gather_classes(ONE(2, 3), KEYS, offset=1),
+        lambda: cam.gather_classes(ONE(2, 3), CLASSES),
         of_shape("maps", "B T h w", None, (2, 3)),
     ),
-    "gather of a key": (
-        lambda: cam.gather_classes(ONE(1, 2, 3, 3), KEYS[0], offset=1),
-        of_shape("keys", "B K", None, (2,)),
+    "classes of a key": (lambda: ImageClasses(KEYS[0], 1), of_shape("keys", "B K", None, (2,))),
+    "classes, offset": (lambda: ImageClasses(KEYS, -1), "`offset` in [0, 1], but got -1"),
+    "classes, area of an image": (
+        lambda: ImageClasses(KEYS, 1, ONE(4, 4) > 0),
+        of_shape("valid", "B H W", None, (4, 4)),
+    ),
+    "classes, area of more images": (
+        lambda: ImageClasses(KEYS, 1, ONE(2, 4, 4) > 0),
+        of_shape("valid", "B H W", (1, 4, 4), (2, 4, 4)),
+    ),
+    "classes without background": (
+        lambda: ImageClasses(KEYS, 0).with_background(),
+        "Expected `offset` = 1 for a background, but got 0: the set has no background class.",
     ),
     "labels of a map": (lambda: cam.labels_from_scores(ONE(2, 3), KEYS), of_shape("scores", "B K h w", None, (2, 3))),
     "labels of a key": (lambda: cam.labels_from_scores(ONE(1, 3, 2, 2), KEYS), of_shape("keys", "B K", (1, 3), (1, 2))),

@@ -1,22 +1,13 @@
 """Calls with features, masks or scores that the operations refuse, as in `wrong_arguments.py`."""
 
 import torch
-from wrong_arguments import BYTE, INT, KEYS, NAN, ONE, PRESENT, Refused, of_shape
+from wrong_arguments import CLASSES, INT, KEYS, NAN, ONE, PRESENT, RGB, Refused, of_shape
 
-from dhr_lightning.ops import (
-    heatmaps,
-    kmeans,
-    lattice,
-    mars,
-    neighbours,
-    pamr,
-    pooling,
-    resize,
-    seeds,
-    thresholds,
-    transport,
-)
+from dhr_lightning.ops import heatmaps, kmeans, mars, neighbours, pamr, pooling, resize, seeds, thresholds
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.transport import plan as transport
 
 REFUSED_FEATURES: dict[str, Refused] = {
     "k-means of a set": (lambda: kmeans.kmeans(ONE(4), 1, iterations=1), of_shape("x", "N D", None, (4,))),
@@ -41,11 +32,11 @@ REFUSED_FEATURES: dict[str, Refused] = {
         of_shape("values", "N C", None, (3,)),
     ),
     "MARS of a map": (
-        lambda: mars.image_centroids(ONE(2, 3, 4), INT(1, 4, 4), KEYS),
+        lambda: mars.image_centroids(ONE(2, 3, 4), INT(1, 4, 4), CLASSES),
         of_shape("uss", "B D h w", None, (2, 3, 4)),
     ),
     "MARS, k_bg": (
-        lambda: mars.image_centroids(ONE(1, 2, 3, 4), INT(1, 4, 4), KEYS, k_bg=0),
+        lambda: mars.image_centroids(ONE(1, 2, 3, 4), INT(1, 4, 4), CLASSES, k_bg=0),
         "Expected `k_bg` > 0, but got 0.",
     ),
     "MARS, one centroid": (
@@ -72,7 +63,7 @@ REFUSED_FEATURES: dict[str, Refused] = {
         lambda: mars.foreground_similarity(ONE(1, 2, 3, 3), ONE(2), KEYS),
         of_shape("debiased", "C D", None, (2,)),
     ),
-    "MARS, similarity": (lambda: mars.foreground_mask(BYTE, ONE(2, 2)), of_shape("similarity", "B h w", None, (2, 2))),
+    "MARS, similarity": (lambda: mars.foreground_mask(RGB, ONE(2, 2)), of_shape("similarity", "B h w", None, (2, 2))),
     "MARS, foreground": (
         lambda: mars.reject_biased(INT(1, 2, 2), ONE(1, 2, 3) > 0, value=0),
         of_shape("foreground", "B H W", (1, 2, 2), (1, 2, 3)),
@@ -102,15 +93,11 @@ REFUSED_FEATURES: dict[str, Refused] = {
         "Expected `min(dilations)` > 0, but got 0.",
     ),
     "cells of an image": (
-        lambda: pooling.cell_labels(INT(4, 4), KEYS, grid=(2, 2)),
+        lambda: pooling.cell_labels(INT(4, 4), CLASSES, grid=(2, 2)),
         of_shape("mask", "B H W", None, (4, 4)),
     ),
-    "cells of a key": (
-        lambda: pooling.cell_labels(INT(1, 4, 4), KEYS[0], grid=(2, 2)),
-        of_shape("keys", "B K", None, (2,)),
-    ),
     "cells, valid": (
-        lambda: pooling.cell_labels(INT(1, 4, 4), KEYS, grid=(2, 2), valid=ONE(1, 4, 5) > 0),
+        lambda: pooling.cell_labels(INT(1, 4, 4), ImageClasses(KEYS, 1, ONE(1, 4, 5) > 0), grid=(2, 2)),
         of_shape("valid", "B H W", (1, 4, 4), (1, 4, 5)),
     ),
     "pooling of a map": (
@@ -142,15 +129,15 @@ REFUSED_FEATURES: dict[str, Refused] = {
         of_shape("weights", "B K h*w", (1, 2, 12), (1, 2, 11)),
     ),
     "refinement of a map": (
-        lambda: Refiner("none")(BYTE, ONE(4, 4), PRESENT),
+        lambda: Refiner("none")(RGB, ONE(4, 4), PRESENT),
         of_shape("score", "B K H W", None, (4, 4)),
     ),
     "refinement, image": (
-        lambda: Refiner("none")(BYTE, ONE(1, 2, 4, 5), PRESENT),
-        of_shape("image", "B H W 3", (1, 4, 5, 3), (1, 4, 4, 3)),
+        lambda: Refiner("none")(RGB, ONE(1, 2, 4, 5), PRESENT),
+        of_shape("image", "B 3 H W", (1, 3, 4, 5), (1, 3, 4, 4)),
     ),
     "refinement, present": (
-        lambda: Refiner("none")(BYTE, ONE(1, 3, 4, 4), PRESENT),
+        lambda: Refiner("none")(RGB, ONE(1, 3, 4, 4), PRESENT),
         of_shape("present", "B K", (1, 3), (1, 2)),
     ),
     "refinement, no scale": (lambda: Refiner(scale=0.0), "Expected `scale` > 0, but got 0.0."),
@@ -168,15 +155,15 @@ REFUSED_FEATURES: dict[str, Refused] = {
         of_shape("valid", "B h w", (1, 4, 4), (1, 4, 5)),
     ),
     "merge, seed": (
-        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 5), KEYS, PRESENT),
+        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 5), CLASSES),
         of_shape("seed", "B H W", (1, 4, 4), (1, 4, 5)),
     ),
     "merge, pixels": (
-        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 4), KEYS, PRESENT, min_pixels=-1),
+        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 4), CLASSES, min_pixels=-1),
         "`min_pixels` in [0, inf], but got -1",
     ),
     "merge, share": (
-        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 4), KEYS, PRESENT, min_share=-0.1),
+        lambda: seeds.merge_seed(INT(1, 4, 4), INT(1, 4, 4), CLASSES, min_share=-0.1),
         "`min_share` in [0.0, 1.0], but got -0.1",
     ),
     "histogram, valid": (
@@ -208,7 +195,7 @@ REFUSED_FEATURES: dict[str, Refused] = {
         of_shape("area", "... K", (2,), (3,)),
     ),
     "heatmap, temperature": (
-        lambda: heatmaps.class_heatmaps(ONE(1, 2, 2, 2), INT(1, 4, 4), KEYS, temperature=-1.0),
+        lambda: heatmaps.class_heatmaps(ONE(1, 2, 2, 2), INT(1, 4, 4), CLASSES, temperature=-1.0),
         "Expected `temperature` > 0, but got -1.0.",
     ),
 }

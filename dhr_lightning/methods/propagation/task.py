@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask, cut_masks
 from dhr_lightning.methods.propagation.crf.spec import SPEC
-from dhr_lightning.ops.cam import background_score, compact_keys, labels_from_scores
+from dhr_lightning.ops.cam import background_score, labels_from_scores
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refiner
@@ -117,19 +116,17 @@ class PropagationTask(BaseTask):
         Returns:
             `(B, H, W)` class values.
         """
-        keys, present = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
-        image, valid = batch["pixels"].permute(0, 2, 3, 1), batch["valid"]
+        image, classes = batch["pixels"], self.tagged(batch)
         if self.confident is not None:
-            return confident_labels(image, cam, keys, valid=valid, thresholds=self.confident, refine=self.refiner)
+            return confident_labels(image, cam, classes, thresholds=self.confident, refine=self.refiner)
         score = cam
         if self.classes.has_background:
             threshold = self.background
             if threshold is None:  # no run has chosen yet: judge by these images alone
-                threshold = float(otsu_threshold(foreground_histogram(cam, valid=valid).sum(0)))
+                threshold = float(otsu_threshold(foreground_histogram(cam, valid=batch["valid"]).sum(0)))
             score = torch.cat([background_score(cam, threshold=threshold), cam], dim=1)
-            keys = F.pad(keys, (1, 0), value=0)
-            present = F.pad(present, (1, 0), value=True)
-        score = score * present[:, :, None, None]
+            classes = classes.with_background()
+        score = score * classes.present[:, :, None, None]
         score = score / score.sum(1, keepdim=True).clamp(min=1e-5)
-        refined = self.refiner(image, score, present, valid=valid)
-        return labels_from_scores(refined, keys, present=present)
+        refined = self.refiner(image, score, classes.present, valid=classes.valid)
+        return labels_from_scores(refined, classes.keys, present=classes.present)

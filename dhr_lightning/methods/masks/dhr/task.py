@@ -14,10 +14,12 @@ from dhr_lightning.methods.masks.dhr.spec import SPEC
 from dhr_lightning.methods.segmentation import SegmentationMixin, check_loss_size, initialise, pixel_loss
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.models.segmenter import Segmenter
-from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
+from dhr_lightning.ops.cam import gather_classes, normalize_cam
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance import RebalanceResult, rebalance
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.ops.refine import Refiner
 
 SEED_VIEWS = ("default", "paper")
@@ -139,7 +141,6 @@ class DHRTask(SegmentationMixin, BaseTask):
         """Masks at image size from all classes: tags are unknown at test time."""
         return {"prediction": cut_masks(self.inference(self.network, batch), batch)}
 
-    @torch.no_grad()
     def pseudo_masks(self, batch: Batch) -> RebalanceResult:
         """Rebalance the initial masks of whole images with this network's CAMs and features.
 
@@ -149,28 +150,38 @@ class DHRTask(SegmentationMixin, BaseTask):
         Returns:
             The new masks `(B, H, W)` and all intermediate maps.
         """
-        keys, present = compact_keys(
-            batch["tags"], offset=self.classes.offset, include_background=self.classes.has_background
+        return rebalance(
+            self.mask_inputs(batch),
+            settings=self.rebalance_settings,
+            refine_seed=self.refine_seed,
+            refine_final=self.refine_final,
+        )
+
+    @torch.no_grad()
+    def mask_inputs(self, batch: Batch) -> RebalanceInputs:
+        """Initial masks, compact CAMs and features of whole images, as `pseudo_masks` rebalances them.
+
+        Args:
+            batch: as that of `pseudo_masks`.
+        """
+        classes = ImageClasses.from_tags(
+            batch["tags"],
+            offset=self.classes.offset,
+            include_background=self.classes.has_background,
+            valid=batch["valid"],
         )
         image = batch["image"]
         features = self.network.encoder(image)
         cam = self._seed_cam(image, features)
         cell = cam.shape[-2:]
         valid = F.interpolate(batch["valid"][:, None].float(), cell, mode="nearest")[:, 0] > 0
-        compact = normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
-        return rebalance(
-            batch["pixels"].permute(0, 2, 3, 1),
+        return RebalanceInputs(
+            batch["pixels"],
             batch["inputs"]["masks"],
-            compact,
-            batch["inputs"].get("features") if self.rebalance_settings.uss else None,
-            [features[-2].float(), features[-1].float()],
-            keys=keys,
-            present=present,
-            offset=self.classes.offset,
-            valid=batch["valid"],
-            settings=self.rebalance_settings,
-            refine_seed=self.refine_seed,
-            refine_final=self.refine_final,
+            normalize_cam(gather_classes(cam, classes), valid=valid),
+            classes,
+            uss=batch["inputs"].get("features") if self.rebalance_settings.uss else None,
+            wss=[features[-2].float(), features[-1].float()],
         )
 
     def _seed_cam(self, image: Tensor, features: list[Tensor]) -> Tensor:

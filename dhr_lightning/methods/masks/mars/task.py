@@ -13,7 +13,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.methods.base import BaseTask, cut_masks
 from dhr_lightning.methods.masks.mars.spec import SPEC
-from dhr_lightning.ops.cam import compact_keys
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.mars import (
     centroid_sizes,
@@ -115,20 +115,13 @@ class MARSTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Cluster the features of every class in every image of the batch."""
-        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=True)
-        h = self.hparams
-        centroids, used = image_centroids(
-            batch["inputs"]["features"],
-            batch["inputs"]["masks"],
-            keys,
-            k_fg=h.k_fg,
-            k_bg=h.k_bg,
-            valid=batch["valid"],
-            offset=self.classes.offset,
+        classes = ImageClasses.from_tags(
+            batch["tags"], offset=self.classes.offset, include_background=True, valid=batch["valid"]
         )
-        inputs = batch["inputs"]
-        sizes = centroid_sizes(inputs["features"], inputs["masks"], keys, centroids, used, valid=batch["valid"])
-        self._collected.append((centroids[used], keys[..., None].expand_as(used)[used], sizes[used]))
+        uss, mask, h = batch["inputs"]["features"], batch["inputs"]["masks"], self.hparams
+        centroids, used = image_centroids(uss, mask, classes, k_fg=h.k_fg, k_bg=h.k_bg)
+        sizes = centroid_sizes(uss, mask, classes, centroids, used)
+        self._collected.append((centroids[used], classes.keys[..., None].expand_as(used)[used], sizes[used]))
 
     def on_train_epoch_end(self) -> None:
         """Keep, for each class, the mean of the centroids that are farthest from background."""
@@ -186,9 +179,12 @@ class MARSTask(BaseTask):
         threshold = self.threshold
         if threshold is None:  # no run has chosen yet: judge by these images alone
             threshold = self.choose_threshold([batch])
-        image = batch["pixels"].permute(0, 2, 3, 1)
         foreground = foreground_mask(
-            image, self._similarity(batch), threshold=threshold, refine=self.refiner, valid=batch["valid"]
+            batch["pixels"],
+            self._similarity(batch),
+            threshold=threshold,
+            refine=self.refiner,
+            valid=batch["valid"],
         )
         value = 0 if self.hparams.rejected == "background" else self.classes.ignore_index
         masks = reject_biased(batch["inputs"]["masks"], foreground, value=value)
@@ -196,5 +192,5 @@ class MARSTask(BaseTask):
 
     def _similarity(self, batch: Batch) -> Tensor:
         """Similarity `(B, h, w)` of every cell to the nearest debiased centroid of the image's classes, in [0, 1]."""
-        keys, _ = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
-        return foreground_similarity(batch["inputs"]["features"], self.centroids, keys)
+        classes = ImageClasses.from_tags(batch["tags"], offset=self.classes.offset, include_background=False)
+        return foreground_similarity(batch["inputs"]["features"], self.centroids, classes.keys)

@@ -10,7 +10,8 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.seeds.cam.spec import SPEC
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
-from dhr_lightning.ops.cam import compact_keys, gather_classes, normalize_cam
+from dhr_lightning.ops.cam import gather_classes, normalize_cam
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.resize import valid_cells
 
 
@@ -81,18 +82,17 @@ class CAMTask(BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images."""
-        keys, present = compact_keys(batch["tags"], offset=self.classes.offset, include_background=False)
-        cam = self.compact_cam(batch, keys)
-        cut = self._crop(cam, batch)
-        return {"cam": [(k[p].cpu(), c[p].cpu()) for k, p, c in zip(keys, present, cut, strict=True)]}
+        classes = self.tagged(batch)
+        maps = zip(classes.keys, classes.present, self._crop(self.compact_cam(batch, classes), batch), strict=True)
+        return {"cam": [(k[p].cpu(), c[p].cpu()) for k, p, c in maps]}
 
-    def compact_cam(self, batch: Batch, keys: Tensor) -> Tensor:
+    def compact_cam(self, batch: Batch, classes: ImageClasses) -> Tensor:
         """Normalised multi-scale CAMs `(B, K, h, w)` in [0, 1] of the tagged classes."""
         height, width = batch["image"].shape[-2:]
         size = (height // self.hparams.cam_stride, width // self.hparams.cam_stride)
         cam = multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
         valid = valid_cells(batch["valid"], size)
-        return normalize_cam(gather_classes(cam, keys, offset=self.classes.offset), valid=valid)
+        return normalize_cam(gather_classes(cam, classes), valid=valid)
 
     def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
         """Cut the padding of each image off its maps."""
