@@ -155,6 +155,39 @@ def labels_from_scores(
     return values.gather(1, best.flatten(1)).view_as(best)
 
 
+def strongest_class(cam: Tensor, classes: ImageClasses) -> tuple[Tensor, Tensor]:
+    """Class of the largest activation at every pixel, and that activation.
+
+    Args:
+        cam: `(B, K, H, W)`, in the order of the keys; maps of the background and of padding are not read.
+        classes: K >= 1 classes of each image.
+
+    Returns:
+        `(B, H, W)` int64 class values, the first at a tie, and `(B, H, W)` float; 255 and -inf where an image has no
+        foreground class.
+    """
+    labels = labels_from_scores(cam, classes.keys, present=classes.foreground)
+    return labels, as_float(cam).masked_fill(~classes.foreground[..., None, None], -torch.inf).amax(1)
+
+
+def cam_labels(cam: Tensor, classes: ImageClasses, *, threshold: float) -> Tensor:
+    """Label the pixels of class activation maps: the strongest class, background where none exceeds the threshold.
+
+    Args:
+        cam: `(B, K, H, W)` normalised maps in [0, 1], as those of `strongest_class`.
+        classes: K >= 1 classes of each image.
+        threshold: constant score of the background, in [0, 1]; not used where the set has none.
+
+    Returns:
+        `(B, H, W)` int64 class values; 255 where an image has neither background nor class.
+
+    Source: constant background score of IRNet (Ahn et al., CVPR 2019).
+    """
+    check_range("threshold", threshold, 0.0, 1.0)
+    labels, score = strongest_class(cam, classes)
+    return torch.where(score > threshold, labels, 0) if classes.offset else labels
+
+
 def index_classes(mask: Tensor, keys: Tensor) -> Tensor:
     """Replace class values by their position in `keys`.
 

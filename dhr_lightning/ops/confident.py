@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dhr_lightning.ops._checks import as_float, check_dims, check_shape
-from dhr_lightning.ops.cam import background_score, labels_from_scores
+from dhr_lightning.ops._checks import check_dims, check_shape
+from dhr_lightning.ops.cam import cam_labels, index_classes, labels_from_scores
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refine
@@ -91,17 +91,14 @@ def confident_labels(
     """
     check_dims("cam", cam, "B K H W")
     check_shape("keys", classes.keys, cam.shape[:2], "B K")
-    classes = classes.with_background()
-    keys, present, valid = classes.keys, classes.present, classes.valid
-    position = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+    every = classes.with_background()
 
     def labels(threshold: float) -> Tensor:
-        score = torch.cat([background_score(cam, threshold=threshold), as_float(cam)], dim=1)
-        index = labels_from_scores(score, torch.where(present, position, -1))
-        probability = label_probability(index, present, trust=thresholds.trust)
-        return labels_from_scores(refine(image, probability, present, valid=valid), keys)
+        index = index_classes(cam_labels(cam, classes, threshold=threshold), every.keys)
+        probability = label_probability(index, every.present, trust=thresholds.trust)
+        return labels_from_scores(refine(image, probability, every.present, valid=every.valid), every.keys)
 
     objects, permissive = labels(thresholds.foreground), labels(thresholds.background)
     sure = (objects > 0) | (permissive == 0)
-    sure = sure if valid is None else sure & valid
+    sure = sure if every.valid is None else sure & every.valid
     return torch.where(sure, objects, ignore_index)

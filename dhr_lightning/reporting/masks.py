@@ -1,6 +1,6 @@
 """Reading any kind of artifact as a mask of class values."""
 
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,11 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.files import check_mask
 from dhr_lightning.reporting.kinds import CAM_THRESHOLD, MaskKind
 from dhr_lightning.reporting.truth import GroundTruth, UInt8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dhr_lightning.ops.classes import ImageClasses
 
 
 def read_labels(
@@ -67,35 +72,42 @@ def cam_labels(
     Returns:
         `(H, W)` uint8 class values; 255 everywhere if there is neither background nor a key.
     """
-    used = (keys > 0) if has_background else (keys >= 0)
-    if not used.any():
+    import torch
+
+    from dhr_lightning.ops import cam as ops
+
+    if not len(keys):
         return np.full(size, 0 if has_background else 255, np.uint8)
-    labels, score = strongest(keys[used], cam[used], size=size)
-    return np.where(score > threshold, labels, 0).astype(np.uint8) if has_background else labels
+    maps, classes = _resized(keys, cam, size=size, has_background=has_background)
+    return ops.cam_labels(maps, classes, threshold=threshold)[0].to(torch.uint8).numpy()
 
 
 def strongest(
     keys: npt.NDArray[np.int16], cam: npt.NDArray[np.floating], *, size: tuple[int, int]
 ) -> tuple[UInt8, npt.NDArray[np.float32]]:
-    """Class of the largest activation at every pixel, and that activation.
+    """Foreground class of the largest activation at every pixel, and that activation.
 
     Args:
-        keys: `(K,)` class values, K >= 1.
+        keys: `(K,)` class values with one above 0 at least; others are skipped.
         cam: `(K, h, w)` in [0, 1].
         size: `(H, W)` of the results.
     """
-    rows, columns = _resize_matrix(cam.shape[1], size[0]), _resize_matrix(cam.shape[2], size[1])
-    score = rows @ cam.astype(np.float32) @ columns.T  # (K, H, W)
-    return keys.astype(np.uint8)[score.argmax(axis=0)], score.max(axis=0)
+    import torch
+
+    from dhr_lightning.ops.cam import strongest_class
+
+    labels, score = strongest_class(*_resized(keys, cam, size=size, has_background=True))
+    return labels[0].to(torch.uint8).numpy(), score[0].numpy()
 
 
-@lru_cache(maxsize=256)
-def _resize_matrix(old: int, new: int) -> npt.NDArray[np.float32]:
-    """Bilinear weights `(new, old)` with pixel centres aligned at half pixels."""
-    position = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.floor(position).astype(np.int64)
-    weight = (position - low).astype(np.float32)
-    matrix = np.zeros((new, old), np.float32)
-    matrix[np.arange(new), low] = 1 - weight
-    matrix[np.arange(new), np.minimum(low + 1, old - 1)] += weight
-    return matrix
+def _resized(
+    keys: npt.NDArray[np.int16], cam: npt.NDArray[np.floating], *, size: tuple[int, int], has_background: bool
+) -> "tuple[Tensor, ImageClasses]":
+    """Maps of one image at full size `(1, K, H, W)` float, and its classes."""
+    import torch
+
+    from dhr_lightning.ops.classes import ImageClasses
+    from dhr_lightning.ops.resize import resize_maps
+
+    classes = ImageClasses(torch.from_numpy(keys.astype(np.int64))[None], int(has_background))
+    return resize_maps(torch.from_numpy(cam.astype(np.float32))[None], size), classes

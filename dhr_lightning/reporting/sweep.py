@@ -100,7 +100,7 @@ def sweep_background(store: ArtifactStore, truth: GroundTruth, facts: TruthFacts
         keys, cam = read_cam(store.path(kind.address, kind.split, image_id))
         labels, slot = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, np.int64)
         if (keys > 0).any():
-            strong, score = strongest(keys[keys > 0], cam[keys > 0], size=(mask.shape[0], mask.shape[1]))
+            strong, score = strongest(keys, cam, size=(mask.shape[0], mask.shape[1]))
             labels, slot = strong.astype(np.int64), np.clip(np.ceil(score * STEPS) - 1, 0, STEPS - 1).astype(np.int64)
         known = mask < classes
         flat = (mask[known].astype(np.int64) * classes + labels[known]) * STEPS + slot[known]

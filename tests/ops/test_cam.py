@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 
 from dhr_lightning.ops.cam import (
     background_score,
+    cam_labels,
     gather_classes,
     index_classes,
     labels_from_scores,
     min_max_normalize,
     normalize_cam,
+    strongest_class,
 )
 from dhr_lightning.ops.classes import ImageClasses
 
@@ -121,3 +123,20 @@ def test_index_classes_by_hand():
 def test_maps_that_are_not_finite_are_not_normalised():
     with pytest.raises(ValueError, match="Expected `cam` to be finite, but 4 of 8"):
         normalize_cam(torch.tensor([1.0, torch.nan]).repeat(4).view(1, 2, 2, 2))
+
+
+def test_labels_of_maps_are_the_strongest_class_above_the_threshold():
+    cam = torch.tensor([[0.2, 0.9, 0.5, 0.3], [0.4, 0.1, 0.5, 0.3], [0.9, 0.9, 0.9, 0.9]]).view(1, 3, 1, 4)
+    tagged = ImageClasses(torch.tensor([[2, 7, -1]]), 1)
+    labels, score = strongest_class(cam, tagged)
+    assert labels.tolist() == [[[7, 2, 2, 2]]]
+    assert torch.equal(score, torch.tensor([[[0.4, 0.9, 0.5, 0.3]]]))
+    assert cam_labels(cam, tagged, threshold=0.3).tolist() == [[[7, 2, 2, 0]]]  # 0.3 does not exceed 0.3
+    with_background = ImageClasses(torch.tensor([[0, 7, -1]]), 1)
+    assert cam_labels(cam, with_background, threshold=0.3).tolist() == [[[7, 0, 7, 0]]]
+    assert cam_labels(cam, ImageClasses(torch.tensor([[0, 7, -1]]), 0), threshold=0.3).tolist() == [[[7, 0, 0, 0]]]
+    for offset, value in ((1, 0), (0, 255)):
+        empty = ImageClasses(torch.full((1, 3), -1), offset)
+        assert cam_labels(cam, empty, threshold=0.3).unique().tolist() == [value]
+    with pytest.raises(ValueError, match=r"`threshold` in \[0.0, 1.0\], but got 1.5"):
+        cam_labels(cam, tagged, threshold=1.5)

@@ -99,6 +99,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     ),
     "gather_classes": lambda: cam.gather_classes(CAM, IN_IMAGE),
     "labels_from_scores": lambda: cam.labels_from_scores(CAM, KEYS),
+    "cam_labels": lambda: cam.cam_labels(CAM, IN_IMAGE, threshold=0.5),
     "index_classes": lambda: cam.index_classes(MASK, KEYS),
     "correlation_groups": lambda: correlation.correlation_groups(CENTROIDS, present=PRESENT, tau=0.1),
     "dense_crf, lattice": lambda: dense_crf(

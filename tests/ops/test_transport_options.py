@@ -172,7 +172,7 @@ def plain_round(posterior, targets, theta):
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("epsilon", [0.05, 0.1])
 @pytest.mark.parametrize("wide", [False, True])
-def test_newton_reaches_the_plan_of_plain_rounds_sooner(monkeypatch, shares, epsilon, wide):
+def test_newton_reaches_the_plan_of_plain_iterations_sooner(monkeypatch, shares, epsilon, wide):
     if wide:
         monkeypatch.setattr(problem, "_LINEAR", dict.fromkeys(problem._LINEAR, 0.0))
     score = torch.stack([scores(4, 200, seed=seed) ** (3 * seed + 1) for seed in range(4)])
