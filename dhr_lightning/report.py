@@ -67,7 +67,8 @@ def build_report(
     results = _evaluate(store, truth, kinds, facts=facts, progress=progress)
     figures = all_figures(results, facts)
     remarks += _remarks(results)
-    verdict = write_verdict(kinds, figures, split=split)
+    main = {key for step in graphs[0].steps for key in step.keys} if len(graphs) > 1 else {kind.key for kind in kinds}
+    verdict = write_verdict([kind for kind in kinds if kind.key in main], figures, split=split)
     galleries = {
         result.split: build_galleries(
             store, truth, result, picture_columns([counts.kind for counts in result.mask_counts]), max_images=max_images

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 from dhr_lightning.artifacts.runs import read_state
 from dhr_lightning.artifacts.store import ArtifactStore
@@ -30,26 +31,34 @@ def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: in
     """
     view, store = plans[0].view, plans[0].view.store
     entries = entries_of(plans)
-    names = " and ".join(plan.recipe.name for plan in plans)
+    names = plans[0].recipe.name if len(plans) == 1 else f"{len(plans)} recipes side by side"
     build_report(
         store,
         DatasetTruth(view.info, view.root),
         entries,
         split="train",
         output=target,
-        title=f"{view.info.name}: recipe {names}",
+        title=f"{view.info.name}: {'recipe ' if len(plans) == 1 else ''}{names}",
         seconds=step_seconds(plans),
         notes=[
             *refinement_notes(store, entries),
             *gate_notes(store, {(one.address, one.split): one.step for one in entries}),
         ],
-        graphs=[graph_of(plan, entries) for plan in plans],
+        graphs=[graph_of(plan, entries, title) for plan, title in zip(plans, titles(plans), strict=True)],
         max_images=images,
         progress=track,
     )
 
 
-def graph_of(plan: RecipePlan, entries: Sequence[Entry]) -> RecipeGraph:
+def titles(plans: Sequence[RecipePlan]) -> list[str]:
+    """Names of recipes in a report: several get a letter each, which stands before what is theirs alone."""
+    names = [plan.recipe.name for plan in plans]
+    return (
+        names if len(names) == 1 else [f"{letter} {name}" for letter, name in zip(ascii_uppercase, names, strict=False)]
+    )
+
+
+def graph_of(plan: RecipePlan, entries: Sequence[Entry], title: str) -> RecipeGraph:
     """A recipe with the names that its steps have in a report."""
     names = {(entry.address, entry.split): entry for entry in entries}
     steps = []
@@ -58,7 +67,7 @@ def graph_of(plan: RecipePlan, entries: Sequence[Entry]) -> RecipeGraph:
         keys = tuple(dict.fromkeys(report_key(one.step, one.address, one.split) for one in found))
         reads = tuple(dict.fromkeys(source for _, source in step.step.sources()))
         steps.append(GraphStep(step.name, step.step.use, reads, keys, seconds_of(step)))
-    return RecipeGraph(plan.recipe.name, tuple(steps))
+    return RecipeGraph(title, tuple(steps))
 
 
 def seconds_of(step: PlannedStep) -> float | None:
@@ -75,10 +84,10 @@ def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:
     shared = [{output for step in plan.steps for output in step.outputs()} for plan in plans]
     common = set.intersection(*shared)
     entries: dict[tuple[str, str], Entry] = {}
-    for plan in plans:
+    for plan, title in zip(plans, titles(plans), strict=True):
         for step in plan.steps:
             for address, split in step.outputs():
-                prefix = "" if (address, split) in common else f"{plan.recipe.name}: "
+                prefix = "" if (address, split) in common else f"{title[0]} "
                 entries.setdefault((address, split), _entry(step, address, split, prefix))
     return list(entries.values())
 

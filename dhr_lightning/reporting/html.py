@@ -88,10 +88,13 @@ def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> 
         dataset=truth.dataset,
         scored=scored,
         charts=[
-            (name, ladder(kinds, figures, chained=name == content.split, scored=scored))
+            (name, ladder(kinds, figures, chained=name == content.split and len(content.drawings) < 2, scored=scored))
             for name, kinds in by_split.items()
         ],
-        tables=[step_table(kinds, figures, chained=name == content.split) for name, kinds in by_split.items()],
+        tables=[
+            step_table(kinds, figures, chained=name == content.split and len(content.drawings) < 2)
+            for name, kinds in by_split.items()
+        ],
         class_columns=labelled,
         class_splits=[(name, sum(kind in labelled for kind in kinds)) for name, kinds in by_split.items()],
         class_rows=class_table(labelled, figures, facts) if labelled else [],
