@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-# Parameters of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_KEPT = 2**30  # bytes that an idle worker may hold
 
 
 class CRFJob(NamedTuple):
@@ -35,12 +29,8 @@ class CRFParameters(NamedTuple):
 
 
 def start_worker() -> None:
-    """Keep a worker process on one thread, because the pool supplies the parallelism, and let it keep its memory."""
+    """Keep a worker process on one thread, because the pool supplies the parallelism."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # glibc gives the lattices of an image back to the system, and new pages for the next cost a tenth of its time
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def run_chunk(jobs: list[CRFJob], parameters: CRFParameters) -> list[NDArray[np.float32]]:
