@@ -1,8 +1,12 @@
 """What an import of the package needs, and what it must not load."""
 
+import importlib.metadata
+import importlib.resources
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import dhr_lightning
 
@@ -20,6 +24,8 @@ class Hide:
 sys.meta_path.insert(0, Hide())
 """
 IMPORT_ALL = """
+import pytest
+
 import dhr_lightning
 for module in pkgutil.walk_packages(dhr_lightning.__path__, "dhr_lightning."):
     try:
@@ -53,3 +59,15 @@ def test_a_plan_is_made_where_python_has_no_unix_modules_and_without_torch(tmp_p
     result = python(STATUS, "torch lightning", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "absent" in result.stdout
+
+
+def test_the_version_is_that_of_the_distribution_and_loads_nothing_else(tmp_path: Path):
+    assert dhr_lightning.__version__ == importlib.metadata.version("dhr-lightning")
+    with pytest.raises(AttributeError, match="no attribute 'version'"):
+        dhr_lightning.version  # noqa: B018
+    script = "import dhr_lightning as package\nprint(package.__version__, 'numpy' in sys.modules)"
+    assert python(script, "torch lightning", tmp_path).stdout.split() == [dhr_lightning.__version__, "False"]
+
+
+def test_type_checkers_are_told_that_the_package_has_types():
+    assert importlib.resources.files("dhr_lightning").joinpath("py.typed").is_file()

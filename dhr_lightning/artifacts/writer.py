@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import dhr_lightning
 from dhr_lightning.artifacts import layout
 from dhr_lightning.artifacts.files import TEMPORARY_PREFIX, write_bytes
 from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_ids, timestamp
 from dhr_lightning.errors import ArtifactError
-
-DISTRIBUTION = "dhr-lightning"
 
 
 class ArtifactWriter:
@@ -146,7 +144,7 @@ class ArtifactWriter:
                 f"{len(missing)} of {len(self.ids)} files are missing in {self.folder}, first {missing[0]!r}. "
                 "Run the same command again; it makes only the missing ones."
             )
-        facts = {"version": _version(), "created": timestamp(), **info}
+        facts = {"version": dhr_lightning.__version__, "created": timestamp(), **info}
         if seconds is not None:
             facts["seconds"] = round(seconds, 3)
         manifest = self.identity.with_info(**facts)
@@ -193,12 +191,3 @@ def _has_identity(path: Path, identity: Manifest) -> bool:
         return Manifest.load(path).digest == identity.digest
     except ArtifactError:
         return False
-
-
-def _version() -> str:
-    # Loaded on use: it would double the import time of this package.
-    metadata = import_module("importlib.metadata")
-    try:
-        return str(metadata.version(DISTRIBUTION))
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -11,7 +11,7 @@ from dhr_lightning.errors import DependencyError
 from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
 from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings, check_scores, dense_crf, has_pydensecrf
 from dhr_lightning.ops.crf.lattice import LatticeCache
-from dhr_lightning.ops.pamr import PAMR_DILATIONS, pamr
+from dhr_lightning.ops.pixel_adaptive import PAMR_DILATIONS, pamr
 from dhr_lightning.ops.resize import resize_maps
 
 Backend = Literal["auto", "lattice", "pydensecrf", "pamr", "none"]

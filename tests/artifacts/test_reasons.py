@@ -6,8 +6,8 @@ import hashlib
 import numpy as np
 import pytest
 
+import dhr_lightning
 from dhr_lightning.artifacts import layout
-from dhr_lightning.artifacts import writer as writer_module
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.artifacts.writer import ArtifactWriter
@@ -119,7 +119,7 @@ def test_seconds_are_recorded_to_the_millisecond_and_only_if_given(store, descri
 
 
 def test_a_version_that_is_not_installed_is_recorded_as_unknown(store, describe, fill, monkeypatch):
-    monkeypatch.setattr(writer_module, "DISTRIBUTION", "no-such-distribution-of-dhr")
+    monkeypatch.setattr(dhr_lightning, "DISTRIBUTION", "no-such-distribution-of-dhr")
     assert fill(describe()).info["version"] == "unknown"
 
 

@@ -5,7 +5,7 @@ import torch
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.profiles import RebalanceSettings
-from dhr_lightning.ops.rebalance import rebalance
+from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 
 TAGS, DEPTH, CELL = 5, 6, 8

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.ops.pamr import box_index, pamr
+from dhr_lightning.ops.pixel_adaptive import box_index, pamr
 
 
 def slow_pamr(image, probability, dilations, iterations, sigma):

@@ -10,7 +10,7 @@ from dhr_lightning.ops import refine
 from dhr_lightning.ops.crf import dense as crf
 from dhr_lightning.ops.crf import mean_field
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
-from dhr_lightning.ops.pamr import pamr
+from dhr_lightning.ops.pixel_adaptive import pamr
 from dhr_lightning.ops.refine import Refiner, normalize_scores, resolve_backend
 
 PRESENT = torch.tensor([[True, True, True], [True, False, True]])
