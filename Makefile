@@ -27,7 +27,7 @@ setup: $(READY) ## make .venv and install the package with everything
 $(VENV)/.ready: pyproject.toml
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet -e '.[dev,pot]'
 	@echo "building pydensecrf2 (needs a C++ compiler) ..."
 	@$(VENV)/bin/python -m pip install --quiet -e '.[crf]' \
 		|| echo "pydensecrf2 could not be built: the dense CRF runs on the lattice of this package (same masks, one process). With a C++ compiler: 'make clean_env setup'."

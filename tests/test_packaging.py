@@ -48,3 +48,20 @@ def test_the_citation_agrees_with_the_distribution(citation: dict[str, Any], pro
     assert citation["license"] == project["license"]
     papers = set(re.findall(r"arXiv:\d{4}\.\d{5}", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert {one["value"] for paper in citation["references"] for one in paper["identifiers"]} <= papers
+
+
+def test_backends_of_others_are_extras_that_make_setup_installs(project: dict[str, Any]):
+    extras = project["optional-dependencies"]
+    assert [name.split(">=")[0] for extra in ("pot", "crf", "sbd") for name in extras[extra]] == [
+        "pot",
+        "pydensecrf2",
+        "scipy",
+    ]
+    setup = re.search(r"^\$\(VENV\)/\.ready:.*?^$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.S | re.M)[0]
+    assert set(",".join(re.findall(r"'\.\[([\w,]+)\]'", setup)).split(",")) >= {"dev", "pot", "crf"}
+
+
+def test_every_extra_that_an_error_names_exists(project: dict[str, Any]):
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dhr_lightning").rglob("*.py"))
+    named = set(re.findall(r"dhr-lightning\[(\w+)\]", text))
+    assert {"pot", "crf", "sbd"} == named <= project["optional-dependencies"].keys()

@@ -56,7 +56,6 @@ class Inference:
         self.refiner: Refiner | None = None
         if test_crf is not None:
             self.refiner = Refiner(backend, CRFSettings(**options), workers=workers)
-            self.refiner.check_available()
         self.settings = EvaluationProtocol(
             scales=tuple(scales),
             flip=flip,

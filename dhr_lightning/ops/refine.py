@@ -42,6 +42,10 @@ class Refiner:
         cache: keeps lattices and shrunken or turned images of the last batch. Give two refiners the same one and they
             build the lattice of an image once, if their bilateral widths and scales are equal. `cache.clear()` frees
             it.
+
+    Raises:
+        ValueError: if a setting is out of range.
+        DependencyError: if pydensecrf is asked for and not installed.
     """
 
     backend: Backend = "auto"
@@ -60,6 +64,11 @@ class Refiner:
         check_positive("pamr_iterations", self.pamr_iterations)
         check_positive("sigma", self.sigma)
         check_range("workers", self.workers, 0, 4096)
+        if self.backend == "pydensecrf" and not has_pydensecrf():  # now, rather than at the first image after a fit
+            raise DependencyError(
+                "The refinement `pydensecrf` is not installed. "
+                "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
+            )
 
     def resolve(self, device: torch.device) -> Resolved:
         """The backend that runs for tensors on `device`."""
@@ -72,14 +81,6 @@ class Refiner:
             return f"dense CRF by pydensecrf, {max(1, self.workers)} process{'es' if self.workers > 1 else ''}"
         names = {"lattice": f"dense CRF by lattice on {device}", "pamr": f"PAMR on {device}", "none": "none"}
         return names[backend]
-
-    def check_available(self) -> None:
-        """Raise `DependencyError` now, rather than at the first image, if the backend is not installed."""
-        if self.backend == "pydensecrf" and not has_pydensecrf():
-            raise DependencyError(
-                "The refinement `pydensecrf` is not installed. "
-                "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
-            )
 
     def __call__(self, image: Tensor, score: Tensor, present: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Refine the present classes of a batch.
@@ -95,7 +96,6 @@ class Refiner:
 
         Raises:
             ValueError: if a shape, type or device does not fit, or the score of a present class is NaN or infinite.
-            DependencyError: if pydensecrf is asked for and not installed.
         """
         check_dims("score", score, "B K H W")
         check_shape("image", image, (len(score), 3, *score.shape[-2:]), "B 3 H W")

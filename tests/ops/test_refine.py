@@ -196,12 +196,14 @@ def test_auto_runs_the_lattice_on_a_gpu(monkeypatch):
 def test_auto_runs_what_is_installed(monkeypatch):
     monkeypatch.setattr(refine, "has_pydensecrf", lambda: False)
     monkeypatch.setattr(crf, "has_pydensecrf", lambda: False)
-    Refiner().check_available()
     image, score = sample()
     assert torch.equal(Refiner()(image, score, PRESENT), dense_crf(turned(image), score, present=PRESENT))
-    for call in (Refiner(backend="pydensecrf").check_available, lambda: Refiner("pydensecrf")(*sample(), PRESENT)):
-        with pytest.raises(DependencyError, match="refine: lattice"):
-            call()
+
+
+def test_a_refinement_that_is_not_installed_is_refused_before_any_work_with_its_extra(monkeypatch):
+    monkeypatch.setattr(refine, "has_pydensecrf", lambda: False)
+    with pytest.raises(DependencyError, match=r"`pip install 'dhr-lightning\[crf\]'` or set `refine: lattice`"):
+        Refiner("pydensecrf")
 
 
 def test_normalize_scores_by_hand():

@@ -119,7 +119,10 @@ def test_pot_has_the_gradient_of_our_plan():
 
 def test_missing_pot_is_named(monkeypatch):
     monkeypatch.setattr(pot, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match="POT is not installed, but `backend` is 'pot'"):
+    with pytest.raises(
+        DependencyError,
+        match=r"POT is not installed, but `backend` is 'pot'\. Run `pip install 'dhr-lightning\[pot\]'`",
+    ):
         transport_plan(scores(2, 4), backend="pot", stopping="marginal")
 
 

@@ -3,7 +3,7 @@
 import torch
 from wrong_arguments import CLASSES, INT, KEYS, NAN, ONE, PRESENT, RGB, Refused, of_shape
 
-from dhr_lightning.ops import heatmaps, kmeans, mars, neighbours, pamr, pooling, resize, seeds, thresholds
+from dhr_lightning.ops import heatmaps, kmeans, mars, neighbours, pixel_adaptive, pooling, resize, seeds, thresholds
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.refine import Refiner
@@ -77,19 +77,19 @@ REFUSED_FEATURES: dict[str, Refused] = {
         of_shape("groups", "N", (3,), (2,)),
     ),
     "PAMR of an image": (
-        lambda: pamr.pamr(ONE(3, 4, 4), ONE(1, 2, 4, 4)),
+        lambda: pixel_adaptive.pamr(ONE(3, 4, 4), ONE(1, 2, 4, 4)),
         of_shape("image", "B C H W", None, (3, 4, 4)),
     ),
     "PAMR, probability": (
-        lambda: pamr.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 5)),
+        lambda: pixel_adaptive.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 5)),
         of_shape("probability", "B C H W", (1, 2, 4, 4), (1, 2, 4, 5)),
     ),
     "PAMR, iterations": (
-        lambda: pamr.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 4), iterations=0),
+        lambda: pixel_adaptive.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 4), iterations=0),
         "Expected `iterations` > 0, but got 0.",
     ),
     "PAMR, distance": (
-        lambda: pamr.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 4), dilations=(2, 0)),
+        lambda: pixel_adaptive.pamr(ONE(1, 3, 4, 4), ONE(1, 2, 4, 4), dilations=(2, 0)),
         "Expected `min(dilations)` > 0, but got 0.",
     ),
     "cells of an image": (

@@ -26,7 +26,9 @@ def solve_with_pot(problem: Problem, score: Tensor, *, epsilon: float, max_iter:
         DependencyError: if POT is not installed.
     """
     if find_spec("ot") is None:
-        raise DependencyError("POT is not installed, but `backend` is 'pot'. Run `pip install pot` or use 'torch'.")
+        raise DependencyError(
+            "POT is not installed, but `backend` is 'pot'. Run `pip install 'dhr-lightning[pot]'` or use 'torch'."
+        )
     from ot.batch import solve_batch
 
     classes, pixels = score.shape[-2:]
