@@ -72,8 +72,9 @@ def test_an_address_ends_in_its_kind_or_in_a_round_of_it(store, name, extension,
 
 
 WRONG = [
-    "", "cams", "mask/round_3", "mask/round_003", "mask/round_03/..", "../cam", "crf//cam", "crf/key/", "/cam", "round_03",
-    "crf/key/mask/round_-1", "crf/ke y/mask", "crf/.key/mask", "mask/round_00/round_01", "cam\\x", "crf/key/mask/round_0x",
+    "", "cams", "mask/round_3", "mask/round_003", "mask/round_03/..", "../cam", "crf//cam", "crf/key/", "/cam",
+    "round_03", "crf/key/mask/round_-1", "crf/ke y/mask", "crf/.key/mask", "mask/round_00/round_01", "cam\\x",
+    "crf/key/mask/round_0x",
 ]  # fmt: skip
 
 
