@@ -15,7 +15,7 @@ import torch
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.pipeline import Stage, stage_main
+from dhr_lightning.pipeline.command import Stage, stage_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROUNDS = ("dhr_mask/round_00", "dhr_mask/round_01")
@@ -79,7 +79,7 @@ class Workspace:
         script = (
             "import os, signal, sys, torch\ntorch.set_num_threads(1)\n"
             f"def die():\n    os.kill(os.getpid(), signal.SIGKILL)\n{sabotage}\n"
-            "from tests.pipeline_workspace import STAGES\nfrom dhr_lightning.pipeline import stage_main\n"
+            "from tests.pipeline_workspace import STAGES\nfrom dhr_lightning.pipeline.command import stage_main\n"
             f"raise SystemExit(stage_main(STAGES[{name!r}], sys.argv[1:]))\n"
         )
         result = subprocess.run(

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from dhr_lightning.artifacts.files import write_json
+from dhr_lightning.artifacts.kinds import KINDS
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.inspection.doctor import Examination, examine
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level
@@ -95,18 +96,26 @@ def _write(result: Examination, json: str | None, picture: str | None) -> None:
 
 
 def artifact_plan(request: Request) -> ArtifactPlan:
-    """What the recipe of a dataset writes: strides and channels as configured, and the mask refreshes.
+    """What the recipe of a dataset writes: strides, channels and numbers of masks as configured.
 
     Args:
         request: names the data; the recipe is the default one.
     """
     steps = {step.name: step.identity for step in make_plan(request).steps if step.identity}
+    masks = [
+        write
+        for step in steps.values()
+        for kind, write in step.spec.writes.items()
+        if KINDS[kind].is_mask and not write.rounds
+    ]
     cam, uss = steps["cam"].arguments, steps["uss"].arguments
     return ArtifactPlan(
         cam_stride=int(cam.get("cam_stride", ArtifactPlan.cam_stride)),
         uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)),
         uss_stride=feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0],
-        rounds=steps["dhr"].rounds,
+        rounds=sum(step.rounds for step in steps.values()),
+        masks=sum("train" in write.splits for write in masks),
+        predictions=sum("val" in write.splits for write in masks),
     )
 
 

@@ -17,25 +17,27 @@ _MASK_BYTES_PER_PIXEL = 0.02  # true VOC masks take 0.011; made ones have roughe
 _MASK_HEADER = 900  # bytes: the palette and PNG chunks
 _CAM_HEADER = 520  # bytes: zip and npy headers of both arrays
 _FEATURE_HEADER = 128  # bytes: npy header
-_TRAIN_MASKS = ("propagation", "baseline", "mars")  # steps that write one mask for each training image
-_PREDICTED = ("baseline", "dhr")  # and for each other image
 
 
 @dataclass(frozen=True)
 class ArtifactPlan:
-    """What the configured stages will write.
+    """What a recipe will write.
 
     Args:
         cam_stride: pixels per CAM cell.
         uss_dimension: channels D of the features.
         uss_stride: pixels of the image per feature cell.
-        rounds: how often DHR masks are made.
+        rounds: how often masks are made again during a fit.
+        masks: number of steps that write one mask for each training image.
+        predictions: number of steps that write one for each other image.
     """
 
     cam_stride: int = 4
     uss_dimension: int = 70
     uss_stride: float = 4
     rounds: int = 6
+    masks: int = 3
+    predictions: int = 2
 
 
 def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
@@ -49,7 +51,7 @@ def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
     tags = np.array([len(s.record.tags) for s in train])
     cam = 2 * tags * _cells(train, plan.cam_stride) + _CAM_HEADER
     uss = 2 * plan.uss_dimension * _cells(train, plan.uss_stride) + _FEATURE_HEADER
-    masks = (len(_TRAIN_MASKS) + plan.rounds) * _mask_bytes(train) + len(_PREDICTED) * _mask_bytes(others)
+    masks = (plan.masks + plan.rounds) * _mask_bytes(train) + plan.predictions * _mask_bytes(others)
     return {"cam": int(cam.sum()), "uss": int(uss.sum()), "masks": round(masks)}
 
 

@@ -1,4 +1,4 @@
-"""What a step is made from: the keys of its weights and files, computed from configuration and files alone (no torch)."""
+"""What a step is made from: keys of its weights and files, from configuration and files alone (no torch)."""
 
 import hashlib
 import json
@@ -309,8 +309,8 @@ def checked_inputs(spec: StepSpec, given: Mapping[str, Any], step: str) -> dict[
     for port, read in spec.reads.items():
         if port not in inputs and not read.optional:
             raise ConfigError(
-                f"{step} reads {port} ({' or '.join(read.kinds)}), but nothing is named. In a recipe: `reads: {{{port}: "
-                f"STEP}}`; for `fit`: --data.inputs.{port} ADDRESS, as `run --dry` shows it."
+                f"{step} reads {port} ({' or '.join(read.kinds) or 'weights'}), but nothing is named. In a recipe: "
+                f"`reads: {{{port}: STEP}}`; for `fit`: --data.inputs.{port} ADDRESS, as `run --dry` shows it."
             )
         if inputs.get(port) == TRUTH and not read.truth:
             raise ConfigError(f"{step} cannot read the ground truth as {port}: it is for evaluation only.")

@@ -28,8 +28,8 @@ def check_background(config: Mapping[str, Any], *, step: str) -> None:
     info = resolve_dataset(config.get("data") or {})
     if spec.needs_background and not info.classes.has_background:
         raise ConfigError(
-            f"{step} ({spec.name}) needs a background class, which {info.name} lacks. Leave the step out (--drop {step}), "
-            "or use the recipe no_background."
+            f"{step} ({spec.name}) needs a background class, which {info.name} lacks. Leave the step out "
+            f"(--drop {step}), or use the recipe no_background."
         )
 
 

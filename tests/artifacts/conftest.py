@@ -51,9 +51,9 @@ def ids() -> tuple[str, ...]:
 
 @pytest.fixture
 def describe() -> Callable[..., Manifest]:
-    def build(kind: str = "base_mask", *, ids: tuple[str, ...] = IDS, tau: float = 0.8, **settings: object) -> Manifest:
+    def build(address: str = "mask", *, ids: tuple[str, ...] = IDS, tau: float = 0.8, **settings: object) -> Manifest:
         arguments: dict[str, object] = {"settings": {"dhr": {"tau": tau, "epsilon": 0.1}}, **settings}
-        return Manifest.create(kind, "tiny", "train", ids=ids, **arguments)
+        return Manifest.create(address, "tiny", "train", ids=ids, **arguments)
 
     return build
 
@@ -61,7 +61,7 @@ def describe() -> Callable[..., Manifest]:
 @pytest.fixture
 def fill(store: ArtifactStore, palette: NDArray[np.uint8]) -> Callable[..., Manifest]:
     def run(identity: Manifest, *, ids: tuple[str, ...] = IDS, value: int = 1) -> Manifest:
-        with store.open_writer(identity.kind, identity.split, identity=identity, ids=ids, palette=palette) as writer:
+        with store.open_writer(identity.address, identity.split, identity=identity, ids=ids, palette=palette) as writer:
             for image_id in ids:
                 writer.write(image_id, np.full((4, 5), value, np.uint8))
             return writer.seal(seconds=1.5)

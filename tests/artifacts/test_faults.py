@@ -16,7 +16,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import LockError
 
 IDS = ("a", "b", "sub/c", "d")
-KIND = ("base_mask", "train")
+KIND = ("mask", "train")
 
 COMMON = """
 import os, signal, sys, time
@@ -28,7 +28,7 @@ IDS = ("a", "b", "sub/c", "d")
 PALETTE = np.zeros((256, 3), np.uint8)
 
 def identity(tau):
-    return Manifest.create("base_mask", "tiny", "train", ids=IDS, settings={"tau": tau})
+    return Manifest.create("mask", "tiny", "train", ids=IDS, settings={"tau": tau})
 
 def mask(image_id, tau):
     seed = int(tau * 100) + IDS.index(image_id)
@@ -36,7 +36,7 @@ def mask(image_id, tau):
 
 def make(root, tau, pause=0.0):
     store = ArtifactStore(root, "tiny")
-    with store.open_writer("base_mask", "train", identity=identity(tau), ids=IDS, palette=PALETTE) as writer:
+    with store.open_writer("mask", "train", identity=identity(tau), ids=IDS, palette=PALETTE) as writer:
         for image_id in writer.missing():
             writer.write(image_id, mask(image_id, tau))
             print(image_id, flush=True)
@@ -83,7 +83,7 @@ print("steps", step, flush=True)
 
 
 def identity(tau: float) -> Manifest:
-    return Manifest.create("base_mask", "tiny", "train", ids=IDS, settings={"tau": tau})
+    return Manifest.create("mask", "tiny", "train", ids=IDS, settings={"tau": tau})
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -166,7 +166,7 @@ HOLD = (
     COMMON
     + """
 store = ArtifactStore(sys.argv[1], "tiny")
-with store.open_writer("base_mask", "train", identity=identity(0.7), ids=IDS, palette=PALETTE) as writer:
+with store.open_writer("mask", "train", identity=identity(0.7), ids=IDS, palette=PALETTE) as writer:
     writer.write("a", mask("a", 0.7))
     print("open", flush=True)
     sys.stdin.read()
@@ -187,8 +187,8 @@ def test_second_process_is_told_who_writes_and_a_kill_frees_the_folder(tmp_path,
     assert f"{store.folder(*KIND)} is being written by process {holder.pid} on host {socket.gethostname()}" in message
     assert "leave the lock file alone" in message
     assert store.path(*KIND, "a").exists()
-    other = Manifest.create("base_mask", "tiny", "val", ids=IDS, settings={})
-    with store.open_writer("base_mask", "val", identity=other, ids=IDS, palette=palette):
+    other = Manifest.create("mask", "tiny", "val", ids=IDS, settings={})
+    with store.open_writer("mask", "val", identity=other, ids=IDS, palette=palette):
         pass
     holder.kill()
     holder.wait(timeout=10)

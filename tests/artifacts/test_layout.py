@@ -1,6 +1,5 @@
 import pytest
 
-from dhr_lightning.artifacts import layout
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
 
@@ -37,31 +36,6 @@ def test_root_that_is_itself_a_link_is_fine(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     path = ArtifactStore(tmp_path / "link", "voc").path("cam", "train", "cats/0001")
     assert path.name == "0001.npz"
-
-
-@pytest.mark.parametrize(
-    ("kind", "extension"),
-    [("cam", ".npz"), ("uss", ".npy"), ("base_mask", ".png"), ("wss_mask", ".png"), ("mars_mask", ".png"),
-     ("prediction", ".png"), ("dhr_mask/round_03", ".png"), ("dhr_mask/round_120", ".png")],
-)  # fmt: skip
-def test_extension_by_kind(kind, extension):
-    assert layout.extension(kind) == extension
-
-
-@pytest.mark.parametrize(
-    "kind", ["", "cams", "dhr_mask", "dhr_mask/round_3", "dhr_mask/round_003", "dhr_mask/round_03/..", "../cam"]
-)
-def test_unknown_kind_is_refused(store, kind):
-    with pytest.raises(ValueError, match="Expected a kind of cam"):
-        store.folder(kind, "train")
-
-
-def test_round_names_are_inverse_of_numbers():
-    for number in (0, 3, 99, 100):
-        assert layout.round_number(layout.round_kind(number)) == number
-    assert layout.round_kind(3) == "dhr_mask/round_03"
-    with pytest.raises(ValueError, match="round >= 0"):
-        layout.round_kind(-1)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", ".a", "a b", "a\n"])

@@ -74,10 +74,10 @@ def test_digest_ignores_info_and_the_place_of_the_checkpoint(describe, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "field", ["kind", "dataset", "split", "count", "ids", "config", "inputs", "checkpoint", "schema"]
+    "field", ["address", "dataset", "split", "count", "ids", "config", "inputs", "checkpoint", "schema"]
 )
 def test_digest_depends_on_every_identity_field(describe, field):
-    other = {"count": 99, "schema": 2, "inputs": {"cam": "0" * 64}, "checkpoint": {"path": "a", "sha256": "0" * 64}}
+    other = {"count": 99, "schema": 3, "inputs": {"cam": "0" * 64}, "checkpoint": {"path": "a", "sha256": "0" * 64}}
     base = describe()
     assert dataclasses.replace(base, **{field: other.get(field, "other")}).digest != base.digest
 
@@ -97,7 +97,7 @@ def test_save_and_load_keep_everything(describe, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema", 2, "schema 2, but this version reads schema 1"),
+        ("schema", 1, "schema 1, but this version reads schema 2"),
         ("ids", None, "not a manifest"),
         ("inputs", ["cam"], "not a manifest"),
         ("settings", "tau", "not a manifest"),
@@ -125,7 +125,8 @@ def test_manifest_without_a_field_is_an_error(describe, tmp_path):
 
 
 def test_changes_show_old_and_new_values(describe):
-    old = describe(settings={"dhr": {"tau": 0.8, "seed": True}, "crf": None}, inputs={"cam": "a" * 64, "uss": "b" * 64})
+    inputs = {"cam": "a" * 64, "uss": "b" * 64}
+    old = describe(settings={"dhr": {"tau": 0.8, "seed": True}, "crf": None}, inputs=inputs)
     new = describe(
         settings={"dhr": {"tau": 0.7, "seed": True}, "size": [1, 2]}, inputs={"cam": "c" * 64, "mask": "d" * 64}
     )

@@ -13,7 +13,7 @@ from dhr_lightning.artifacts.store import Status
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError, LockError
 
-KIND = ("base_mask", "train")
+KIND = ("mask", "train")
 MASK = np.ones((3, 4), np.uint8)
 
 
@@ -23,9 +23,9 @@ def short(text: bytes) -> str:
 
 def test_every_difference_is_said_with_both_values(describe):
     old = describe(settings={"größe": "ä", "crf": {}})
-    new = dataclasses.replace(old, schema=2, kind="wss_mask", dataset="voc", split="val", ids="b" * 64, count=9)
+    new = dataclasses.replace(old, schema=3, address="label", dataset="voc", split="val", ids="b" * 64, count=9)
     assert old.changes_to(new) == [
-        "schema 1 -> 2", "kind base_mask -> wss_mask", "dataset tiny -> voc", "split train -> val",
+        "schema 2 -> 3", "address mask -> label", "dataset tiny -> voc", "split train -> val",
         f"image ids 3 -> 9 images ({old.ids[:12]} -> {'b' * 12})",
     ]  # fmt: skip
     assert old.changes_to(describe(settings={"größe": "ö"})) == ["crf {} -> absent", 'größe "ä" -> "ö"']
@@ -38,8 +38,8 @@ def test_settings_that_differ_in_their_digest_alone_are_still_said(describe):
 
 
 def test_differences_of_settings_come_after_others_and_do_not_replace_them(describe):
-    reasons = describe(tau=0.8).changes_to(describe("wss_mask", tau=0.5))
-    assert reasons == ["kind base_mask -> wss_mask", "dhr.tau 0.8 -> 0.5"]
+    reasons = describe(tau=0.8).changes_to(describe("label", tau=0.5))
+    assert reasons == ["address mask -> label", "dhr.tau 0.8 -> 0.5"]
 
 
 def test_a_checkpoint_trained_further_is_named_with_both_digests(store, describe, fill, tmp_path):
@@ -124,7 +124,7 @@ def test_a_version_that_is_not_installed_is_recorded_as_unknown(store, describe,
 
 
 def test_seal_says_how_many_files_are_missing(store, describe, ids, palette):
-    message = rf"3 of 3 files are missing in .*base_mask/train, first '{ids[0]}'"
+    message = rf"3 of 3 files are missing in .*mask/train, first '{ids[0]}'"
     writer = store.open_writer(*KIND, identity=describe(), ids=ids, palette=palette)
     with writer, pytest.raises(ArtifactError, match=message):
         writer.seal()
@@ -141,7 +141,7 @@ def test_the_list_of_ids_is_on_the_disk_before_the_first_file(describe, store, i
 
 def test_a_cam_takes_two_arrays_and_features_one(describe, store, ids):
     keys, cam = np.zeros(1, np.int16), np.zeros((1, 2, 2), np.float16)
-    for kind, wrong, count in (("cam", (cam,), 2), ("cam", (keys, cam, cam), 2), ("uss", (keys, cam), 1)):
+    for kind, wrong, count in (("cam", (cam,), 2), ("cam", (keys, cam, cam), 2), ("features", (keys, cam), 1)):
         with (
             store.open_writer(kind, "train", identity=describe(kind), ids=ids) as writer,
             pytest.raises(ValueError, match=rf"Expected {count} array\(s\) for {kind}, but got {len(wrong)}"),

@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from dhr_lightning.artifacts.layout import round_kind
+from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.errors import ArtifactError
 
-KIND = ("base_mask", "train")
+KIND = ("mask", "train")
 
 
 def test_nothing_is_absent_and_looking_creates_nothing(store, describe):
@@ -18,7 +18,7 @@ def test_nothing_is_absent_and_looking_creates_nothing(store, describe):
     assert status.state == "absent"
     assert not status.fresh
     assert store.manifest(*KIND) is None
-    assert store.kinds() == []
+    assert store.addresses() == []
     assert not store.root.exists()
 
 
@@ -61,12 +61,12 @@ def test_stale_input_is_named(store, describe, fill):
 
 
 def test_remade_input_makes_its_consumer_stale(store, describe, fill):
-    first = fill(describe("wss_mask", tau=0.8))
-    fill(describe(inputs={"wss_mask": first.digest}))
-    second = fill(describe("wss_mask", tau=0.7))
-    status = store.status(*KIND, expected=describe(inputs={"wss_mask": second.digest}))
+    first = fill(describe("label", tau=0.8))
+    fill(describe(inputs={"label": first.digest}))
+    second = fill(describe("label", tau=0.7))
+    status = store.status(*KIND, expected=describe(inputs={"label": second.digest}))
     assert status.state == "stale"
-    assert status.reason.startswith("input wss_mask")
+    assert status.reason.startswith("input label")
 
 
 def test_other_ids_are_stale_with_and_without_expected(store, describe, fill):
@@ -150,34 +150,47 @@ def test_interrupted_artifact_says_how_far_it_came(store, describe, ids, palette
     assert "dhr.tau 0.8 -> 0.5" in store.status(*KIND, expected=describe(tau=0.5)).reason
 
 
-def test_kinds_and_rounds_list_what_is_on_disk(store, describe, fill, ids, palette):
+def test_addresses_and_rounds_list_what_is_on_disk(store, describe, fill, ids, palette):
+    masks, others = "dhr/1a2b3c4d5e/mask", "dhr/5e4d3c2b1a/mask"
     for number in (11, 2, 100):
-        fill(describe(round_kind(number)))
+        fill(describe(round_address(masks, number)))
+    fill(describe(round_address(others, 7)))
     fill(describe())
-    with store.open_writer(round_kind(12), "train", identity=describe(round_kind(12)), ids=ids, palette=palette):
+    begun = round_address(masks, 12)
+    with store.open_writer(begun, "train", identity=describe(begun), ids=ids, palette=palette):
         pass
-    (store.root / "tiny" / "unknown" / "train").mkdir(parents=True)
-    (store.root / "tiny" / "unknown" / "train" / "manifest.json").touch()
-    assert store.kinds() == [
-        ("base_mask", "train"), ("dhr_mask/round_02", "train"), ("dhr_mask/round_100", "train"),
-        ("dhr_mask/round_11", "train"),
-        ("dhr_mask/round_12", "train"),
+    for nothing in ("unknown/train", "dhr/1a2b3c4d5e/other/train", "dhr/1a2b3c4d5e/mask/round_3/train"):
+        (store.root / "tiny" / nothing).mkdir(parents=True)
+        (store.root / "tiny" / nothing / "manifest.json").touch()
+    assert store.addresses() == [
+        (f"{masks}/round_02", "train"), (f"{masks}/round_100", "train"), (f"{masks}/round_11", "train"),
+        (f"{masks}/round_12", "train"), (f"{others}/round_07", "train"), ("mask", "train"),
     ]  # fmt: skip
-    assert store.rounds("train") == [2, 11, 100]
-    assert store.rounds("val") == []
+    assert store.rounds(masks, "train") == [2, 11, 100]
+    assert store.rounds(others, "train") == [7]
+    assert store.rounds(masks, "val") == store.rounds("mask", "train") == []
+
+
+def test_artifacts_under_other_keys_are_left_alone(store, describe, fill):
+    fill(describe("crf/1a2b3c4d5e/mask"), value=1)
+    first = store.folder("crf/1a2b3c4d5e/mask", "train")
+    before = {path: path.read_bytes() for path in first.rglob("*.*")}
+    fill(describe("crf/5e4d3c2b1a/mask", tau=0.5), value=2)
+    assert {path: path.read_bytes() for path in first.rglob("*.*")} == before
+    assert store.status("crf/1a2b3c4d5e/mask", "train", expected=describe("crf/1a2b3c4d5e/mask")).fresh
 
 
 def test_split_and_dataset_are_kept_apart(store, describe, fill):
     fill(describe())
-    assert store.status("base_mask", "val").state == "absent"
+    assert store.status("mask", "val").state == "absent"
     assert ArtifactStore(store.root, "other").status(*KIND).state == "absent"
 
 
 def test_manifest_copied_from_another_artifact_is_stale(store, describe, fill):
     fill(describe())
-    fill(describe("wss_mask"))
-    os.replace(store.folder("wss_mask", "train") / "manifest.json", store.folder(*KIND) / "manifest.json")
-    assert store.status(*KIND, expected=describe()) == Status("stale", "kind wss_mask -> base_mask")
+    fill(describe("label"))
+    os.replace(store.folder("label", "train") / "manifest.json", store.folder(*KIND) / "manifest.json")
+    assert store.status(*KIND, expected=describe()) == Status("stale", "address label -> mask")
 
 
 def test_manifest_on_disk_is_plain_json_a_person_can_read(store, describe, fill):

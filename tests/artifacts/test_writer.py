@@ -7,7 +7,7 @@ from dhr_lightning.artifacts import files
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError, LockError
 
-KIND = ("base_mask", "train")
+KIND = ("mask", "train")
 MASK = np.ones((3, 4), np.uint8)
 
 
@@ -15,7 +15,7 @@ MASK = np.ones((3, 4), np.uint8)
 def opened(store: ArtifactStore, ids, palette):
     def make(identity, **settings):
         arguments = {"ids": ids, "palette": palette, **settings}
-        return store.open_writer(identity.kind, "train", identity=identity, **arguments)
+        return store.open_writer(identity.address, "train", identity=identity, **arguments)
 
     return make
 
@@ -31,9 +31,9 @@ def test_each_kind_writes_its_own_format(store, describe, opened):
         path = writer.write("cats/0001", np.array([1, 2], np.int16), cam)
         assert path == store.path("cam", "train", "cats/0001")
         assert files.read_cam(path)[1].shape == (2, 3, 4)
-    with opened(describe("uss"), palette=None) as writer:
+    with opened(describe("features"), palette=None) as writer:
         assert files.read_features(writer.write("cats/0001", cam)).shape == (2, 3, 4)
-    with opened(describe("dhr_mask/round_01")) as writer:
+    with opened(describe("mask/round_01")) as writer:
         np.testing.assert_array_equal(files.read_mask(writer.write("cats/0001", MASK)), MASK)
 
 
@@ -146,17 +146,17 @@ def test_wrong_use_is_refused(store, describe, opened, ids, palette):
     with opened(describe()) as writer:
         with pytest.raises(ValueError, match="one of the 3 `ids`"):
             writer.write("unknown", MASK)
-        with pytest.raises(ValueError, match=r"1 array\(s\) for base_mask, but got 2"):
+        with pytest.raises(ValueError, match=r"1 array\(s\) for mask, but got 2"):
             writer.write(ids[0], MASK, MASK)
     for call in (lambda: writer.write(ids[0], MASK), writer.seal):
         with pytest.raises(ValueError, match="open"):
             call()
-    with pytest.raises(ValueError, match="`palette` to write base_mask"):
+    with pytest.raises(ValueError, match="`palette` to write mask"):
         opened(describe(), palette=None)
     with pytest.raises(ValueError, match="3 ids of `identity`, but got 1 other"):
         opened(describe(), ids=ids[:1])
-    with pytest.raises(ValueError, match="base_mask/tiny/val, but got base_mask/tiny/train"):
-        store.open_writer("base_mask", "val", identity=describe(), ids=ids, palette=palette)
+    with pytest.raises(ValueError, match="mask/tiny/val, but got mask/tiny/train"):
+        store.open_writer("mask", "val", identity=describe(), ids=ids, palette=palette)
     with pytest.raises(ArtifactError, match="image id"):
         opened(describe(ids=("../a",)), ids=("../a",))
 

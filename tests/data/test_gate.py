@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,11 @@ import pytest
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.datamodule import Needs, WSSSDataModule
-from dhr_lightning.data.gate import Gate, gate_notes, kind_to_read, measure_removal
+from dhr_lightning.data.gate import Gate, address_to_read, gate_notes, measure_removal
 from dhr_lightning.errors import ArtifactError
-from dhr_lightning.provenance import identity
+from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
+from tests.data.datamodules import make_datamodule
 
 CLASSES = ClassSet(("background", "cat", "dog", "car"))
 BEFORE = {
@@ -26,33 +25,34 @@ AFTER = {
     "c": [[0, 0, 0, 0], [0, 0, 0, 255]],
 }
 TAGS = {"a": (1, 2), "b": (2, 3), "c": (1,)}
+BASE, WSS, MARS = "crf/1a2b/mask", "wss/1a2b/mask", "mars/1a2b/mask"
 RECORDS = [Record(name, Path(f"{name}.jpg"), tags) for name, tags in TAGS.items()]
 
 
-def write_masks(store: ArtifactStore, kind: str, masks: dict[str, Any], **info: Any) -> None:
+def write_masks(store: ArtifactStore, address: str, masks: dict[str, Any], **info: Any) -> None:
     """A sealed artifact with these masks."""
     ids = list(masks)
-    identity = Manifest.create(kind, store.dataset, "train", ids=ids, settings={})
-    with store.open_writer(kind, "train", identity=identity, ids=ids, palette=CLASSES.palette) as writer:
+    identity = Manifest.create(address, store.dataset, "train", ids=ids, settings={})
+    with store.open_writer(address, "train", identity=identity, ids=ids, palette=CLASSES.palette) as writer:
         for name, mask in masks.items():
             writer.write(name, np.array(mask, np.uint8))
         writer.seal(**info)
 
 
-def gate(lost: float, rejected: float = 0.5, *, source: str = "base_mask") -> dict[str, Any]:
+def gate(lost: float, rejected: float = 0.5, *, source: str = BASE) -> dict[str, Any]:
     return Gate(source, lost, rejected, max_lost_tags=0.1, max_rejected=0.6).record()
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     store = ArtifactStore(tmp_path / "artifacts", "voc")
-    write_masks(store, "base_mask", BEFORE)
-    write_masks(store, "mars_mask", AFTER)
+    write_masks(store, BASE, BEFORE)
+    write_masks(store, MARS, AFTER)
     return store
 
 
 def measure(store: ArtifactStore) -> tuple[float, float]:
-    return measure_removal(store, "mars_mask", RECORDS, source="base_mask", classes=CLASSES)
+    return measure_removal(store, MARS, RECORDS, source=BASE, classes=CLASSES)
 
 
 def test_shares_by_hand(store: ArtifactStore):
@@ -65,105 +65,115 @@ def test_shares_by_hand(store: ArtifactStore):
 )
 def test_each_limit_may_be_reached_but_not_exceeded(lost: float, rejected: float, harmful: bool):
     assert gate(lost, rejected) == {
-        "source": "base_mask", "lost_tags": lost, "rejected": rejected, "max_lost_tags": 0.1, "max_rejected": 0.6,
+        "source": BASE, "lost_tags": lost, "rejected": rejected, "max_lost_tags": 0.1, "max_rejected": 0.6,
         "harmful": harmful,
     }  # fmt: skip
 
 
 def test_nothing_is_lost_where_nothing_was_removed_or_nothing_was_there(store: ArtifactStore):
-    write_masks(store, "mars_mask", BEFORE)
+    write_masks(store, MARS, BEFORE)
     assert measure(store) == (0, 0)
     empty = {name: np.zeros((2, 4)) for name in BEFORE}
-    write_masks(store, "base_mask", empty)
-    write_masks(store, "mars_mask", empty)
+    write_masks(store, BASE, empty)
+    write_masks(store, MARS, empty)
     assert measure(store) == (0, 0)
 
 
 def test_without_background_class_0_counts_as_foreground(store: ArtifactStore):
     classes = ClassSet(("cat", "dog", "car", "bus"), has_background=False)
     records = [Record("a", Path("a.jpg"), (0, 1))]
-    found = measure_removal(store, "mars_mask", records, source="base_mask", classes=classes)
+    found = measure_removal(store, MARS, records, source=BASE, classes=classes)
     assert found == pytest.approx((0, 3 / 7))
 
 
 def test_a_manifest_gives_the_gate_back(store: ArtifactStore):
     assert Gate.read(None) is None
-    assert Gate.read(store.manifest("mars_mask", "train")) is None
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.2))
-    assert Gate.read(store.manifest("mars_mask", "train")) == Gate("base_mask", 0.2, 0.5, 0.1, 0.6)
+    assert Gate.read(store.manifest(MARS, "train")) is None
+    write_masks(store, MARS, AFTER, gate=gate(0.2))
+    assert Gate.read(store.manifest(MARS, "train")) == Gate(BASE, 0.2, 0.5, 0.1, 0.6)
 
 
 def test_harmful_masks_are_replaced_by_their_source_unless_forced(store: ArtifactStore):
-    assert kind_to_read(store, "mars_mask") == "mars_mask"  # no gate
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.1))
-    assert kind_to_read(store, "mars_mask") == "mars_mask"
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.2))
-    assert kind_to_read(store, "mars_mask") == "base_mask"
-    assert kind_to_read(store, "mars_mask", force=True) == "mars_mask"
-    assert kind_to_read(store, "uss") == "uss"  # absent
-    assert kind_to_read(store, "dhr_mask") == "dhr_mask"  # the datamodule adds the round
+    assert address_to_read(store, MARS) == MARS  # no gate
+    write_masks(store, MARS, AFTER, gate=gate(0.1))
+    assert address_to_read(store, MARS) == MARS
+    write_masks(store, MARS, AFTER, gate=gate(0.2))
+    assert address_to_read(store, MARS) == BASE
+    assert address_to_read(store, MARS, force=True) == MARS
+    assert address_to_read(store, "uss/1a2b/features") == "uss/1a2b/features"  # absent
+    assert address_to_read(store, "wss/1a2b") == "wss/1a2b"  # the weights of a run
 
 
 def test_a_source_that_is_harmful_itself_is_replaced_as_well(store: ArtifactStore):
-    write_masks(store, "wss_mask", AFTER, gate=gate(0.9))
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.9, source="wss_mask"))
-    assert kind_to_read(store, "mars_mask") == "base_mask"
+    write_masks(store, WSS, AFTER, gate=gate(0.9))
+    write_masks(store, MARS, AFTER, gate=gate(0.9, source=WSS))
+    assert address_to_read(store, MARS) == BASE
 
 
-CONFIG = {"model": {"class_path": "DHRTask", "init_args": {"init_from": None, "rebalance": {"uss": False}}}}
-FORCED = {"model": {**CONFIG["model"], "init_args": {**CONFIG["model"]["init_args"], "force_masks": True}}}
+def step(tmp_path: Path, root: Path, **arguments: Any) -> StepIdentity:
+    """DHR on the masks of MARS."""
+    data = {"dataset": "voc", "root": str(root), "workspace": str(tmp_path), "method": "dhr", "step": "last"}
+    return StepIdentity({"model": {"init_args": arguments}, "data": {**data, "inputs": {"masks": MARS}}})
 
 
 @pytest.mark.parametrize(
-    ("lost", "config", "read"),
-    [(0.2, CONFIG, "base_mask"), (0.2, FORCED, "mars_mask"), (0.0, CONFIG, "mars_mask"), (0.0, FORCED, "mars_mask")],
+    ("lost", "force", "read"), [(0.2, False, BASE), (0.2, True, MARS), (0.0, False, MARS), (0.0, True, MARS)]
 )
 def test_planning_and_datamodule_read_the_same_masks(
-    tmp_path: Path, train_records: list[Record], lost: float, config: dict[str, Any], read: str
+    store: ArtifactStore, tmp_path: Path, tiny_voc: Path, lost: float, force: bool, read: str
 ):
-    store = ArtifactStore(tmp_path / "artifacts", "voc")
-    write_masks(store, "base_mask", BEFORE)
-    write_masks(store, "mars_mask", AFTER, gate=gate(lost))
-    needs = Needs(train_masks="mars_mask", predict_masks="mars_mask", force_masks=config is FORCED)
-    datamodule = WSSSDataModule(dataset="voc", workspace=str(tmp_path), num_workers=0)
-    datamodule.trainer = SimpleNamespace(lightning_module=SimpleNamespace(needs=needs), world_size=1, global_rank=0)
-    datamodule._records["train"] = train_records
-
-    assert identity.used_kinds(config, store) == {"mars_mask": read}
-    described = identity.describe_artifact(config, "prediction", "train", records={"train": train_records}, store=store)
+    write_masks(store, MARS, AFTER, gate=gate(lost))
+    identity = step(tmp_path, tiny_voc, force_masks=force)
+    assert identity.used_inputs() == {"masks": read}
+    described = identity.describe(identity.address("prediction"), "train")
     assert set(described.inputs) == {"data/train", f"{read}/train"}
-    for loader in (datamodule.train_dataloader(), *datamodule.predict_dataloader()):
-        assert loader.dataset.masks("a") == store.path(read, "train", "a")
-    assert datamodule.refresh_dataloader(train_records).dataset.masks("a") == store.path(read, "train", "a")
+    task = {"hparams": {"force_masks": force}}
+    datamodule = make_datamodule(tiny_voc, tmp_path, identity.spec, task=task, inputs={"masks": MARS})
+    loader = datamodule.whole_dataloader(datamodule.records("train"), when="refresh")
+    assert loader.dataset.inputs["masks"].path("a") == store.path(read, "train", "a")
 
 
-def test_a_step_needs_the_masks_that_it_names_and_those_that_it_reads(store: ArtifactStore):
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.2))
-    check_inputs(CONFIG, store, step="dhr", dataset="")
-    store.path("base_mask", "train", "b").unlink()
-    with pytest.raises(ArtifactError, match=r"dhr needs base_mask/train, which is partial \(1 of 3 files"):
-        check_inputs(CONFIG, store, step="dhr", dataset="")
-    write_masks(store, "base_mask", BEFORE)
-    store.path("mars_mask", "train", "b").unlink()
-    with pytest.raises(ArtifactError, match=r"dhr needs mars_mask/train, which is partial \(1 of 3 files"):
-        check_inputs(CONFIG, store, step="dhr", dataset="")
+def test_a_verdict_on_masks_moves_no_key(store: ArtifactStore, tmp_path: Path, tiny_voc: Path):
+    before = step(tmp_path, tiny_voc)
+    digest = before.fit_digest()
+    write_masks(store, MARS, AFTER, gate=gate(0.9))
+    after = step(tmp_path, tiny_voc)
+    assert (after.fit_key, after.output_key) == (before.fit_key, before.output_key)
+    assert after.fit_digest() != digest  # but the fit is out of date
+
+
+@pytest.mark.parametrize("damaged", [BASE, MARS])
+def test_a_step_needs_the_masks_that_it_names_and_those_that_it_reads(
+    store: ArtifactStore, tmp_path: Path, tiny_voc: Path, damaged: str
+):
+    write_masks(store, MARS, AFTER, gate=gate(0.2))
+    identity = step(tmp_path, tiny_voc)
+    check_inputs(identity, advice={})
+    store.path(damaged, "train", "b").unlink()
+    wanted = rf"last needs masks, {damaged}/train, which is partial \(1 of 3 files.*\. Run `make it` first"
+    with pytest.raises(ArtifactError, match=wanted):
+        check_inputs(identity, advice={"masks": "make it"})
+    with pytest.raises(ArtifactError, match=r"\)\.$"):
+        check_inputs(identity, advice={})
 
 
 def test_notes_tell_what_was_removed_and_whether_it_is_used(store: ArtifactStore):
-    assert gate_notes(store) == []
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.05))
-    assert gate_notes(store) == [
-        "mars_mask/train removes the last pixel of 5.0 % of the tags that base_mask has (limit 10 %) and 50.0 % of its "
+    outputs = [(BASE, "train"), (MARS, "train"), (WSS, "train")]
+    assert gate_notes(store, outputs) == []
+    write_masks(store, MARS, AFTER, gate=gate(0.05))
+    assert gate_notes(store, outputs) == [
+        f"{MARS}/train removes the last pixel of 5.0 % of the tags that {BASE} has (limit 10 %) and 50.0 % of its "
         "foreground pixels (limit 60 %)."
     ]
-    write_masks(store, "mars_mask", AFTER, gate=gate(0.995))
-    (note,) = gate_notes(store)
-    assert note.startswith("mars_mask/train is harmful: it removes the last pixel of 99.5 % of the tags")
-    assert note.endswith("It is not used; later steps read base_mask.")
+    assert gate_notes(store, outputs[:1]) == []  # of what is looked at
+    write_masks(store, MARS, AFTER, gate=gate(0.995))
+    (note,) = gate_notes(store, outputs)
+    assert note.startswith(f"{MARS}/train is harmful: it removes the last pixel of 99.5 % of the tags")
+    assert note.endswith(f"It is not used; later steps read {BASE}.")
 
-    identity = Manifest.create("wss_mask", "voc", "train", ids=["a"], settings={}, inputs={"mars_mask/train": "0"})
-    with store.open_writer("wss_mask", "train", identity=identity, ids=["a"], palette=CLASSES.palette) as writer:
+    identity = Manifest.create(WSS, "voc", "train", ids=["a"], settings={}, inputs={f"{MARS}/train": "0"})
+    with store.open_writer(WSS, "train", identity=identity, ids=["a"], palette=CLASSES.palette) as writer:
         writer.write("a", np.zeros((2, 4), np.uint8))
         writer.seal()
-    (note,) = gate_notes(store)
+    (note,) = gate_notes(store, outputs)
     assert note.endswith("It is used all the same (model.init_args.force_masks: true).")

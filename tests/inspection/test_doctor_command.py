@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from PIL import Image
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.inspection.command import artifact_plan, feature_stride
+from dhr_lightning.inspection.space import ArtifactPlan
+from dhr_lightning.pipeline.request import Request
 
 
 def doctor(root: Path, *options: str) -> int:
-    return main(["doctor", "--dataset", "voc", "--root", str(root), "--workspace", str(root.parent), *options])
+    return main(["doctor", "--data", "voc", "--root", str(root), "--workspace", str(root.parent), *options])
 
 
 class Said(logging.Handler):
@@ -55,7 +58,7 @@ def test_a_problem_exits_with_1_and_names_the_first_files(voc_copy: Path, said: 
 def test_what_cannot_run_exits_with_2(tmp_path: Path, said: Said):
     assert doctor(tmp_path / "nowhere") == 2
     assert "error: Split 'train' has no list" in said.text
-    assert main(["doctor", "--dataset", "vok"]) == 2
+    assert main(["doctor", "--data", "vok"]) == 2
     assert doctor(tmp_path, "--show", "-1") == 2
     with pytest.raises(SystemExit) as end:
         doctor(tmp_path, "--picure", "x.png")
@@ -88,17 +91,19 @@ def test_a_configuration_file_names_dataset_root_and_policy(voc_copy: Path, tmp_
     path.write_text("<annotation/>")
     config = tmp_path / "mine.yaml"
     config.write_text(f"data: {{dataset: voc, root: {voc_copy}, untagged: error}}\n")
-    assert main(["doctor", "--config", str(config), "--workspace", str(tmp_path)]) == 1
+    assert main(["doctor", "--data", str(config), "--workspace", str(tmp_path)]) == 1
     assert "train: images without a tag, which stop every stage (data.untagged: error): 1." in said.text
-    config.write_text("data: {untagged: background}\n")
-    assert doctor(voc_copy, "--config", str(config)) == 0
+    config.write_text("data: {dataset: voc, root: nowhere, untagged: background}\n")
+    assert main(["doctor", "--data", str(config), "--root", str(voc_copy), "--workspace", str(tmp_path)]) == 0
     assert "count as background only" in said.text
 
 
-def test_the_plan_is_what_the_shipped_configurations_write():
-    plan, builtin = artifact_plan(builtin=False), artifact_plan(builtin=True)
-    assert (plan.cam_stride, plan.uss_dimension, plan.uss_stride, plan.rounds) == (4, 70, 4, 6)
-    assert (builtin.cam_stride, builtin.uss_dimension, builtin.uss_stride, builtin.rounds) == (4, 96, 4, 2)
+def test_the_plan_is_what_the_recipe_of_the_dataset_writes(voc_copy: Path, tmp_path: Path):
+    published, builtin = ArtifactPlan(4, 70, 4, rounds=6, masks=3), ArtifactPlan(4, 96, 4, rounds=2, masks=3)
+    assert artifact_plan(Request(data="voc", root=str(voc_copy))) == published
+    assert artifact_plan(Request(workspace=str(tmp_path))) == builtin
+    without_background = artifact_plan(Request(data="ade", root=str(tmp_path)))
+    assert without_background == replace(published, masks=2)  # MARS is left out
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def test_every_round_and_every_split_counts():
     train = sum(900 + 0.02 * width * height for (width, height), _ in SIZES.values())
     assert more - needed == pytest.approx(train, abs=1)
     assert needed == pytest.approx(6 * train + 2 * (900 + 0.02 * 500 * 375), abs=1)
+    fewer = estimate_bytes(scans(), ArtifactPlan(rounds=0, masks=1, predictions=1))["masks"]
+    assert fewer == pytest.approx(train + 900 + 0.02 * 500 * 375, abs=1)
 
 
 @pytest.mark.parametrize(("spare", "level"), [(-1000, "problem"), (1000, "fact")])

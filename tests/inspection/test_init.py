@@ -6,7 +6,7 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.config import resolve
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.inspection.init import init_folder
-from dhr_lightning.provenance.identity import dataset_of, usable_records
+from dhr_lightning.provenance.identity import DataView
 from tests.data.datasets.folder_samples import write_folder, write_photo
 from tests.pipeline_workspace import Lines
 
@@ -23,11 +23,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_written_file_means_the_folder(folder: Path, lines: Lines):
     assert main(["init", "my_photos"]) == 0
-    config = resolve(["my_photos.yaml"])
-    info, root, store = dataset_of(config)
-    assert (info.name, root, store.dataset) == ("my_photos", folder, "my_photos")
-    assert info.classes.names == ("background", *sorted(NAMES))
-    assert len(usable_records(config, "train")) + len(usable_records(config, "val")) == len(NAMES)
+    view = DataView(resolve(["my_photos.yaml"])["data"])
+    assert (view.info.name, view.root, view.store.dataset) == ("my_photos", folder, "my_photos")
+    assert view.info.classes.names == ("background", *sorted(NAMES))
+    assert len(view.records("train")) + len(view.records("val")) == len(NAMES)
     assert "35 images (35 .jpg)" in lines.messages
     assert "next: make stage1 stage2 stage3 DATASET=my_photos.yaml ARGS=--download" in lines.messages
     assert max(map(len, Path("my_photos.yaml").read_text().splitlines())) <= 120
@@ -56,7 +55,7 @@ def test_what_does_not_fit_is_counted_and_listed(folder: Path, lines: Lines):
 def test_a_class_file_is_used(folder: Path, lines: Lines):
     (folder / "classes.txt").write_text("\n".join(["background", *reversed(NAMES), "unseen"]))
     assert init_folder("my_photos") == 0
-    assert dataset_of(resolve(["my_photos.yaml"]))[0].classes.tag_names == (*reversed(NAMES), "unseen")
+    assert DataView(resolve(["my_photos.yaml"])["data"]).info.classes.tag_names == (*reversed(NAMES), "unseen")
     assert "1 classes have no image: unseen" in lines.text
 
 

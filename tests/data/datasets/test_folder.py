@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.datasets.folder import _warn
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError, DHRError, MaskError, TagError
-from dhr_lightning.provenance.identity import dataset_of, describe_artifact, usable_records
+from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.reporting.truth import DatasetTruth
 from tests.data.datasets.folder_samples import names, read, resolve, write_folder, write_photo
 
@@ -243,10 +243,9 @@ def config(folder: Path, **options: object) -> dict[str, object]:
     return {"model": {"class_path": "CAMTask", "init_args": {}}, "data": data, "trainer": {}}
 
 
-def describe(settings: dict[str, object]):
-    store: ArtifactStore = dataset_of(settings)[2]
-    records = {"train": usable_records(settings, "train")}
-    return describe_artifact(settings, "cam", "train", records=records, store=store)
+def describe(settings: dict[str, object]) -> Manifest:
+    identity = StepIdentity(settings)
+    return identity.describe(identity.address("cam"), "train")
 
 
 def test_artifacts_have_the_users_name_and_depend_on_the_class_list_not_on_options(folder: Path):
@@ -256,7 +255,9 @@ def test_artifacts_have_the_users_name_and_depend_on_the_class_list_not_on_optio
     write_mask(folder / "other" / "a.png")
     assert before.changes_to(describe(config(folder, masks="other", unmatched="ignore"))) == []
     assert before.changes_to(describe(config(folder, classes=["car", "cat", "dog"]))) == []
-    (reason, *_) = before.changes_to(describe(config(folder, classes=["car", "cat", "dog", "bus"])))
+    others = describe(config(folder, classes=["car", "cat", "dog", "bus"]))
+    (address, reason, *_) = before.changes_to(others)
+    assert address == f"address {before.address} -> {others.address}"  # other classes are another variant
     assert reason.startswith("data.classes [")
     assert reason.endswith('"bus"]')
     (folder / "tags.csv").write_text(TABLE.replace("b,dog", "b,cat;dog"))

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, ClassSet, DatasetInfo
-from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, DatasetInfo
 from dhr_lightning.data.datasets.prepared import FOLDER
 from dhr_lightning.data.preparation.ade import prepare_ade
 from dhr_lightning.data.preparation.coco import prepare_coco
@@ -19,8 +17,8 @@ from dhr_lightning.data.registry import get_dataset, resolve_dataset
 from dhr_lightning.errors import DataError
 from dhr_lightning.inspection.doctor import examine
 from dhr_lightning.inspection.space import ArtifactPlan
-from dhr_lightning.provenance import identity
-from dhr_lightning.provenance.recorded import expected_artifacts
+from dhr_lightning.provenance.identity import StepIdentity
+from tests.data.datamodules import make_datamodule, spec_of
 from tests.data.datasets.folder_samples import read, resolve, write_folder
 from tests.data.preparation.benchmark_layouts import box, write_coco, write_grey, write_photo
 
@@ -116,7 +114,6 @@ def test_without_one_there_is_no_test_split(tmp_path: Path, make: Callable[[Path
     if info.name != "data":
         with pytest.raises(DataError, match="test"):
             info.read(root, "test", info.classes)
-    assert ("prediction", "test") not in expected_artifacts(info, root)
 
 
 def test_the_built_in_data_and_a_folder_that_is_not_there_have_no_test_split(tmp_path: Path):
@@ -165,12 +162,11 @@ def test_tasks_predict_the_splits_that_the_dataset_has(tmp_path: Path, test: boo
     make_voc(root, test)
     data = {"dataset": "voc", "root": str(root), "workspace": str(tmp_path)}
     more = ["test"] if test else []
-    for task, first in {"WSSTask": ["train", "val"], "DHRTask": ["val"], "CAMTask": ["train"]}.items():
-        written = identity.written_artifacts({"model": {"class_path": task}, "data": data})
-        assert list(dict.fromkeys(split for _, split in written)) == first + (more if task != "CAMTask" else [])
-    datamodule = WSSSDataModule("voc", root=str(root), workspace=str(tmp_path), num_workers=0)
-    task = SimpleNamespace(needs=Needs(predict_splits=SPLITS))
-    datamodule.trainer = SimpleNamespace(lightning_module=task, world_size=1, global_rank=0, training=False)
+    for method, first in {"wss": ["train", "val"], "dhr": ["val"], "cam": ["train"]}.items():
+        inputs = {"masks": "mask"} if method != "cam" else {}
+        outputs = StepIdentity({"data": {**data, "method": method, "inputs": inputs}}).outputs()
+        assert list(dict.fromkeys(split for _, split in outputs)) == first + (more if method != "cam" else [])
+    datamodule = make_datamodule(root, tmp_path, spec_of(None, *SPLITS))
     loaders = datamodule.predict_dataloader()
     assert datamodule.predict_splits == ("train", "val", *more)
     assert [[name for batch in loader for name in batch["id"]] for loader in loaders] == [
@@ -191,10 +187,3 @@ def test_doctor_looks_at_test_images_and_asks_nothing_of_them(tmp_path: Path):
     (root / "ImageSets" / "Segmentation" / "test.txt").write_text("train_1\n")
     result = examine(info, root, artifacts=tmp_path, plan=ArtifactPlan(), untagged="drop", workers=1)
     assert {item.code: item.items for item in result.findings}["shared-id"] == ("train_1",)
-
-
-def test_only_datasets_with_background_expect_mars_masks(tmp_path: Path):
-    assert ("mars_mask", "train") in expected_artifacts(get_dataset("voc"), tmp_path)
-    assert ("mars_mask", "train") not in expected_artifacts(get_dataset("ade"), tmp_path)
-    own = DatasetInfo("own", ClassSet(("a", "b"), has_background=False), lambda *a: [], tmp_path, lambda root: True)
-    assert [split for kind, split in expected_artifacts(own, tmp_path) if kind == "prediction"] == ["val", "test"]

@@ -53,7 +53,7 @@ def test_every_benchmark_is_in_the_catalog_with_known_checksums_and_counts(name:
 
 
 def test_the_command_exits_with_two_and_names_the_missing_file(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    arguments = ["--dataset", "ade", "--root", str(tmp_path), "--workspace", str(tmp_path)]
+    arguments = ["--data", "ade", "--root", str(tmp_path), "--workspace", str(tmp_path)]
     assert exit_status(lambda: commands.prepare(arguments)) == 2
     assert "1 of 1 official files are missing, first ADEChallengeData2016.zip" in caplog.text
 
@@ -61,7 +61,7 @@ def test_the_command_exits_with_two_and_names_the_missing_file(tmp_path: Path, c
 def test_the_command_prepares_checks_and_warns_of_a_subset(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     write_ade(tmp_path / "ade")
     with caplog.at_level("INFO", logger="dhr_lightning"):
-        arguments = ["--dataset", "ade", "--root", str(tmp_path / "ade"), "--workspace", str(tmp_path)]
+        arguments = ["--data", "ade", "--root", str(tmp_path / "ade"), "--workspace", str(tmp_path)]
         assert exit_status(lambda: commands.prepare(arguments)) == 0
     assert "ade/train has 2 images here and 20210 in the published protocol" in caplog.text
     assert "in place   ADEChallengeData2016.zip" in caplog.text
