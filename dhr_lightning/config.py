@@ -168,10 +168,17 @@ def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, metho
     Raises:
         ConfigError: if a file is missing or broken, or an override is malformed.
     """
-    layers = [read_yaml(find_config(path)) for path in paths]
+    layers = [_layer(find_config(path)) for path in paths]
     name = method or next((str((one.get("data") or {})["method"]) for one in reversed(layers)
                            if (one.get("data") or {}).get("method")), None)  # fmt: skip
     return apply_overrides(merge_layers(layers, method=name), overrides)
+
+
+def _layer(path: Path) -> dict[str, Any]:
+    """A file; that of a method says whose it is."""
+    owner = next((name for name, one in methods().items() if one.config == path), None)
+    content = read_yaml(path)
+    return merge({"data": {"method": owner}}, content) if owner else content
 
 
 def resolve_text(text: str) -> dict[str, Any]:
