@@ -19,15 +19,9 @@ from dhr_lightning.errors import ConfigError, DataError
 CLASS_FILE = "classes.txt"
 # What else people start with; --download fetches pretrained weights by name.
 NEXT = (
-    (
-        "with files of weights",
-        "-- --cam.model.init_args.pretrained RESNET50.pth --uss.model.init_args.pretrained DINO_VITB8.pth",
-    ),
-    ("a small network on a CPU", "--overlay real.yaml --config uss=stage2_encoder.yaml --download"),
-    (
-        "without any weights, only to see the steps run",
-        "--overlay quickstart.yaml --config uss=stage2_filterbank.yaml -- --model.init_args.from_scratch true",
-    ),
+    ("with files of weights", "--cam.pretrained RESNET50.pth --uss.pretrained DINO_VITB8.pth"),
+    ("a small network on a CPU", "--recipe photos --download"),
+    ("without any weights, only to see the steps run", "--recipe quickstart --cam.from_scratch true"),
 )
 _SHOWN = 3
 _WIDTH = 110

@@ -166,8 +166,8 @@ def _check_reads(step: RecipeStep, steps: Mapping[str, RecipeStep]) -> None:
     if missing:
         wanted = " or ".join(ports[missing[0]].kinds)
         raise ConfigError(
-            f"Step {step.name} ({step.use}) reads {missing[0]} ({wanted}), but the recipe does not say from which step. "
-            f"Add `reads: {{{missing[0]}: STEP}}`."
+            f"Step {step.name} ({step.use}) reads {missing[0]} ({wanted}), but the recipe does not say from which "
+            f"step. Add `reads: {{{missing[0]}: STEP}}`."
         )
 
 

@@ -125,8 +125,8 @@ def _several(parser: argparse.ArgumentParser, name: str, metavar: str, text: str
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command about a dataset shares."""
-    parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER",
-                        help="a file of configs/data, a YAML file, or a folder of photos (default: microworld)")  # fmt: skip
+    text = "a file of configs/data, a YAML file, or a folder of photos (default: microworld)"
+    parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER", help=text)
     parser.add_argument("--root", metavar="DIR", help="folder of the dataset (default: the one in its configuration)")
     parser.add_argument(
         "--workspace", metavar="DIR", help="folder that holds artifacts/, runs/ and reports/ (default: .)"

@@ -40,8 +40,8 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     """
     start, ran = time.monotonic(), False
     refuse_old_workspace(plan.view)
-    prepare(plan.view)
     check_weights({step.name: dict(step.identity.config) for step in steps if step.identity}, in_recipe=True)
+    prepare(plan.view)
     remember(plan)
     for step in steps:
         statuses = step.statuses()

@@ -18,7 +18,7 @@ log = logging.getLogger("dhr_lightning")
 
 
 def other_request(request: Request, name: str) -> Request:
-    """The request of another recipe on the same data: one that ran here, by the name that `status` shows, or any other."""
+    """The request of another recipe on the same data: one that ran here, by its name in `status`, or any other."""
     store = DataView(request.data_section()["data"]).store
     known = {one["recipe"]: one["command"] for one in remembered(store)}
     if name in known:
