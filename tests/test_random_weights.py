@@ -78,9 +78,7 @@ def test_random_weights_on_photos_stop_a_stage_before_any_work(
     assert message.startswith(f"error: {named} would start from random weights")
 
 
-@pytest.mark.parametrize(
-    ("stage", "arguments"), [("stage1_cam", []), ("stage2_uss", []), ("stage3_dhr", list(ALONE))]
-)
+@pytest.mark.parametrize(("stage", "arguments"), [("stage1_cam", []), ("stage2_uss", []), ("stage3_dhr", list(ALONE))])
 def test_every_way_out_that_the_error_names_leads_on(photos: str, lines: Lines, stage: str, arguments: list[str]):
     assert not starts(stage, photos, *arguments)
     ways = re.findall(r"`(.*?)`", lines.messages[-1])
@@ -206,6 +204,6 @@ def test_the_check_does_not_wait_for_torch(photos: str):
 
 def test_planning_alone_refuses_nothing(photos: str):
     plan = make_plan(Request(data=photos))
-    assert [step.name for step in plan.steps][0] == "cam"
+    assert plan.steps[0].name == "cam"
     with pytest.raises(ConfigError, match="would start from random weights"):
         run_plan(plan, plan.steps, title="test")
