@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.steps import methods
+from dhr_lightning.steps import did_you_mean, methods
 
 PER_METHOD, PER_DATASET = "per_method", "per_dataset"
 SECTIONS = ("model", "data", "trainer", "seed_everything")
@@ -64,7 +64,11 @@ def dataset_argument(file: str) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping; an empty file is an empty mapping."""
+    """Read one YAML mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: if it is none, or names an unknown method.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -73,6 +77,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"Expected a mapping in {path}, but got {type(content).__name__}.")
+    unknown = sorted(set(content.get(PER_METHOD) or {}) - set(methods()))
+    if unknown:
+        raise ConfigError(
+            f"Unknown method {unknown[0]!r} in {PER_METHOD} of {path}. {did_you_mean(unknown[0], methods())}"
+        )
     return content
 
 
