@@ -69,10 +69,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is none, or names an unknown method.
     """
+    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if repeated is not None:  # YAML would take the last without a word
+        line = repeated.start_mark.line + 1
+        raise ConfigError(f"{path} has the key {repeated.value!r} again in line {line}. Keep one of the two.")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -83,6 +88,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"Unknown method {unknown[0]!r} in {PER_METHOD} of {path}. {did_you_mean(unknown[0], methods())}"
         )
     return content
+
+
+def _repeated_key(node: Any) -> Any:  # noqa: ANN401 - nodes of PyYAML, which has no types
+    """The first key that stands twice in one mapping, or None."""
+    below: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen and key.value != "<<":
+                return key
+            seen.add(str(key.value))
+            below.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    return next((found for one in below if (found := _repeated_key(one)) is not None), None)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -212,6 +212,8 @@ def load_recipe(name: str | Path) -> Recipe:
     path = find_recipe(name)
     content = _extended(path, ())
     steps = {key: _parse_step(key, value, path) for key, value in (content.get("steps") or {}).items() if value}
+    if not steps:
+        raise ConfigError(f"Recipe {path} has no steps. Name them below `steps:`, or another recipe after `extends:`.")
     outputs = content.get("outputs") or [name for name in steps if not _is_read(name, steps)]
     layer = {**(content.get("set") or {}), **{k: content[k] for k in ("per_method", "per_dataset") if k in content}}
     shipped = path.parent.name if path.parent.name != "recipes" else ""

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.artifacts.kinds import round_address
+from dhr_lightning.artifacts.kinds import round_address, round_number
 from dhr_lightning.artifacts.manifest import Manifest, canonical, digest_config, digest_file
 from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
@@ -233,13 +233,14 @@ class StepIdentity:
             checkpoint: weights used, if known.
             info: recorded, never compared.
         """
-        inputs = {**self.input_digests(), f"data/{split}": self.data.digest(split)}
+        in_fit = round_number(address) is not None  # then no setting or input of prediction counts
+        inputs = {**self.input_digests(fit_only=in_fit), f"data/{split}": self.data.digest(split)}
         manifest = Manifest.create(
             address,
             self.store.dataset,
             split,
             ids=[record.id for record in self.data.records(split)],
-            settings=self.settings,
+            settings={"method": self.spec.name, **self.fit_settings} if in_fit else self.settings,
             inputs=inputs,
             checkpoint=checkpoint,
         )
