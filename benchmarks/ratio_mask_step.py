@@ -17,8 +17,8 @@ from torch.nn import functional
 from dhr_lightning.ops.cam import gather_classes
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.profiles import PROFILES
-from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
 
 TAGS, DEPTH = 20, 90
 SIZE, GRID = (375, 500), (27, 36)

@@ -103,8 +103,8 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def status(arguments: Sequence[str]) -> int:
     """Show every artifact."""
-    parser = _recipe_parser("status", "Show every artifact of the recipes that ran, or of one: fresh, stale (why), partial or "
-                            "absent. Exit status 1 if any is stale or partial.")  # fmt: skip
+    parser = _recipe_parser("status", "Show every artifact of the recipes that ran, or of one: fresh, stale (why), "
+                            "partial or absent. Exit status 1 if any is stale or partial.")  # fmt: skip
     words, overrides = split_overrides(arguments)
     return show_status(to_request(parser.parse_args(words), overrides))
 
@@ -179,7 +179,7 @@ def report(arguments: Sequence[str]) -> int:
     """Write the report of one recipe, or of several side by side."""
     parser = _recipe_parser("report", "Write report.html (one file, works without a network) and report.json.")
     parser.add_argument("--with", nargs="+", default=[], dest="others", metavar="RECIPE",
-                        help="more recipes, shown beside the first: names, files, or those that `status` lists")  # fmt: skip
+                        help="more recipes to show beside the first: names, files, or those of `status`")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="folder of the report (default: reports/DATASET/RECIPE)")
     parser.add_argument("--images", type=int, default=8, help="pictured images per split (default: 8)")
     words, overrides = split_overrides(arguments)

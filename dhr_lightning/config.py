@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.steps import methods
+from dhr_lightning.steps import did_you_mean, methods
 
 PER_METHOD, PER_DATASET = "per_method", "per_dataset"
 SECTIONS = ("model", "data", "trainer", "seed_everything")
@@ -58,16 +58,45 @@ def data_file(dataset: str) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping; an empty file is an empty mapping."""
+    """Read one YAML mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: if it is none, or names an unknown method.
+    """
+    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if repeated is not None:  # YAML would take the last without a word
+        line = repeated.start_mark.line + 1
+        raise ConfigError(f"{path} has the key {repeated.value!r} again in line {line}. Keep one of the two.")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"Expected a mapping in {path}, but got {type(content).__name__}.")
+    unknown = sorted(set(content.get(PER_METHOD) or {}) - set(methods()))
+    if unknown:
+        raise ConfigError(
+            f"Unknown method {unknown[0]!r} in {PER_METHOD} of {path}. {did_you_mean(unknown[0], methods())}"
+        )
     return content
+
+
+def _repeated_key(node: Any) -> Any:  # noqa: ANN401 - nodes of PyYAML, which has no types
+    """The first key that stands twice in one mapping, or None."""
+    below: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen and key.value != "<<":
+                return key
+            seen.add(str(key.value))
+            below.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    return next((found for one in below if (found := _repeated_key(one)) is not None), None)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +202,8 @@ def check_run_config(config: Mapping[str, Any]) -> None:
 def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, method: str | None = None) -> dict[str, Any]:
     """Merge configuration files left to right, then apply overrides.
 
-    A file may hold `per_method: {cam: {...}, ...}` and `per_dataset: {voc: {...}, ...}`: an overlay such as `debug.yaml`
-    says there what differs between methods and datasets.
+    A file may hold `per_method: {cam: {...}, ...}` and `per_dataset: {voc: {...}, ...}`: an overlay such as
+    `debug.yaml` says there what differs between methods and datasets.
 
     Args:
         paths: of YAML files.
@@ -187,10 +216,17 @@ def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, metho
     Raises:
         ConfigError: if a file is missing or broken, or an override is malformed.
     """
-    layers = [read_yaml(find_config(path)) for path in paths]
+    layers = [_layer(find_config(path)) for path in paths]
     name = method or next((str((one.get("data") or {})["method"]) for one in reversed(layers)
                            if (one.get("data") or {}).get("method")), None)  # fmt: skip
     return apply_overrides(merge_layers(layers, method=name), overrides)
+
+
+def _layer(path: Path) -> dict[str, Any]:
+    """A file; that of a method says whose it is."""
+    owner = next((name for name, one in methods().items() if one.config == path), None)
+    content = read_yaml(path)
+    return merge({"data": {"method": owner}}, content) if owner else content
 
 
 def resolve_text(text: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from dhr_lightning.callbacks.writers import to_arrays
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.models.segmenter import multi_scale_probability
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.models.segmenter import multi_scale_probability
 from tests.task_samples import NAMES
 
 # Width and height: landscape, portrait, square; several canvases of 32 px, some shared by different sizes.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.pipeline_workspace import STAGES, Lines, Workspace
 
@@ -42,7 +43,7 @@ def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory, debug_data: Path) -> Path:
-    """A working directory where all stages have run. Read only: see `workspace`."""
+    """A working directory where the recipe has run, stage by stage. Read only: see `workspace`."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -66,6 +67,22 @@ def empty_workspace(debug_data: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     folder.mkdir()
     monkeypatch.chdir(folder)
     return Workspace(folder, debug_data)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is fitted and predicted, as `fit cam`, in order."""
+    from dhr_lightning import cli
+
+    calls, run = [], cli.run_lightning
+
+    def spy(arguments: Sequence[str], **options: Any) -> Any:
+        text = arguments[arguments.index("--config") + 1]  # a recipe hands a step over as text
+        calls.append(f"{arguments[0]} {yaml.safe_load(text)['data']['step'] if chr(10) in text else text}")
+        return run(arguments, **options)
+
+    monkeypatch.setattr(cli, "run_lightning", spy)
+    return calls
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The command line: every configuration parses, mistakes are named, and the commands of our own do what they say."""
 
-import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,71 @@ from PIL import Image
 from dhr_lightning import cli
 from dhr_lightning.__main__ import COMMANDS, LIGHTNING, main
 from dhr_lightning.cli import run_lightning, split_arguments
-from dhr_lightning.config import resolve
 from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.recipe import shipped_recipes
+from dhr_lightning.pipeline.request import Request
+from dhr_lightning.steps import methods
 from tests.pipeline_workspace import REPOSITORY, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
-STEPS = sorted(path.name for path in (REPOSITORY / "configs").glob("stage*.yaml"))
-DATA = sorted(f"data/{path.name}" for path in (REPOSITORY / "configs" / "data").glob("*.yaml"))
-OVERLAYS = ("", "quickstart.yaml", "debug.yaml", "real.yaml", "imported.yaml", "no_background.yaml")
-# Overlays say nothing of the data, so each meets every step but one dataset.
-COMBINATIONS = [
-    *itertools.product(STEPS, DATA, OVERLAYS[:1]),
-    *itertools.product(STEPS, DATA[-1:], OVERLAYS[1:]),
-]
+RECIPES = shipped_recipes()
+DATA = sorted(path.stem for path in (REPOSITORY / "configs" / "data").glob("*.yaml"))
+OVERLAYS = ("debug.yaml",)
 
 
-def print_config(*paths: str, options: tuple[str, ...] = ()) -> None:
-    """Let the parser read the files, without making anything of them."""
-    files = [argument for path in paths if path for argument in ("--config", path)]
+def print_config(text: str) -> None:
+    """Let the parser read a configuration, without making anything of it."""
     with pytest.raises(SystemExit) as end:
-        run_lightning(["fit", *files, *options, "--print_config"])
+        run_lightning(["fit", "--config", text, "--print_config"])
     assert end.value.code == 0
 
 
-def test_all_configurations_are_in_a_combination_below():
-    shipped = {path.relative_to(REPOSITORY / "configs").as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml")}
-    assert shipped == {*STEPS, *DATA, *OVERLAYS} - {""}
+def test_all_configurations_are_tried_below():
+    folder = REPOSITORY / "configs"
+    shipped = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
+    names = {*(f"recipes/{name}.yaml" for name in RECIPES), *(f"data/{name}.yaml" for name in DATA), *OVERLAYS}
+    assert shipped == names
 
 
-@pytest.mark.parametrize(("step", "data", "overlay"), COMBINATIONS)
-def test_every_combination_of_configurations_parses(
-    step: str, data: str, overlay: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("overlays", [(), OVERLAYS], ids=["plain", "debug"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_step_of_every_recipe_parses(
+    recipe: str, overlays: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    paths = [path for path in (step, data, overlay) if path]
-    print_config(*paths)
-    parsed, resolved = yaml.safe_load(capsys.readouterr().out), resolve(paths)
-    assert parsed["model"]["class_path"].endswith("." + resolved["model"]["class_path"])
-    assert parsed["trainer"]["max_epochs"] == resolved["trainer"]["max_epochs"]
-    assert parsed["data"]["dataset"] == resolved["data"]["dataset"]
-    assert resolved["model"]["init_args"].items() <= parsed["model"]["init_args"].items()
+    for step in make_plan(Request(recipe, root=str(tmp_path), overlays=overlays)).steps:
+        config = step.identity.config
+        capsys.readouterr()
+        print_config(yaml.safe_dump(dict(config), sort_keys=False))
+        parsed = yaml.safe_load(capsys.readouterr().out)
+        assert parsed["model"]["class_path"] == step.step.spec.task
+        assert config["model"]["init_args"].items() <= parsed["model"]["init_args"].items()
+        assert {name: parsed["data"][name] for name in ("dataset", "method", "step")} == {
+            "dataset": "microworld", "method": step.step.use, "step": step.name
+        }  # fmt: skip
+        if "max_epochs" in (config.get("trainer") or {}):
+            assert parsed["trainer"]["max_epochs"] == config["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_the_configuration_of_every_method_is_enough_for_fit(method: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        run_lightning(["fit", "--config", f"methods/{method}.yaml", *_some_inputs(method), "--print_config"])
+    assert end.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert (parsed["model"]["class_path"], parsed["data"]["method"]) == (methods()[method].spec.task, method)
+
+
+def _some_inputs(method: str) -> list[str]:
+    reads = methods()[method].spec.reads
+    return [
+        word
+        for port, read in reads.items()
+        if read.kinds
+        for word in (f"--data.inputs.{port}", f"other/0123456789/{read.kinds[0]}")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,14 +88,14 @@ def test_every_combination_of_configurations_parses(
         ("trainer: {max_epoch: 2}", "max_epoch"),
         ("trainr: {max_epochs: 2}", "trainr"),
         ("trainer: {callbacks: [{class_path: PseudoMaskRefresh, init_args: {evry: 2}}]}", "evry"),
-        ("per_task: {CAMTask: {model: {init_args: {lrr: 0.2}}}}", "lrr"),
+        ("per_method: {cam: {lrr: 0.2}}", "lrr"),
     ],
 )
 def test_a_misspelt_key_of_a_file_fails_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, name: str
 ):
     (tmp_path / "overlay.yaml").write_text(text)
-    files = ["stage1_cam.yaml", "data/microworld.yaml", "debug.yaml", str(tmp_path / "overlay.yaml")]
+    files = ["methods/cam.yaml", "data/microworld.yaml", "debug.yaml", str(tmp_path / "overlay.yaml")]
     with pytest.raises(SystemExit) as end:
         main(["fit", *(argument for path in files for argument in ("--config", path))])
     assert end.value.code == 2
@@ -81,19 +105,20 @@ def test_a_misspelt_key_of_a_file_fails_at_once(
 @pytest.mark.parametrize(
     ("step", "override", "reason"),
     [
-        ("stage1_cam.yaml", "--model.init_args.crf.itterations=3", "itterations"),
-        ("stage3_dhr.yaml", "--model.init_args.rebalance={'tauu': 0.5}", "tauu"),
-        ("stage3_dhr.yaml", "--model.init_args.rebalance={'tau': 1.5}", "tau"),
-        ("stage1_cam.yaml", "--model.init_args.backbone=resnet51", "Unknown backbone 'resnet51'"),
-        ("stage1_cam.yaml", "--model.init_args.optimizer=lion", "sgd or adamw, but got 'lion'"),
-        ("stage1_cam.yaml", "--data.dataset=vox", "Unknown dataset 'vox'. Known: microworld, voc"),
-        ("stage3_dhr.yaml", "--trainer.callbacks=[{class_path: PseudoMaskRefresh, init_args: {every: 0}}]", "got 0"),
+        ("propagation", "--model.init_args.crf.itterations=3", "itterations"),
+        ("dhr", "--model.init_args.rebalance={'tauu': 0.5}", "tauu"),
+        ("dhr", "--model.init_args.rebalance={'tau': 1.5}", "tau"),
+        ("cam", "--model.init_args.backbone=resnet51", "Unknown backbone 'resnet51'"),
+        ("cam", "--model.init_args.optimizer=lion", "sgd or adamw, but got 'lion'"),
+        ("cam", "--data.dataset=vox", "Unknown dataset 'vox'. Known: microworld, voc"),
+        ("dhr", "--trainer.callbacks=[{class_path: PseudoMaskRefresh, init_args: {every: 0}}]", "got 0"),
     ],
 )
 def test_what_a_constructor_refuses_is_one_line_with_the_reason(
     empty_workspace: Workspace, lines: Lines, step: str, override: str, reason: str
 ):
-    assert main(["fit", *empty_workspace.configs(step), override]) == 2
+    command = "predict" if step == "propagation" else "fit"
+    assert main([command, *empty_workspace.configs(step), override]) == 2
     (line,) = lines.messages
     assert line.startswith("error: ")
     assert reason in line
@@ -127,32 +152,42 @@ def test_a_checkpoint_is_recorded_and_read_safely_however_it_is_written(
 
 
 def test_lightning_commands_work_by_themselves(empty_workspace: Workspace, lines: Lines):
-    configs = [f"configs/{name}" for name in ("stage1_cam.yaml", "data/microworld.yaml", "debug.yaml")]
-    arguments = [a for path in configs for a in ("--config", path)] + ["--data.root", str(empty_workspace.data)]
-    weights = "runs/microworld/cam/version_0/checkpoints/last.ckpt"
+    arguments = empty_workspace.configs("cam")
+    short = [*arguments, "--trainer.max_epochs=1"]
+    run = empty_workspace.run_folder("cam", "--cam.trainer.max_epochs=1")
+    weights = str(run / "version_0" / "checkpoints" / "last.ckpt")
 
-    assert main(["fit", *arguments, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", *short]) == 0
     assert Path(weights).is_file()
-    assert main(["predict", *arguments]) == 2
+    assert main(["predict", *short]) == 2
     assert lines.messages[-1].endswith("Add --ckpt_path PATH.")
-    assert main(["validate", *arguments, "--ckpt_path", weights]) == 0
-    assert empty_workspace.store.kinds() == []
-    assert main(["predict", *arguments, "--ckpt_path", weights]) == 0
-    assert empty_workspace.store.status("base_mask", "train").fresh
+    assert main(["validate", *short, "--ckpt_path", weights]) == 0
+    assert empty_workspace.store.addresses() == []
+    assert main(["predict", *short, "--ckpt_path", weights]) == 0
+    assert empty_workspace.status("cam/train", "--cam.trainer.max_epochs=1").fresh
+
+
+def test_a_recipe_goes_on_with_what_lightning_commands_made(workspace: Workspace, lines: Lines, ran: list[str]):
+    shutil.rmtree(workspace.artifact("propagation/train"))
+    assert main(["predict", *workspace.configs("propagation")]) == 0
+    ran.clear()
+    assert workspace.run() == 0
+    assert ran == []
 
 
 def test_settings_of_the_command_win_over_those_in_the_checkpoint(workspace: Workspace):
-    weights = "runs/microworld/cam/version_0/checkpoints/last.ckpt"
-    arguments = [*workspace.configs("stage1_cam.yaml"), "--ckpt_path", weights]
-    assert main(["predict", *arguments, "--model.init_args.background=0.999", "--model.init_args.refine=none"]) == 0
-    folder = workspace.store.folder("base_mask", "train")
-    shares = [float((np.array(Image.open(path)) == 0).mean()) for path in folder.glob("*.png")]
-    assert min(shares) > 0.9
+    weights = str(workspace.run_folder("cam") / "version_0" / "checkpoints" / "last.ckpt")
+    before = workspace.hashes("cam/train")
+    assert main(["predict", *workspace.configs("cam"), "--ckpt_path", weights, "--model.init_args.cam_stride=8"]) == 0
+    place = workspace.place("cam/train", "--cam.cam_stride=8")
+    assert place != workspace.place("cam/train")
+    assert set(workspace.hashes("cam/train", "--cam.cam_stride=8").values()).isdisjoint(before.values())
+    assert workspace.hashes("cam/train") == before
 
 
 def test_weights_of_another_class_list_are_refused(workspace: Workspace, lines: Lines, tiny_voc: Path):
-    configs = [a for path in ("stage1_cam.yaml", "data/voc.yaml", "debug.yaml") for a in ("--config", path)]
-    weights = "runs/microworld/cam/version_0/checkpoints/last.ckpt"
+    configs = [a for path in ("methods/cam.yaml", "data/voc.yaml", "debug.yaml") for a in ("--config", path)]
+    weights = str(workspace.run_folder("cam") / "version_0" / "checkpoints" / "last.ckpt")
     assert main(["predict", *configs, "--data.root", str(tiny_voc), "--ckpt_path", weights]) == 2
     assert "trained on 11 classes (background, cat, dog, car, bus, train, table, bottle" in lines.messages[-1]
     assert "but the data has 21 (background, aeroplane, bicycle" in lines.messages[-1]
@@ -180,51 +215,21 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_prepare_makes_and_checks_the_dataset(tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
-    Path("data/small.yaml").write_text("data: {dataset: microworld, options: {seed: 3, train: 2, val: 1}}\n")
-    assert main(["prepare", "--dataset", "small", "--root", "scenes"]) == 0
+    Path("small.yaml").write_text("data: {dataset: microworld, options: {seed: 3, train: 2, val: 1}}\n")
+    assert main(["prepare", "--data", "small.yaml", "--root", "scenes"]) == 0
     assert lines.messages[-2].startswith("microworld/train: 2 images, ")
     assert lines.messages[-1].startswith("microworld/val: 1 images, ")
     (photo,) = Path("scenes/JPEGImages").glob("val_0001.*")
     photo.write_bytes(photo.read_bytes()[:100])
-    assert main(["prepare", "--dataset", "small", "--root", "scenes"]) == 2
+    assert main(["prepare", "--data", "small.yaml", "--root", "scenes"]) == 2
     assert photo.name in lines.messages[-1]
 
 
 def test_prepare_refuses_a_dataset_that_is_not_there(tmp_path: Path, lines: Lines):
-    assert main(["prepare", "--dataset", "voc", "--root", str(tmp_path / "nowhere"), "--workspace", str(tmp_path)]) == 2
+    assert main(["prepare", "--data", "voc", "--root", str(tmp_path / "nowhere"), "--workspace", str(tmp_path)]) == 2
     assert "nowhere" in lines.messages[-1]
-    assert main(["prepare", "--dataset", "vox"]) == 2
+    assert main(["prepare", "--data", "vox"]) == 2
     assert "data/vox.yaml" in lines.messages[-1]
-
-
-def test_status_tells_fresh_stale_partial_and_absent_apart(workspace: Workspace, lines: Lines):
-    def rows() -> dict[str, str]:
-        lines.clear()
-        status = main(["status"])
-        found = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines.messages}
-        assert status == int(any(text.startswith(("stale", "partial")) for text in found.values()))
-        return found
-
-    assert all(text.startswith("fresh  ") for text in rows().values())
-    assert "12 images" in rows()["base_mask/train"]
-    assert rows().keys() >= {"cam/train", "dhr_mask/round_01/train", "prediction/val"}
-
-    workspace.store.path("wss_mask", "train", "train_0007").unlink()
-    found = rows()
-    assert found["wss_mask/train"].startswith("partial (1 of 12 files are missing")
-    assert "'train_0007'" in found["wss_mask/train"]
-    assert found["wss_mask/train"].endswith("run `make stage3`")
-    workspace.store.forget("uss", "train")
-    found = rows()
-    assert found["uss/train"] == "absent (run `make stage2`)"
-    assert found["dhr_mask/round_01/train"].startswith("stale (input uss/train ")
-    assert found["dhr_mask/round_01/train"].endswith("-> absent); run `make stage3`")
-
-
-def test_status_of_an_empty_workspace_says_what_to_run(empty_workspace: Workspace, lines: Lines):
-    assert main(["status"]) == 0
-    assert any(line.startswith("cam/train") and line.endswith("absent (run `make stage1`)") for line in lines.messages)
 
 
 def independent_miou(predictions: Path, truths: Path) -> float:
@@ -242,7 +247,7 @@ def independent_miou(predictions: Path, truths: Path) -> float:
 
 
 def test_evaluate_agrees_with_an_independent_computation(workspace: Workspace, lines: Lines):
-    folder = workspace.store.folder("prediction", "val")
+    folder = workspace.artifact("dhr/val")
     arguments = ["evaluate", "--pred", str(folder), "--root", str(workspace.data), "--json", "scores.json"]
     assert main(arguments) == 0
     result = json.loads(Path("scores.json").read_text())
@@ -271,13 +276,16 @@ def test_the_truth_scores_one(workspace: Workspace, lines: Lines):
 
 
 def test_report_judges_every_mask(workspace: Workspace, lines: Lines):
-    assert main(["report", "--root", str(workspace.data), "--images", "2"]) == 0
-    assert lines.messages[-1] == "Report: reports/microworld/report.html"
-    result = json.loads(Path("reports/microworld/report.json").read_text())
-    kinds = {"base_mask/train", "mars_mask/train", "wss_mask/train", "dhr_mask/round_01/train", "prediction/val"}
-    assert kinds <= set(result["metrics"])
-    steps = {"cam", "uss", "wss", "mars", "dhr"}
-    assert set(result["seconds"]) == {f"{what} {step}" for what in ("fit", "predict") for step in steps}
+    shutil.rmtree("reports")
+    assert workspace.command("report", "--images", "2") == 0
+    folder = Path("reports/microworld/dhr+uss=patches")
+    assert lines.messages[-1] == f"Report: {folder}/report.html"
+    result = json.loads((folder / "report.json").read_text())
+    masks = [name for name in workspace.places() if name != "uss/train"]
+    assert set(result["metrics"]) == set(masks)
+    fits = {"cam", "uss", "baseline", "mars", "dhr"}
+    expected = {*(f"fit {step}" for step in fits), *(f"predict {step}" for step in (*fits, "propagation"))}
+    assert set(result["seconds"]) == expected
     (refined,) = (note for note in result["notes"] if note.startswith("Refined with "))
-    assert "base_mask/train, dhr_mask/round_00/train, dhr_mask/round_01/train, mars_mask/train." in refined
-    assert "<html" in Path("reports/microworld/report.html").read_text()
+    assert refined.endswith(": propagation/train, mars/train, dhr/train.")
+    assert "<html" in (folder / "report.html").read_text()

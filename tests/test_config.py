@@ -6,18 +6,11 @@ from typing import Any
 
 import pytest
 
-from dhr_lightning.config import (
-    apply_overrides,
-    check_stage_config,
-    find_config,
-    merge,
-    output_settings,
-    own_overrides,
-    read_yaml,
-    resolve,
-    split_options,
-)
+from dhr_lightning.config import apply_overrides, find_config, in_sections, merge, read_yaml, resolve, split_options
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.pipeline.plan import RecipePlan, _by_step, make_plan
+from dhr_lightning.pipeline.request import Request
+from dhr_lightning.steps import methods
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -74,31 +67,51 @@ def test_files_merge_from_left_to_right(tmp_path: Path):
     assert resolve([second, first])["data"] == {"batch_size": 1, "seed": 3}
 
 
-def test_only_the_section_of_the_final_task_is_merged_and_it_comes_last(tmp_path: Path):
-    overlay = write(
-        tmp_path, "o.yaml", "per_task: {CAMTask: {data: {batch_size: 4}}, WSSTask: {data: {batch_size: 5}}}\n"
-    )
-    task = write(tmp_path, "t.yaml", "model: {class_path: dhr_lightning.methods.segmenters.wss.task.WSSTask}\ndata: {batch_size: 1}\n")
-    for order in ([overlay, task], [task, overlay]):
-        config = resolve(order)
-        assert config["data"]["batch_size"] == 5
-        assert "per_task" not in config
-    assert resolve([task, overlay], ["--data.batch_size", "6"])["data"]["batch_size"] == 6
+def test_only_the_part_of_the_method_counts_and_it_comes_after_what_holds_for_all(tmp_path: Path):
+    text = "data: {batch_size: 3}\nper_method: {cam: {data: {batch_size: 4}}, wss: {data: {batch_size: 5}}}\n"
+    overlay = write(tmp_path, "o.yaml", text)
+    config = resolve(["methods/wss.yaml", overlay])
+    assert config["data"]["batch_size"] == 5
+    assert "per_method" not in config
+    assert resolve(["methods/wss.yaml", overlay], ["--data.batch_size", "6"])["data"]["batch_size"] == 6
+    assert resolve([overlay])["data"]["batch_size"] == 3
+    assert resolve([overlay], method="cam")["data"]["batch_size"] == 4
 
 
-def test_sections_of_several_files_are_merged_one_after_the_other(tmp_path: Path):
-    task = write(tmp_path, "t.yaml", "model: {class_path: CAMTask}\ntrainer: {callbacks: [a]}\n")
-    first = write(tmp_path, "a.yaml", "per_task: {CAMTask: {trainer: {callbacks+: [b], max_epochs: 1}}}\n")
-    second = write(tmp_path, "b.yaml", "per_task: {CAMTask: {trainer: {callbacks+: [c], max_epochs: 2}}}\n")
-    assert resolve([task, first, second])["trainer"] == {"callbacks": ["a", "b", "c"], "max_epochs": 2}
+def test_parts_of_a_dataset_and_of_a_method_meet(tmp_path: Path):
+    text = "per_dataset: {voc: {data: {seed: 7}}, coco: {data: {seed: 8}}}\nper_method: {cam: {lr: 0.5}}\n"
+    overlay = write(tmp_path, "o.yaml", text)
+    config = resolve(["methods/cam.yaml", "data/voc.yaml", overlay])
+    assert (config["data"]["seed"], config["model"]["init_args"]["lr"]) == (7, 0.5)
+
+
+def test_parts_of_several_files_are_merged_one_after_the_other(tmp_path: Path):
+    base = write(tmp_path, "t.yaml", "data: {method: cam}\ntrainer: {callbacks: [a]}\n")
+    first = write(tmp_path, "a.yaml", "per_method: {cam: {trainer: {callbacks+: [b], max_epochs: 1}}}\n")
+    second = write(tmp_path, "b.yaml", "per_method: {cam: {trainer: {callbacks+: [c], max_epochs: 2}}}\n")
+    assert resolve([base, first, second])["trainer"] == {"callbacks": ["a", "b", "c"], "max_epochs": 2}
+
+
+def test_what_is_in_no_section_is_an_argument_of_the_task():
+    assert in_sections({"lr": 0.1, "data": {"batch_size": 4}}) == {
+        "model": {"init_args": {"lr": 0.1}},
+        "data": {"batch_size": 4},
+    }
+    assert in_sections({"trainer": {"max_epochs": 1}}) == {"trainer": {"max_epochs": 1}}
 
 
 def test_empty_sections_and_files_change_nothing(tmp_path: Path):
-    task = write(tmp_path, "t.yaml", "model: {class_path: CAMTask}\n")
+    base = write(tmp_path, "t.yaml", "data: {method: cam}\n")
     empty = write(tmp_path, "e.yaml", "# nothing\n")
-    hollow = write(tmp_path, "h.yaml", "per_task:\n")
-    assert resolve([task, empty, hollow]) == {"model": {"class_path": "CAMTask"}}
+    hollow = write(tmp_path, "h.yaml", "per_method:\n")
+    assert resolve([base, empty, hollow]) == {"data": {"method": "cam"}}
     assert resolve([]) == {}
+
+
+def test_the_file_of_a_method_says_whose_it_is():
+    for name, method in methods().items():
+        assert method.config is not None
+        assert resolve([f"methods/{name}.yaml"])["data"]["method"] == name
 
 
 def test_yaml_anchors_share_and_extend_a_mapping(tmp_path: Path):
@@ -178,23 +191,20 @@ def test_the_value_is_the_rest_of_the_word_or_the_next_word():
 
 
 def test_a_step_gets_the_overrides_of_all_and_its_own_without_its_name():
-    given = ["--cam.model.lr=1", "--data.seed", "2", "--dhr.model.lr", "3", "--cam.data.seed", "4", "--model.camera=5"]
-    steps = ["cam", "dhr"]
-    assert own_overrides(given, "cam", steps) == [
-        "--model.lr=1", "--data.seed", "2", "--data.seed", "4", "--model.camera=5"
-    ]  # fmt: skip
-    assert own_overrides(given, "dhr", steps) == ["--data.seed", "2", "--model.lr", "3", "--model.camera=5"]
+    given = ["--cam.model.lr=1", "--data.seed", "2", "--dhr.lr", "3", "--cam.data.seed", "4", "--model.camera=5"]
+    common, own = _by_step(given, ["cam", "dhr"])
+    assert common == ["--data.seed", "2", "--model.camera=5"]
+    assert own == {"cam": ["--model.lr=1", "--data.seed", "4"], "dhr": ["--model.init_args.lr", "3"]}
 
 
-@pytest.mark.parametrize("given", [["--cam", "1"], ["--cam=1"]])
-def test_a_step_alone_is_no_override_and_named_as_unknown_section(given: list[str]):
-    config = apply_overrides({}, own_overrides(given, "cam", ["cam"]))
-    with pytest.raises(ConfigError, match="Unknown section or step 'cam'"):
-        check_stage_config(config)
+@pytest.mark.parametrize("given", [["--cam", "1"], ["--cam=1"], ["--came.lr", "1"]])
+def test_a_step_alone_is_no_override_and_named(given: list[str]):
+    with pytest.raises(ConfigError, match="Unknown section or step 'came?'.*cam"):
+        _by_step(given, ["cam"])
 
 
 def test_an_unknown_file_is_refused_with_the_names_that_exist():
-    with pytest.raises(ConfigError, match=r"'stage9\.yaml'.*configs/stage1_cam\.yaml"):
+    with pytest.raises(ConfigError, match=r"'stage9\.yaml'.*configs/debug\.yaml"):
         resolve(["stage9.yaml"])
 
 
@@ -212,24 +222,26 @@ def test_shipped_files_are_found_from_anywhere_and_own_files_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert find_config("stage1_cam.yaml") == find_config("configs/stage1_cam.yaml") == CONFIGS / "stage1_cam.yaml"
+    assert find_config("debug.yaml") == find_config("configs/debug.yaml") == CONFIGS / "debug.yaml"
     assert find_config("data/voc.yaml") == CONFIGS / "data" / "voc.yaml"
-    own = write(tmp_path, "stage1_cam.yaml", "")
-    assert find_config("stage1_cam.yaml").resolve() == own
+    own = write(tmp_path, "debug.yaml", "")
+    assert find_config("debug.yaml").resolve() == own
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("stage*.yaml")))
-@pytest.mark.parametrize("overlays", [(), ("quickstart.yaml",)], ids=["plain", "quickstart"])
-@pytest.mark.parametrize("data", sorted(p.name for p in (CONFIGS / "data").glob("*.yaml")))
-def test_every_shipped_combination_resolves(name: str, overlays: tuple[str, ...], data: str):
-    config = resolve([name, f"data/{data}", *overlays])
-    assert config["model"]["class_path"].endswith("Task")
-    assert config["data"]["dataset"] == data.removesuffix(".yaml")
-    assert not {key for key in keys_of(config) if key.endswith("+") or key in ("per_task", "<<")}
+def plan_of(tmp_path: Path, recipe: str, *, overlays: tuple[str, ...] = ()) -> RecipePlan:
+    return make_plan(Request(recipe, root=str(tmp_path), overlays=overlays))
 
 
-def test_stage_1_is_the_recipe_of_irnet():
-    config = resolve(["stage1_cam.yaml", "data/voc.yaml"])
+@pytest.mark.parametrize("recipe", ["dhr", "quickstart", "photos", "mars", "supervised"])
+def test_nothing_is_left_of_what_merging_needs(tmp_path: Path, recipe: str):
+    for step in plan_of(tmp_path, recipe).steps:
+        config = dict(step.identity.config)
+        assert set(config) <= {"model", "data", "trainer", "seed_everything"}
+        assert not {key for key in keys_of(config) if key.endswith("+") or key in ("per_method", "per_dataset", "<<")}
+
+
+def test_cam_is_the_recipe_of_irnet():
+    config = resolve(["methods/cam.yaml", "data/voc.yaml"])
     options, data = config["model"]["init_args"], config["data"]
     assert {name: options[name] for name in ("backbone", "output_stride", "dilation")} == {
         "backbone": "resnet50", "output_stride": 16, "dilation": False
@@ -245,38 +257,29 @@ def test_stage_1_is_the_recipe_of_irnet():
     assert config["trainer"]["max_epochs"] == 5
 
 
-@pytest.mark.parametrize("overlay", ["quickstart.yaml", "debug.yaml", "real.yaml"])
-def test_no_overlay_inherits_the_frozen_parts_of_stage_1(overlay: str):
-    config = resolve(["stage1_cam.yaml", "data/microworld.yaml", overlay])
+@pytest.mark.parametrize(
+    ("recipe", "overlays"), [("quickstart", ()), ("dhr", ("debug.yaml",)), ("photos", ())], ids=lambda one: str(one)
+)
+def test_no_small_recipe_inherits_the_frozen_parts_of_cam(tmp_path: Path, recipe: str, overlays: tuple[str, ...]):
+    config = plan_of(tmp_path, recipe, overlays=overlays)["cam"].identity.config
     options, data = config["model"]["init_args"], config["data"]
-    assert options["frozen_norm"] is (overlay == "real.yaml")
+    assert options["frozen_norm"] is (recipe == "photos")
     assert (options["frozen_stages"], options["dilation"], data["interpolation"]) == (0, True, "bilinear")
     assert any(data["jitter"])
 
 
-def test_settings_of_an_output_leave_out_what_cannot_change_it():
-    config = {
-        "model": {"class_path": "CAMTask"},
-        "data": {"dataset": "voc", "batch_size": 2, "num_workers": 4, "root": "x", "workspace": "w"},
-        "trainer": {"max_epochs": 2, "devices": 2, "accelerator": "gpu", "logger": False},
-        "seed_everything": 3,
-        "ckpt_path": "x",
-    }
-    assert output_settings(config) == {
-        "model": {"class_path": "CAMTask"},
-        "data": {"dataset": "voc", "batch_size": 2},
-        "trainer": {"max_epochs": 2},
-        "seed": 3,
-    }
-
-
-def test_planning_does_not_import_torch():
-    code = "import sys, dhr_lightning.pipeline; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+def test_planning_does_not_import_torch(tmp_path: Path):
+    code = (
+        "import sys\nfrom dhr_lightning.pipeline.plan import make_plan\nfrom dhr_lightning.pipeline.request import Request\n"
+        f"make_plan(Request('dhr', root={str(tmp_path)!r}))\nsys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_misspelt_task_of_an_overlay_fails_at_once(tmp_path: Path):
+def test_a_misspelt_method_of_an_overlay_fails_at_once(tmp_path: Path):
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("per_task:\n  CAMTsk: {trainer: {max_epochs: 1}}\n")
-    with pytest.raises(ConfigError, match=r"Unknown task 'CAMTsk'.*CAMTask"):
+    overlay.write_text("per_method:\n  camm: {trainer: {max_epochs: 1}}\n")
+    with pytest.raises(ConfigError, match=r"Unknown method 'camm' .*overlay\.yaml.*Did you mean cam\?"):
         resolve([overlay])
+    with pytest.raises(ConfigError, match="Unknown method 'camm'"):
+        plan_of(tmp_path, "dhr", overlays=(str(overlay),))

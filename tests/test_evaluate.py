@@ -53,7 +53,7 @@ class Case:
 
     def run(self, *options: str) -> int:
         paths = ["--pred", str(self.pred), "--root", str(self.root), "--json", str(self.pred / "scores.json")]
-        return main(["evaluate", "--dataset", "voc", *paths, *options])
+        return main(["evaluate", "--data", "voc", *paths, *options])
 
     def result(self) -> dict[str, Any]:
         return json.loads((self.pred / "scores.json").read_text())
@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_there_is_said(case: Case, lines: Lines):
 
 def test_the_recorded_protocol_is_shown(case: Case):
     protocol = EvaluationProtocol((1.0, 0.5), crf={"iterations": 10}, backend="lattice")
-    manifest = Manifest.create("prediction", "voc", "val", ids=VAL, settings={})
+    manifest = Manifest.create("dhr/prediction", "voc", "val", ids=VAL, settings={})
     manifest.with_info(protocol=protocol.record()).save(case.pred / "manifest.json")
     assert case.run() == 0
     assert case.result()["test_time"] == protocol.record()

@@ -12,7 +12,9 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.datasets.labels import CONTEXT_IDS, STUFF_IDS
-from dhr_lightning.pipeline import Request, plan_steps, stage_main
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.pipeline.command import split_request, stage_main
+from dhr_lightning.pipeline.plan import RecipePlan, make_plan
 from tests.data.datasets.folder_samples import write_folder
 from tests.data.preparation.benchmark_layouts import SIZE, runs, write_context, write_grey, write_photo
 from tests.pipeline_workspace import STAGES, Lines
@@ -59,11 +61,12 @@ def give_texture(root: Path) -> None:
         Image.fromarray(noise).save(path)
 
 
-def run(name: str, dataset: str, *overrides: str) -> int:
-    filterbank = ["--config", "uss=stage2_filterbank.yaml"]
-    short = ["--cam.trainer.max_epochs=1", "--wss.trainer.max_epochs=1", "--dhr.trainer.max_epochs=1"]
-    options = ["--dataset", dataset, *filterbank, "--overlay", "debug.yaml", "--", *short, *overrides]
-    return stage_main(STAGES[name], options)
+WORDS = ("--root", "data", "--swap", "uss=patches", "--overlay", "debug.yaml")
+SHORT = ("--cam.trainer.max_epochs=1", "--baseline.trainer.max_epochs=1", "--dhr.trainer.max_epochs=1")
+
+
+def plan_of(data: str, *words: str) -> RecipePlan:
+    return make_plan(split_request([*words, "--data", data]))
 
 
 @pytest.mark.slow
@@ -75,32 +78,33 @@ def test_all_stages_finish_without_background(
     write(tmp_path / "data")
     give_texture(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    assert main(["prepare", "--dataset", dataset, "--root", "data"]) == 0
+    assert main(["prepare", "--data", dataset, "--root", "data"]) == 0
     lines.clear()
+    words = ["--data", dataset, *WORDS, *SHORT]
     for name in STAGES:
-        assert run(name, dataset, "--data.root", "data") == 0, lines.text
-    left_out = f"mars: left out, {dataset} has no background class, which MARS needs; DHR starts from base_mask"
-    assert lines.messages.count(left_out) == 1
+        assert stage_main(STAGES[name], words) == 0, lines.text
 
-    store = ArtifactStore("artifacts", dataset)
-    assert {kind for kind, _ in store.kinds()} == {
-        "cam", "base_mask", "uss", "wss_mask", "prediction_base", "dhr_mask/round_00", "prediction"
-    }  # fmt: skip
-    made = store.manifest("dhr_mask/round_00", "train")
-    assert {"base_mask/train", "uss/train", "cam/train"} < set(made.inputs)
+    store, plan = ArtifactStore("artifacts", dataset), plan_of(dataset, *WORDS, *SHORT)
+    assert plan.recipe.name == "no_background+uss=patches"
+    assert [step.name for step in plan.steps] == ["cam", "propagation", "baseline", "uss", "dhr"]
+    assert set(store.addresses()) == {output for step in plan.steps for output in step.outputs()}
+    round_0 = plan["dhr"].address("mask")
+    made = store.manifest(round_0, "train")
+    assert {f"{plan['propagation'].address('mask')}/train", f"{plan['uss'].address('features')}/train"} < set(
+        made.inputs
+    )
     for name in IMAGES["train"]:  # no value but those of the tags, and 0 is one of them
-        assert set(np.unique(read_mask(store.path("dhr_mask/round_00", "train", name)))) <= {0, last, 255}
+        assert set(np.unique(read_mask(store.path(round_0, "train", name)))) <= {0, last, 255}
 
     lines.clear()
-    assert run("stage3_dhr", dataset, "--data.root", "data") == 0
-    assert lines.messages == [left_out, "stage3_dhr: up to date"]
+    assert stage_main(STAGES["stage3_dhr"], words) == 0
+    assert lines.messages == ["stage3_dhr: up to date"]
     lines.clear()
-    assert main(["status", "--dataset", dataset, "--root", "data"]) == 0
-    assert "mars" not in lines.text
+    assert main(["status", "--data", dataset, "--root", "data"]) == 0
     assert "fresh" in lines.text
     assert "absent" not in lines.text
-    report = json.loads(Path(f"reports/{dataset}/report.json").read_text())
-    assert "prediction/val" in report["metrics"]
+    report = json.loads(Path(f"reports/{dataset}/no_background+uss=patches/report.json").read_text())
+    assert "dhr/val" in report["metrics"]
     assert not any("mars" in note.casefold() for note in report["notes"])
 
 
@@ -113,38 +117,47 @@ def plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own.yaml"
 
 
-def masks_of(dataset: str, *overrides: str, **options: object) -> dict[str, str | None]:
-    """What each step of stage 3 starts from."""
-    plans = plan_steps(STAGES["stage3_dhr"], Request(dataset, overrides=overrides, **options))
-    return {plan.step.name: plan.config["model"]["init_args"].get("masks") for plan in plans}
+def masks_of(data: str, *words: str) -> str:
+    """The step whose masks DHR starts from."""
+    return plan_of(data, *words)["dhr"].step.reads["masks"]
 
 
-def test_only_datasets_without_background_start_dhr_from_base_masks(plain_folder: str):
-    for dataset in (*BENCHMARKS, plain_folder):
-        assert masks_of(dataset)["dhr"] == masks_of(dataset, overlays=("real.yaml",))["dhr"] == "base_mask"
-    for dataset in ("microworld", "voc", "coco"):
-        assert masks_of(dataset)["dhr"] == "mars_mask"
-    assert masks_of(plain_folder, "--data.options.background", "true")["dhr"] == "mars_mask"
-    assert masks_of(plain_folder, "--dhr.model.init_args.masks", "wss_mask")["dhr"] == "wss_mask"
+def test_only_datasets_without_background_start_dhr_from_the_first_masks(plain_folder: str):
+    for data in (*BENCHMARKS, plain_folder):
+        assert masks_of(data) == masks_of(data, "photos") == "propagation"
+        assert masks_of(data, "dhr", "--drop", "mars") == "propagation"
+    for data in ("microworld", "voc", "coco"):
+        assert masks_of(data) == "mars"
+    Path("own.yaml").write_text("data: {dataset: folder, root: photos, options: {background: true}}\n")
+    assert masks_of(plain_folder) == "mars"
 
 
-@pytest.mark.parametrize("how", ["override", "overlay"])
-def test_mars_masks_asked_for_without_background_are_refused_before_any_work(
-    plain_folder: str, lines: Lines, no_lightning: None, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("recipe", ["dhr", "mars", "mine.yaml"])
+def test_a_method_that_needs_background_is_refused_before_any_work(
+    plain_folder: str, lines: Lines, no_lightning: None, monkeypatch: pytest.MonkeyPatch, recipe: str
 ):
-    monkeypatch.setattr("dhr_lightning.pipeline.prepare", lambda plan: pytest.fail("work has begun"))
-    Path("mine.yaml").write_text("per_task: {DHRTask: {model: {init_args: {masks: mars_mask}}}}\n")
-    asked = ["--", "--dhr.model.init_args.masks", "mars_mask"] if how == "override" else ["--overlay", "mine.yaml"]
-    assert stage_main(STAGES["stage3_dhr"], ["--dataset", plain_folder, *asked]) == 2
-    assert lines.messages[-1].startswith(
-        "error: dhr would start from mars_mask, but MARS needs a background class, which"
-    )
-    assert "model.init_args.masks: base_mask" in lines.messages[-1]
+    monkeypatch.setattr("dhr_lightning.pipeline.runner.prepare", lambda plan: pytest.fail("work has begun"))
+    steps = "mars: {use: mars, reads: {masks: propagation, features: uss}}, dhr: {reads: {masks: mars}}"
+    Path("mine.yaml").write_text(f"schema: 1\nextends: no_background\nsteps: {{{steps}}}\n")
+    assert main(["run", recipe, "--data", plain_folder]) == 2
+    (message,) = lines.messages
+    assert message.startswith("error: mars (mars) needs a background class, which photos lacks.")
+    assert "--drop mars" in message
+    assert "the recipe no_background" in message
 
 
-def test_fit_refuses_mars_masks_without_background_and_takes_the_overlay(plain_folder: str, lines: Lines):
-    configs = [a for one in ("stage3_dhr.yaml", plain_folder) for a in ("--config", one)]
-    assert main(["fit", *configs]) == 2
-    assert lines.messages[-1].startswith("error: DHRTask would start from mars_mask, but MARS needs a background class")
-    assert main(["fit", *configs, "--config", "no_background.yaml", "--model.init_args.decoder", "unknown"]) == 2
-    assert "mars_mask" not in lines.messages[-1]
+def test_both_ways_out_that_the_error_names_make_a_plan(plain_folder: str):
+    for words in (["dhr", "--drop", "mars"], ["no_background"]):
+        plan = plan_of(plain_folder, *words)
+        assert "mars" not in [step.name for step in plan.steps]
+
+
+def test_fit_refuses_mars_without_background(plain_folder: str, lines: Lines):
+    inputs = ["--data.inputs.masks", "crf/0123456789/mask", "--data.inputs.features", "stego/0123456789/features"]
+    assert main(["fit", "--config", "methods/mars.yaml", "--config", plain_folder, *inputs]) == 2
+    assert lines.messages[-1].startswith("error: mars (mars) needs a background class, which photos lacks.")
+
+
+def test_a_dropped_step_that_nothing_stands_in_for_says_so(plain_folder: str):
+    with pytest.raises(ConfigError, match="'propagation' cannot be dropped: baseline reads its masks"):
+        plan_of(plain_folder, "--drop", "propagation")

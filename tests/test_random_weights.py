@@ -1,6 +1,5 @@
 """No step trains on photos from random weights unless it is told to."""
 
-import inspect
 import re
 import shlex
 import subprocess
@@ -14,24 +13,24 @@ import pytest
 from PIL import Image
 
 from dhr_lightning.__main__ import main
-from dhr_lightning.cli import TASKS
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.inspection.init import NEXT
-from dhr_lightning.pipeline import Request, plan_steps, run_stage, stage_main
-from dhr_lightning.provenance import start_checks
-from dhr_lightning.request import parse_request
+from dhr_lightning.pipeline.command import split_request, stage_main
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.request import Request
+from dhr_lightning.pipeline.runner import run_plan
 from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import REPOSITORY, STAGES, Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]
-BACKBONE = {"cam": "resnet50", "uss": "vit_base_patch8_224.dino", "wss": "resnet50", "dhr": "resnet50"}
+BACKBONE = {"cam": "resnet50", "uss": "vit_base_patch8_224.dino", "baseline": "resnet50", "dhr": "resnet50"}
 
 
 class Started(Exception):
     """A stage began to fit."""
 
 
-ALONE = ("imported.yaml",)  # stage 3 without the network of stage 1
+ALONE = ("--swap", "propagation=imported/theirs", "--drop", "cam")  # stage 3 without the network of stage 1
 
 
 @pytest.fixture
@@ -45,20 +44,20 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     write_folder(Path("photos"), "image,tag\na.jpg,cat\nb.jpg,dog\n", ["a.jpg", "b.jpg"])
     Path("own.yaml").write_text("data: {dataset: folder, root: photos}\n")
-    monkeypatch.setattr("dhr_lightning.pipeline.check_inputs", lambda *arguments, **options: None)
+    monkeypatch.setattr("dhr_lightning.pipeline.runner.check_inputs", lambda *arguments, **options: None)
     return "own.yaml"
 
 
-def plans(stage: str, dataset: str, *arguments: str) -> dict[str, dict[str, Any]]:
+def plans(dataset: str, *arguments: str) -> dict[str, Any]:
     """`model.init_args` by step, for arguments of the command line."""
-    planned = plan_steps(STAGES[stage], parse_request(STAGES[stage], ["--dataset", dataset, *arguments]))
-    return {plan.step.name: plan.config["model"]["init_args"] for plan in planned}
+    plan = make_plan(split_request([*arguments, "--data", dataset]))
+    return {step.name: step.identity.arguments for step in plan.steps if step.identity}
 
 
 def starts(stage: str, dataset: str, *arguments: str) -> bool:
     """Whether a stage begins to fit; otherwise it must end with an error that the user can repair."""
     try:
-        status = stage_main(STAGES[stage], ["--dataset", dataset, *arguments])
+        status = stage_main(STAGES[stage], ["--data", dataset, *arguments])
     except Started:
         return True
     assert status == 2
@@ -67,21 +66,19 @@ def starts(stage: str, dataset: str, *arguments: str) -> bool:
 
 @pytest.mark.parametrize(
     ("stage", "steps", "arguments"),
-    [("stage1_cam", ["cam"], []), ("stage2_uss", ["uss"], []), ("stage3_dhr", ["wss", "dhr"], ["--overlay", *ALONE])],
+    [("stage1_cam", ["cam"], []), ("stage2_uss", ["uss"], []), ("stage3_dhr", ["baseline", "dhr"], list(ALONE))],
 )
 def test_random_weights_on_photos_stop_a_stage_before_any_work(
     photos: str, lines: Lines, monkeypatch: pytest.MonkeyPatch, stage: str, steps: list[str], arguments: list[str]
 ):
-    monkeypatch.setattr("dhr_lightning.pipeline.prepare", lambda plan: pytest.fail("work has begun"))
-    assert stage_main(STAGES[stage], ["--dataset", photos, *arguments]) == 2
+    monkeypatch.setattr("dhr_lightning.pipeline.runner.prepare", lambda plan: pytest.fail("work has begun"))
+    assert stage_main(STAGES[stage], ["--data", photos, *arguments]) == 2
     (message,) = lines.messages
     named = " and ".join(f"{step} (backbone {BACKBONE[step]!r})" for step in steps)
     assert message.startswith(f"error: {named} would start from random weights")
 
 
-@pytest.mark.parametrize(
-    ("stage", "arguments"), [("stage1_cam", []), ("stage2_uss", []), ("stage3_dhr", ["--overlay", *ALONE])]
-)
+@pytest.mark.parametrize(("stage", "arguments"), [("stage1_cam", []), ("stage2_uss", []), ("stage3_dhr", list(ALONE))])
 def test_every_way_out_that_the_error_names_leads_on(photos: str, lines: Lines, stage: str, arguments: list[str]):
     assert not starts(stage, photos, *arguments)
     ways = re.findall(r"`(.*?)`", lines.messages[-1])
@@ -92,12 +89,11 @@ def test_every_way_out_that_the_error_names_leads_on(photos: str, lines: Lines, 
 
 
 def test_random_weights_are_meant_only_if_all_of_them_may_learn(photos: str, lines: Lines):
-    scratch = ["--", "--model.init_args.from_scratch", "true"]
+    scratch = ["--cam.from_scratch", "true", "--uss.from_scratch", "true"]
     assert not starts("stage1_cam", photos, *scratch)  # the first stages of a ResNet are frozen by its configuration
-    assert "--cam.model.init_args.frozen_stages 0" in lines.messages[-1]
-    assert "--cam.model.init_args.frozen_norm false" in lines.messages[-1]
-    learns = ["--model.init_args.frozen_stages", "0", "--model.init_args.frozen_norm", "false"]
-    assert starts("stage1_cam", photos, *scratch, *learns)
+    assert "--cam.frozen_stages 0" in lines.messages[-1]
+    assert "--cam.frozen_norm false" in lines.messages[-1]
+    assert starts("stage1_cam", photos, *scratch, "--cam.frozen_stages", "0", "--cam.frozen_norm", "false")
     assert starts("stage2_uss", photos, *scratch)
 
 
@@ -113,73 +109,70 @@ def test_what_init_advises_leads_through_all_stages(photos: str, lines: Lines):
             assert starts(stage, "new.yaml", *shlex.split(arguments)), (stage, arguments)
 
 
-def test_download_asks_for_weights_by_name_where_a_backbone_has_none(photos: str, lines: Lines):
-    assert plans("stage1_cam", photos, "--download")["cam"]["pretrained"] is True
-    assert plans("stage2_uss", photos, "--download")["uss"]["pretrained"] is True
-    found = plans("stage3_dhr", photos, "--overlay", *ALONE, "--download")
-    assert {step: arguments.get("pretrained") for step, arguments in found.items()} == {
-        "wss": True,
-        "mars": None,
-        "dhr": True,
-    }
-    lines.clear()
-    found = plans("stage3_dhr", photos, "--download")
-    assert not any("pretrained" in arguments for arguments in found.values())
-    assert lines.messages == [f"{step}: encoder from cam, no weights to download" for step in ("wss", "dhr")]
+def test_only_steps_that_run_need_weights(photos: str):
     Path("FILE").write_bytes(b"weights")
-    file = "--model.init_args.pretrained"
-    assert plans("stage1_cam", photos, "--download", "--", file, "FILE")["cam"]["pretrained"] == "FILE"
-    small = ["--overlay", "debug.yaml", "--download"]
-    assert "pretrained" not in plans("stage1_cam", "voc", *small)["cam"]
-    assert plans("stage2_uss", "voc", *small)["uss"]["pretrained"] is False
-    assert "pretrained" not in plans("stage1_cam", "microworld", "--download")["cam"]
+    assert starts("stage1_cam", photos, "--cam.pretrained", "FILE")
+    assert not starts("stage2_uss", photos, "--cam.pretrained", "FILE")
+
+
+def test_download_asks_for_weights_by_name_where_a_backbone_has_none(photos: str, lines: Lines):
+    found = plans(photos, "--download")
+    weights = {step: arguments.get("pretrained") for step, arguments in found.items()}
+    assert weights == dict.fromkeys(found) | {"cam": True, "uss": True}  # cam fills the others
+    found = plans(photos, *ALONE, "--download")
+    weights = {step: arguments.get("pretrained") for step, arguments in found.items()}
+    assert weights == {"uss": True, "baseline": True, "mars": None, "dhr": True}
+    Path("FILE").write_bytes(b"weights")
+    assert plans(photos, "--download", "--cam.pretrained", "FILE")["cam"]["pretrained"] == "FILE"
+    found = plans("voc", "--overlay", "debug.yaml", "--download")
+    assert "pretrained" not in found["cam"]
+    assert found["uss"]["pretrained"] is False
+    assert "pretrained" not in plans("microworld", "--download")["cam"]
 
 
 def test_an_encoder_that_an_earlier_step_fills_needs_no_weights(photos: str):
     assert starts("stage3_dhr", photos)
-    assert not starts("stage3_dhr", photos, "--", "--dhr.model.init_args.init_from", "null")
+    assert not starts("stage3_dhr", photos, *ALONE)
 
 
 def test_what_is_no_photo_or_has_no_weights_to_take_starts_as_it_is(photos: str):
     Path("world.yaml").write_text("data: {dataset: microworld, root: world, options: {train: 2, val: 1}}\n")
-    assert starts("stage1_cam", "world.yaml", "--overlay")
-    assert starts("stage2_uss", photos, "--config", "uss=stage2_filterbank.yaml")
+    assert starts("stage1_cam", "world.yaml")
+    assert starts("stage2_uss", photos, "--swap", "uss=patches")
     for stage in STAGES:
-        options = ["--", "--data.options", "{}"]  # debug.yaml has sizes of the built-in data there
-        assert starts(stage, photos, "--overlay", "debug.yaml", *options), stage
+        assert starts(stage, photos, "--overlay", "debug.yaml"), stage
 
 
 def test_small32_has_no_weights_to_name(photos: str, lines: Lines):
     for value in ("false", "true"):
-        arguments = ["--overlay", "quickstart.yaml", "--", "--model.init_args.pretrained", value]
-        assert not starts("stage1_cam", photos, *arguments)
+        assert not starts("stage1_cam", photos, "--recipe", "quickstart", "--cam.pretrained", value)
         assert "cam (backbone 'small32') would start from random weights" in lines.messages[-1]
         assert "No pretrained weights of 'small32' exist" in lines.messages[-1]
         assert "--download" not in lines.messages[-1]
-    assert not starts("stage1_cam", photos, "--overlay", "quickstart.yaml", "--download")
+    assert not starts("stage1_cam", photos, "--recipe", "quickstart", "--download")
 
 
 def test_a_file_of_weights_that_is_not_there_is_named_before_any_work(
     photos: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("dhr_lightning.pipeline.prepare", lambda plan: pytest.fail("work has begun"))
-    assert not starts("stage1_cam", photos, "--", "--model.init_args.pretrained", "nowhere.pth")
+    monkeypatch.setattr("dhr_lightning.pipeline.runner.prepare", lambda plan: pytest.fail("work has begun"))
+    assert not starts("stage1_cam", photos, "--cam.pretrained", "nowhere.pth")
     assert lines.messages[-1].startswith("error: cam: there is no file of weights at nowhere.pth")
 
 
-@pytest.mark.parametrize("step", ["stage1_cam.yaml", "stage2_stego.yaml"])
+@pytest.mark.parametrize("method", ["cam", "stego"])
 def test_fit_stops_too_and_names_options_that_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines, step: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines, method: str
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dhr_lightning.cli.LightningCLI.instantiate_classes", lambda cli: pytest.fail("built"))
     write_folder(Path("photos"), "image,tag\na.jpg,cat\nb.jpg,dog\n", ["a.jpg", "b.jpg"])
     Path("own.yaml").write_text("data: {dataset: folder, root: photos}\n")
     Path("FILE").write_bytes(b"weights")
-    command = ["fit", "--config", step, "--config", "own.yaml"]
+    command = ["fit", "--config", f"methods/{method}.yaml", "--config", "own.yaml"]
     assert main(command) == 2
-    task, backbone = ("CAMTask", "resnet50") if "cam" in step else ("USSTask", BACKBONE["uss"])
-    assert lines.messages[-1].startswith(f"error: {task} (backbone {backbone!r}) would start from random weights")
+    backbone = BACKBONE["cam" if method == "cam" else "uss"]
+    assert lines.messages[-1].startswith(f"error: {method} (backbone {backbone!r}) would start from random weights")
     ways = re.findall(r"`(.*?)`", lines.messages[-1])
     assert len(ways) == 3
     for way in ways:
@@ -191,16 +184,11 @@ def test_a_step_that_an_import_leaves_out_needs_no_weights(photos: str, lines: L
     Path("theirs").mkdir()
     for name in ("a", "b"):
         Image.fromarray(np.zeros((16, 24), np.uint8)).save(Path("theirs") / f"{name}.png")
-    assert main(["import", "base_mask", "theirs", "--dataset", photos]) == 0
+    assert main(["import", "mask", "theirs", "--data", photos]) == 0
     lines.clear()
-    assert stage_main(STAGES["stage1_cam"], ["--dataset", photos]) == 0
-    assert "cam: left out, base_mask/train was imported" in lines.text
-    assert not starts("stage1_cam", photos, "--force")
-
-
-def test_the_table_has_the_backbones_of_the_signatures():
-    defaults = {task.__name__: inspect.signature(task.__init__).parameters.get("backbone") for task in TASKS}
-    assert {name: one.default for name, one in defaults.items() if one} == dict(start_checks.BACKBONES)
+    assert stage_main(STAGES["stage1_cam"], ["--data", photos, *ALONE]) == 0
+    assert lines.messages == ["stage1_cam: up to date"]
+    assert not starts("stage1_cam", photos)
 
 
 def test_the_check_does_not_wait_for_torch(photos: str):
@@ -209,12 +197,13 @@ def test_the_check_does_not_wait_for_torch(photos: str):
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(REPOSITORY / "stages" / "stage1_cam.py"), "--dataset", photos]
+    command = [sys.executable, "-c", script, str(REPOSITORY / "stages" / "stage1_cam.py"), "--data", photos]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "2 False"
 
 
 def test_planning_alone_refuses_nothing(photos: str):
-    assert len(plan_steps(STAGES["stage1_cam"], Request(photos))) == 1
-    with pytest.raises(ConfigError):
-        run_stage(STAGES["stage1_cam"], Request(photos))
+    plan = make_plan(Request(data=photos))
+    assert plan.steps[0].name == "cam"
+    with pytest.raises(ConfigError, match="would start from random weights"):
+        run_plan(plan, plan.steps, title="test")

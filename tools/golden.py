@@ -1,4 +1,4 @@
-"""Compare what the stages make of the built-in data with figures kept in `tests/golden/`, or write these figures.
+"""Compare what a recipe makes of the built-in data with figures kept in `tests/golden/`, or write these figures.
 
     python tools/golden.py                        # run the quick start in bench/golden and compare
     python tools/golden.py --write                # a result changed on purpose: keep the new figures
@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,14 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "tests" / "golden"
-STAGES = ("stage1_cam", "stage2_uss", "stage3_dhr")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A run of all stages on the built-in data, and how far its figures may move.
+    """A run of a recipe on the built-in data, and how far its figures may move.
 
     Attributes:
-        arguments: of the stage files.
+        arguments: of the command `run`.
         pixels: share of the pixels of a kind that must stay, the mean over its images.
         score: how far a score may move; 0.01 is a point.
         weight: how far a sampled weight may move, in root mean squares of its module.
@@ -48,15 +47,14 @@ class Chain:
 
 
 CHAINS = {
-    "debug": Chain(("--overlay", "debug.yaml", "--", "--data.root", "data/debug"), 0.975, 0.01, 0.005, 0.9),
+    "debug": Chain(
+        ("dhr", "--swap", "uss=patches", "--overlay", "debug.yaml", "--root", "data/debug"), 0.975, 0.01, 0.005, 0.9
+    ),
     "quickstart": Chain((), 0.95, 0.01, 0.2, 0.9),
-}
-KINDS = {
-    "train": ("base_mask", "wss_mask", "mars_mask", "dhr_mask/round_00", "dhr_mask/round_01"),
-    "val": ("prediction_base", "prediction"),
 }
 SCORES = ("miou", "pixel_accuracy", "vanished_tag_rate", "missing_tag_rate")
 IMAGES, STRIDE, SAMPLES = 12, 4, 48
+Steps = Mapping[str, Mapping[str, Any]]  # what a workspace remembers of a recipe
 log = logging.getLogger("dhr_lightning")
 
 
@@ -88,47 +86,62 @@ def main() -> int:
 
 
 def run(chain: str, workspace: Path) -> None:
-    """Run all stages of a chain in a folder; stops with the exit status of the first that fails."""
+    """Run the recipe of a chain in a folder; stops with its exit status if it fails."""
     workspace.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for stage in STAGES:
-        command = [sys.executable, str(REPOSITORY / "stages" / f"{stage}.py"), *CHAINS[chain].arguments]
-        if status := subprocess.run(command, cwd=workspace, env=environment, check=False).returncode:
-            raise SystemExit(status)
+    command = [sys.executable, "-m", "dhr_lightning", "run", *CHAINS[chain].arguments]
+    if status := subprocess.run(command, cwd=workspace, env=environment, check=False).returncode:
+        raise SystemExit(status)
 
 
 def figures(workspace: Path) -> dict[str, Any]:
-    """Figures of a finished run: `masks` by kind and image, `scores` by kind, `weights` by step and module."""
-    report = json.loads((workspace / "reports" / "microworld" / "report.json").read_text(encoding="utf-8"))
-    scores = {key: {name: values[name] for name in SCORES} for key, values in report["metrics"].items()}
-    return {"masks": dict(_masks(workspace)), "scores": scores, "weights": dict(_weights(workspace))}
+    """Figures of a finished run: `masks` by `<step>[/round_KK]/<split>` and image, `scores` likewise, `weights` by step.
+
+    Raises:
+        SystemExit: unless exactly one recipe ran in the workspace, to its end.
+    """
+    recipes = list((workspace / "artifacts" / "microworld" / "recipes").glob("*.json"))
+    if len(recipes) != 1:
+        raise SystemExit(f"{len(recipes)} recipes ran in {workspace}, expected one. Run without --resume.")
+    steps = json.loads(recipes[0].read_text(encoding="utf-8"))["steps"]
+    (report,) = (workspace / "reports" / "microworld").glob("*/report.json")
+    metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+    scores = {key: {name: values[name] for name in SCORES} for key, values in metrics.items()}
+    return {"masks": dict(_masks(workspace, steps)), "scores": scores, "weights": dict(_weights(workspace, steps))}
 
 
-def _masks(workspace: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _masks(workspace: Path, steps: Steps) -> Iterator[tuple[str, dict[str, str]]]:
     from dhr_lightning.artifacts.files import read_mask
-    from dhr_lightning.artifacts.store import ArtifactStore
+    from dhr_lightning.artifacts.kinds import kind_of, round_number
 
-    store = ArtifactStore(workspace / "artifacts", "microworld")
-    for split, kinds in KINDS.items():
-        for kind in kinds:
-            paths = sorted(store.folder(kind, split).glob("*.png"))
+    for step, made in steps.items():
+        for output in made["outputs"]:
+            address, _, split = output.rpartition("/")
+            if not kind_of(address).is_mask:
+                continue
+            paths = sorted((workspace / "artifacts" / "microworld" / output).glob("*.png"))
             if not paths:
-                raise SystemExit(f"{kind}/{split} holds no mask below {workspace}. Run without --resume.")
+                raise SystemExit(f"{output} holds no mask below {workspace}. Run without --resume.")
+            number = round_number(address)
+            name = f"{step}/{split}" if number is None else f"{step}/round_{number:02d}/{split}"
             chosen = paths[:: max(1, len(paths) // IMAGES)][:IMAGES]
-            yield f"{kind}/{split}", {path.stem: shorten(read_mask(path)[::STRIDE, ::STRIDE]) for path in chosen}
+            yield name, {path.stem: shorten(read_mask(path)[::STRIDE, ::STRIDE]) for path in chosen}
 
 
-def _weights(workspace: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
+def _weights(workspace: Path, steps: Steps) -> Iterator[tuple[str, dict[str, list[float]]]]:
     import torch
 
-    for folder in sorted((workspace / "runs" / "microworld").iterdir()):
+    for step, made in steps.items():
+        if made["run"] is None:
+            continue
+        folder = workspace / "runs" / "microworld" / made["run"]
         newest = max(folder.glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
         state = torch.load(newest / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         modules: dict[str, list[torch.Tensor]] = {}
         for name, value in state.items():
             if value.is_floating_point() and value.numel():
                 modules.setdefault(".".join(name.split(".")[:2]), []).append(value.flatten().double())
-        yield folder.name, {name: _sample(torch.cat(values)) for name, values in modules.items()}
+        yield step, {name: _sample(torch.cat(values)) for name, values in modules.items()}
 
 
 def _sample(values: Any) -> list[float]:  # noqa: ANN401, torch is imported where it is needed

@@ -54,9 +54,8 @@ def finished_predictions(plan: RecipePlan, split: str) -> Predictions:
     address = step.address(KIND)
     status = step.status(address, split)
     if not status.fresh:
-        words = " ".join(["python -m dhr_lightning run", *plan.request.words()])
         raise ArtifactError(
             f"{step.name} ({address}/{split}) is {status} ({plan.view.store.folder(address, split)}), so it is not "
-            f"exported. Run `{words}` first."
+            f"exported. Run `{plan.request.command('run')}` first."
         )
     return Predictions(plan.view.store, address, split, plan.view.records(split), plan.view.info.classes)

@@ -163,7 +163,7 @@ def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, Pla
 
 
 def _by_step(overrides: Sequence[str], steps: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides for all steps, and those of one: `--cam.scales [1.0]` is `--model.init_args.scales [1.0]` there."""
+    """Overrides for all steps, and those of one: `--cam.lr 1` is `--model.init_args.lr 1` of the step `cam`."""
     common: list[str] = []
     own: dict[str, list[str]] = {}
     for option in split_options(overrides):

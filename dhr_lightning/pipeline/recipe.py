@@ -166,8 +166,8 @@ def _check_reads(step: RecipeStep, steps: Mapping[str, RecipeStep]) -> None:
     if missing:
         wanted = " or ".join(ports[missing[0]].kinds)
         raise ConfigError(
-            f"Step {step.name} ({step.use}) reads {missing[0]} ({wanted}), but the recipe does not say from which step. "
-            f"Add `reads: {{{missing[0]}: STEP}}`."
+            f"Step {step.name} ({step.use}) reads {missing[0]} ({wanted}), but the recipe does not say from which "
+            f"step. Add `reads: {{{missing[0]}: STEP}}`."
         )
 
 
@@ -212,6 +212,8 @@ def load_recipe(name: str | Path) -> Recipe:
     path = find_recipe(name)
     content = _extended(path, ())
     steps = {key: _parse_step(key, value, path) for key, value in (content.get("steps") or {}).items() if value}
+    if not steps:
+        raise ConfigError(f"Recipe {path} has no steps. Name them below `steps:`, or another recipe after `extends:`.")
     outputs = content.get("outputs") or [name for name in steps if not _is_read(name, steps)]
     layer = {**(content.get("set") or {}), **{k: content[k] for k in ("per_method", "per_dataset") if k in content}}
     shipped = path.parent.name if path.parent.name != "recipes" else ""

@@ -1,6 +1,7 @@
 """What a command line asks for: which recipe, on which data, with which changes; the same words for every command."""
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,8 +69,12 @@ class Request:
             return "quickstart"
         return "dhr" if resolve_dataset(self.data_section()["data"]).classes.has_background else "no_background"
 
-    def words(self) -> list[str]:
-        """The request as command-line options, without what concerns one run only."""
+    def words(self, *options: str) -> list[str]:
+        """The request as arguments of a command, without what concerns one run only; inverse of `to_request`.
+
+        Args:
+            options: more of them, before the overrides.
+        """
         words = [self.recipe] if self.recipe else []
         for name, value in (("data", self.data if self.data != BUILTIN else None), ("root", self.root),
                             ("workspace", self.workspace)):  # fmt: skip
@@ -79,7 +84,12 @@ class Request:
         words += ["--overlay", *self.overlays] if self.overlays else []
         words += ["--swap", *(f"{step}={method}" for step, method in self.swaps.items())] if self.swaps else []
         words += ["--drop", *self.drops] if self.drops else []
-        return [*words, *(["--", *self.overrides] if self.overrides else [])]
+        words += ["--download"] if self.download else []
+        return [*words, *options, *(["--", *self.overrides] if self.overrides else [])]
+
+    def command(self, name: str, *options: str) -> str:
+        """A command about this request, as a shell takes it."""
+        return shlex.join(["python", "-m", "dhr_lightning", name, *self.words(*options)])
 
 
 def data_section(data: str, root: str | None = None, workspace: str | None = None) -> dict[str, Any]:
@@ -103,21 +113,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help=f"a recipe ({', '.join(shipped_recipes())}) or a YAML file "
                         "(default: quickstart for the built-in data, else dhr or no_background)")  # fmt: skip
     add_data_options(parser)
-    parser.add_argument("--overlay", nargs="+", default=[], metavar="FILE", help="configurations merged last")
-    parser.add_argument("--swap", nargs="+", default=[], metavar="STEP=METHOD", help="another method for a step")
-    parser.add_argument("--drop", nargs="+", default=[], metavar="STEP", help="leave steps out")
-    parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="A.B=VALUE",
-                        help="settings of all steps (trainer.max_epochs=2) or of one (cam.scales=[1.0]); --STEP.A.B VALUE "
-                        "says the same")  # fmt: skip
+    _several(parser, "--overlay", "FILE", "configurations merged last")
+    _several(parser, "--swap", "STEP=METHOD", "another method for a step")
+    _several(parser, "--drop", "STEP", "leave steps out")
+    _several(
+        parser, "--set", "A.B=VALUE",
+        "settings of all steps (trainer.max_epochs=2) or of one (cam.scales=[1.0]); --STEP.A.B VALUE says the same",
+    )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="pretrained weights of every step that has none yet")
     parser.add_argument("--download", action="store_true",
                         help="pretrained: true for every step whose backbone has no weights")  # fmt: skip
 
 
+def _several(parser: argparse.ArgumentParser, name: str, metavar: str, text: str) -> None:
+    """An option of one or more values that may be given again."""
+    parser.add_argument(name, nargs="+", action="extend", default=[], metavar=metavar, help=text)
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command about a dataset shares."""
-    parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER",
-                        help="a file of configs/data, a YAML file, or a folder of photos (default: microworld)")  # fmt: skip
+    text = "a file of configs/data, a YAML file, or a folder of photos (default: microworld)"
+    parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER", help=text)
     parser.add_argument("--root", metavar="DIR", help="folder of the dataset (default: the one in its configuration)")
     parser.add_argument(
         "--workspace", metavar="DIR", help="folder that holds artifacts/, runs/ and reports/ (default: .)"
@@ -142,8 +158,8 @@ def to_request(options: argparse.Namespace, overrides: Sequence[str]) -> Request
     Raises:
         ConfigError: if a swap or setting is malformed.
     """
-    settings = [f"--{text}" for text in options.settings]
-    for text in options.settings:
+    settings = [f"--{text}" for text in options.set]
+    for text in options.set:
         if "=" not in text:
             raise ConfigError(f"Expected --set A.B=VALUE, but got {text!r}.")
     return Request(

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -39,8 +40,8 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     """
     start, ran = time.monotonic(), False
     refuse_old_workspace(plan.view)
-    prepare(plan.view)
     check_weights({step.name: dict(step.identity.config) for step in steps if step.identity}, in_recipe=True)
+    prepare(plan.view)
     remember(plan)
     for step in steps:
         statuses = step.statuses()
@@ -64,11 +65,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
 
 def _advice(plan: RecipePlan, step: PlannedStep) -> Mapping[str, str]:
     """The command that makes each input."""
-    words = plan.request.words()
-    return {
-        port: " ".join(["python -m dhr_lightning run", *words, "--until", source])
-        for port, source in step.step.sources()
-    }
+    return {port: plan.request.command("run", "--until", source) for port, source in step.step.sources()}
 
 
 def refuse_imports(step: PlannedStep, statuses: Mapping[tuple[str, str], Status]) -> None:
@@ -105,8 +102,9 @@ def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False
         refit: fit from the beginning if the fit has finished, because something that only a fit writes is missing.
     """
     folder = identity.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder / ".lock"):
+    if identity.spec.fits:
+        folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder / ".lock") if identity.spec.fits else nullcontext():  # artifacts have locks of their own
         if force:
             for output in identity.outputs():
                 identity.store.forget(*output)

@@ -18,7 +18,7 @@ log = logging.getLogger("dhr_lightning")
 
 
 def other_request(request: Request, name: str) -> Request:
-    """The request of another recipe on the same data: one that ran here, by the name that `status` shows, or any other."""
+    """The request of another recipe on the same data: one that ran here, by its name in `status`, or any other."""
     store = DataView(request.data_section()["data"]).store
     known = {one["recipe"]: one["command"] for one in remembered(store)}
     if name in known:
@@ -47,7 +47,7 @@ def _show_recipe(plan: RecipePlan) -> list[Status]:
             log.info("  %-12s %s/%s  %s%s", step.name, address, split, status, _facts(manifest))
         states += rows.values()
     if any(not status.fresh for status in states):
-        log.info("  run `python -m dhr_lightning run %s`", " ".join(plan.request.words()))
+        log.info("  run `%s`", plan.request.command("run"))
     return states
 
 
@@ -58,6 +58,13 @@ def _facts(manifest: Manifest | None) -> str:
     gate = Gate.read(manifest)
     verdict = f"; {gate.verdict()}" if gate else ""
     return f"  {manifest.count} images, {manifest.info.get('created', '')}, {source}{verdict}"
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to answer
+        return False
 
 
 def collect_garbage(view: DataView, *, forget: Sequence[str], yes: bool) -> int:
@@ -78,8 +85,8 @@ def collect_garbage(view: DataView, *, forget: Sequence[str], yes: bool) -> int:
         log.info("nothing to remove")
         return 0
     total = human(sum(item.size for item in items))
-    if not yes and input(f"Remove {len(items)} folders, {total}? [y/N] ").strip().lower() not in ("y", "yes"):
-        log.info("nothing removed")
+    if not yes and not _agreed(f"Remove {len(items)} folders, {total}? [y/N] "):
+        log.info("nothing removed; --yes removes without asking")
         return 1
     remove(items, below=view.workspace)
     log.info("removed %s", total)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.artifacts.kinds import round_address
+from dhr_lightning.artifacts.kinds import round_address, round_number
 from dhr_lightning.artifacts.manifest import (
     Manifest,
     canonical,
@@ -251,15 +251,17 @@ class StepIdentity:
             checkpoint: weights used, if known.
             info: recorded, never compared.
         """
-        inputs = {**self.input_digests(), f"data/{split}": self.data.digest(split)}
+        in_fit = round_number(address) is not None  # then no setting or input of prediction counts
+        settings = {"method": self.spec.name, **self.fit_settings} if in_fit else self.settings
+        inputs = {**self.input_digests(fit_only=in_fit), f"data/{split}": self.data.digest(split)}
         manifest = Manifest(
             address=address,
             dataset=self.store.dataset,
             split=split,
             count=len(self.data.records(split)),
             ids=self.data.ids_digest(split),
-            config=digest_config(self.settings),
-            settings=canonical(self.settings),
+            config=digest_config(settings),
+            settings=canonical(settings),
             inputs=inputs,
             checkpoint=describe_checkpoint(checkpoint) if checkpoint else None,
         )

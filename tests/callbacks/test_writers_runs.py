@@ -17,8 +17,8 @@ from dhr_lightning.data.datamodule import Needs, WSSSDataModule
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.errors import ArtifactError, LockError
-from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.ops.refine import Refiner
 from tests.pipeline_workspace import Lines
 from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
 from tests.task_samples import make_task

@@ -5,8 +5,8 @@ import torch
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.profiles import RebalanceSettings
-from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import rebalance
 
 TAGS, DEPTH, CELL = 5, 6, 8
 DEFAULT = RebalanceSettings(min_pixels=6)

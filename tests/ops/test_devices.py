@@ -25,8 +25,8 @@ from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
 from dhr_lightning.ops.profiles import rebalance_settings
-from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.transport import plan as transport
 

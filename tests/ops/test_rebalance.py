@@ -11,8 +11,8 @@ from rebalance_reference import rebalance_reference
 from rebalance_samples import DEFAULT, MIXED, TAGS, make_image, run
 
 from dhr_lightning.ops.classes import ImageClasses
-from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.refine import Refiner
 
 

@@ -8,8 +8,8 @@ from rebalance_samples import DEFAULT, make_image, run
 
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.profiles import RebalanceSettings
-from dhr_lightning.ops.rebalancing import rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import rebalance
 
 
 @pytest.mark.parametrize(

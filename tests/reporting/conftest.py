@@ -5,13 +5,33 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dhr_lightning.artifacts.kinds import kind_of, round_number
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.reporting.kinds import Entry
 from dhr_lightning.reporting.truth import GroundTruth
 
 Mask = NDArray[np.uint8]
 Put = Callable[..., None]
+STEPS = {  # step and label by address, in the order of the recipe
+    "cam/cam": ("cam", "CAM"),
+    "crf/mask": ("propagation", "CRF"),
+    "wss/mask": ("baseline", "Segmenter"),
+    "wss/prediction": ("baseline", "Segmenter"),
+    "mars/mask": ("mars", "MARS"),
+    "dhr/mask": ("dhr", "DHR"),
+    "dhr/prediction": ("dhr", "DHR"),
+}
+
+
+def entries_in(store: ArtifactStore) -> list[Entry]:
+    """What lies in a store, as a recipe would list it."""
+    found = {}
+    for address, split in store.addresses():
+        plain = address if round_number(address) is None else address.rpartition("/")[0]
+        found[list(STEPS).index(plain), address, split] = Entry(address, split, *STEPS[plain], f"about {plain}")
+    return [found[place] for place in sorted(found)]
 
 
 class SquareTruth(GroundTruth):
@@ -66,10 +86,10 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def put(store: ArtifactStore, truth: SquareTruth) -> Put:
-    """Write one kind: `draw(image_id)` gives the arrays; `stop` leaves it unfinished after so many images."""
+    """Write one artifact: `draw(image_id)` gives the arrays; `stop` leaves it unfinished after so many images."""
 
     def write(
-        kind: str,
+        address: str,
         split: str,
         draw: Callable[[str], object],
         *,
@@ -78,9 +98,9 @@ def put(store: ArtifactStore, truth: SquareTruth) -> Put:
         inputs: Sequence[str] = (),
     ) -> None:
         names = list(ids) or list(truth.ids(split))
-        identity = Manifest.create(kind, "squares", split, ids=names, settings={}, inputs=dict.fromkeys(inputs, "0"))
-        palette = None if kind == "cam" else truth.classes.palette
-        with store.open_writer(kind, split, identity=identity, ids=names, palette=palette) as writer:
+        identity = Manifest.create(address, "squares", split, ids=names, settings={}, inputs=dict.fromkeys(inputs, "0"))
+        palette = truth.classes.palette if kind_of(address).codec.needs_palette else None
+        with store.open_writer(address, split, identity=identity, ids=names, palette=palette) as writer:
             for image_id in names[: stop if stop >= 0 else None]:
                 arrays = draw(image_id)
                 writer.write(image_id, *(arrays if isinstance(arrays, tuple) else (arrays,)))

@@ -15,14 +15,14 @@ from dhr_lightning.reporting.masks import cam_labels
 from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
 
 
-def figures_of(store, truth, kind="base_mask", split="train") -> Figures:
+def figures_of(store, truth, kind="crf/mask", split="train") -> Figures:
     facts = resolve_truth(truth)
     kinds = [MaskKind(kind, split, tuple(truth.ids(split)))]
     return all_figures([evaluate_split(store, truth, facts, kinds)], facts)[f"{kind}/{split}"]
 
 
 def test_perfect_masks_score_one(store, truth, put):
-    put("base_mask", "train", truth.draw)
+    put("crf/mask", "train", truth.draw)
     figures = figures_of(store, truth)
     assert figures["miou"] == figures["pixel_accuracy"] == figures["head_miou"] == figures["tail_miou"] == 1
     assert figures["vanished_tag_rate"] == figures["missing_tag_rate"] == figures["fpr"] == figures["fnr"] == 0
@@ -31,7 +31,7 @@ def test_perfect_masks_score_one(store, truth, put):
 
 
 def test_failures_are_counted_by_hand(store, truth, put, lose_bottle):
-    put("base_mask", "train", lose_bottle)
+    put("crf/mask", "train", lose_bottle)
     figures = figures_of(store, truth)
     table, bottle, lost = 2 * 64 + 2 * 58, 2 * 6, 4 * 32
     assert figures["iou"]["table"] == pytest.approx(table / (table + bottle))
@@ -53,11 +53,11 @@ def test_a_tag_vanishes_below_a_tenth_of_its_true_pixels(store, truth, put):
 
         return draw
 
-    put("base_mask", "train", keep(7), ids=["train_0"])
-    put("mars_mask", "train", keep(6), ids=["train_0"])
+    put("crf/mask", "train", keep(7), ids=["train_0"])
+    put("mars/mask", "train", keep(6), ids=["train_0"])
     truth.counts["train"] = 1
     assert figures_of(store, truth)["vanished_tag_rate"] == 0
-    mars = figures_of(store, truth, "mars_mask")
+    mars = figures_of(store, truth, "mars/mask")
     assert mars["vanished_tag_rate"] == 1
     assert mars["missing_tag_rate"] == 0
     assert mars["vanished_adjacent_rate"] is None
@@ -68,7 +68,7 @@ def test_same_numbers_as_the_training_metric(store, truth, put):
     drawn = {image_id: rng.choice([0, 1, 2, 3, 255], (16, 16)).astype(np.uint8) for image_id in truth.ids("train")}
     truths = {image_id: rng.choice([0, 1, 2, 255], (16, 16)).astype(np.uint8) for image_id in drawn}
     truth.mask = lambda split, image_id: truths[image_id]
-    put("base_mask", "train", drawn.get)
+    put("crf/mask", "train", drawn.get)
     metric = ConfusionMatrix(4)
     for image_id, mask in drawn.items():
         metric.update(torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(truths[image_id].astype(np.int64)))
@@ -81,7 +81,7 @@ def test_same_numbers_as_the_training_metric(store, truth, put):
 
 
 def test_without_true_masks_only_missing_tags_are_known(store, truth, put, lose_bottle):
-    put("base_mask", "train", lose_bottle)
+    put("crf/mask", "train", lose_bottle)
     truth.masks = False
     figures = figures_of(store, truth)
     assert figures["missing_tag_rate"] == pytest.approx(2 / 6)
@@ -97,34 +97,34 @@ def test_a_strong_unnamed_background_pair_is_reported(store, truth, put):
         mask[:2] = 1
         return mask
 
-    put("base_mask", "train", wall_as_table)
+    put("crf/mask", "train", wall_as_table)
     assert list(figures_of(store, truth)["background_rates"]) == ["rails->train", "wall->table"]
 
 
 def test_mask_of_another_size_names_file_and_step(store, truth, put):
-    put("base_mask", "train", lambda image_id: np.zeros((8, 8), np.uint8))
+    put("crf/mask", "train", lambda image_id: np.zeros((8, 8), np.uint8))
     with pytest.raises(MaskError, match=r"train_0\.png is 8x8 pixels, but its image is 16x16"):
         figures_of(store, truth)
 
 
 def test_unknown_predicted_value_names_the_file(store, truth, put):
-    put("base_mask", "train", lambda image_id: np.full((16, 16), 9, np.uint8))
+    put("crf/mask", "train", lambda image_id: np.full((16, 16), 9, np.uint8))
     with pytest.raises(MaskError, match=r"train_0\.png holds values outside the 4 classes and 255: 9 \(256 px\)"):
         figures_of(store, truth)
 
 
 def test_boundary_iou_falls_faster_than_iou_for_a_shifted_mask(store, truth, put):
-    put("base_mask", "train", truth.draw)
-    put("mars_mask", "train", lambda image_id: np.roll(truth.draw(image_id), 1, axis=1))
+    put("crf/mask", "train", truth.draw)
+    put("mars/mask", "train", lambda image_id: np.roll(truth.draw(image_id), 1, axis=1))
     figures = figures_of(store, truth)
     assert figures["mboundary_iou"] == 1
     assert figures["boundary_iou"] == {"background": 1, "table": 1, "bottle": 1, "train": None}
-    shifted = figures_of(store, truth, "mars_mask")
+    shifted = figures_of(store, truth, "mars/mask")
     assert 0 < shifted["boundary_iou"]["table"] < shifted["iou"]["table"]
 
 
 def test_unknown_true_value_is_refused(store, truth, put):
-    put("base_mask", "train", truth.draw)
+    put("crf/mask", "train", truth.draw)
     truth.mask = lambda split, image_id: np.full((16, 16), 9, np.uint8)
     with pytest.raises(MaskError, match=r"'train_0' \(train\) holds 9"):
         figures_of(store, truth)

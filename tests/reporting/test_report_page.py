@@ -14,6 +14,7 @@ from dhr_lightning.protocol import EvaluationProtocol
 from dhr_lightning.report import build_report
 from dhr_lightning.reporting.pictures import overlay_uri
 from dhr_lightning.reporting.tables import duration, heat_cell
+from tests.reporting.conftest import entries_in
 
 
 class Page(HTMLParser):
@@ -42,7 +43,7 @@ class Page(HTMLParser):
 def report(store, truth, tmp_path):
     def build(**options):
         settings = {"split": "train", "title": "Squares", "seconds": {"stage 1": 75.0}, "notes": [], **options}
-        summary = build_report(store, truth, output=tmp_path / "report", **settings)
+        summary = build_report(store, truth, entries_in(store), output=tmp_path / "report", **settings)
         text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
         assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == summary
         return summary, Page(text), text
@@ -52,11 +53,11 @@ def report(store, truth, tmp_path):
 
 @pytest.fixture
 def full_store(put, truth, lose_bottle, activation):
-    put("cam", "train", activation)
-    put("base_mask", "train", lose_bottle)
-    put("dhr_mask/round_01", "train", lose_bottle)
-    put("dhr_mask/round_02", "train", truth.draw)
-    put("prediction", "val", truth.draw)
+    put("cam/cam", "train", activation)
+    put("crf/mask", "train", lose_bottle)
+    put("dhr/mask/round_01", "train", lose_bottle, inputs=["crf/mask/train"])
+    put("dhr/mask/round_02", "train", truth.draw, inputs=["crf/mask/train"])
+    put("dhr/prediction", "val", truth.draw)
 
 
 @pytest.mark.usefixtures("full_store")
@@ -64,12 +65,12 @@ def test_report_lists_every_kind_and_tells_the_story(report):
     summary, page, _ = report()
     assert list(summary["metrics"]) == [
         "cam/train",
-        "base_mask/train",
-        "dhr_mask/round_01/train",
-        "dhr_mask/round_02/train",
-        "prediction/val",
+        "propagation/train",
+        "dhr/round_01/train",
+        "dhr/round_02/train",
+        "dhr/val",
     ]
-    assert "DHR 100.0 mIoU on train; segmenter 100.0 on val" in summary["verdict"]
+    assert "DHR 100.0 mIoU on train; DHR segmenter 100.0 on val" in summary["verdict"]
     assert "small classes erased beside a larger neighbour fall from 100.0 % to 0.0 %" in summary["verdict"]
     assert "rails taken for train fall" in page.text
     for words in ("Squares", "DHR round 2", "Vanished beside", "rails → train", "1 min 15 s", "How to read this"):
@@ -78,14 +79,14 @@ def test_report_lists_every_kind_and_tells_the_story(report):
 
 @pytest.mark.usefixtures("full_store")
 def test_every_figure_says_how_its_masks_were_made(report, store):
-    manifest = store.manifest("prediction", "val")
+    manifest = store.manifest("dhr/prediction", "val")
     protocol = EvaluationProtocol((1.0, 0.5), crf={"iterations": 10}, backend="lattice").record()
-    manifest.with_info(protocol=protocol).save(store.folder("prediction", "val") / "manifest.json")
+    manifest.with_info(protocol=protocol).save(store.folder("dhr/prediction", "val") / "manifest.json")
     metrics = report()[0]["metrics"]
-    text = metrics["prediction/val"]["protocol"]
+    text = metrics["dhr/val"]["protocol"]
     assert text.startswith("split val: 2 images; pixels whose truth is 255 are not scored")
     assert "TTA: scales 1, 0.5 with flip; CRF lattice (iterations 10) over classes above 0.05" in text
-    assert "TTA and CRF not recorded" in metrics["base_mask/train"]["protocol"]
+    assert "TTA and CRF not recorded" in metrics["propagation/train"]["protocol"]
 
 
 @pytest.mark.usefixtures("full_store")
@@ -126,35 +127,35 @@ def test_progress_wraps_the_ids(report):
 
     summary, _, _ = report(progress=progress)
     assert calls == [("report train", 4), ("report val", 2)]
-    assert summary["metrics"]["prediction/val"]["images"] == 2
+    assert summary["metrics"]["dhr/val"]["images"] == 2
 
 
 def test_incomplete_kinds_are_named_not_shown(report, put, truth, store, lose_bottle):
-    put("base_mask", "train", truth.draw)
-    put("mars_mask", "train", truth.draw, stop=2)
-    put("dhr_mask/round_01", "train", lose_bottle)
-    store.path("dhr_mask/round_01", "train", "train_1").unlink()
+    put("crf/mask", "train", truth.draw)
+    put("mars/mask", "train", truth.draw, stop=2)
+    put("dhr/mask/round_01", "train", lose_bottle)
+    store.path("dhr/mask/round_01", "train", "train_1").unlink()
     summary, page, _ = report(notes=["mine"])
-    assert list(summary["metrics"]) == ["base_mask/train"]
-    mine, dhr, mars = summary["notes"]
+    assert list(summary["metrics"]) == ["propagation/train"]
+    mine, mars, dhr = summary["notes"]
     assert mine == "mine"
-    assert "mars_mask/train is incomplete" in mars
+    assert "mars (mars/mask/train) is incomplete" in mars
     assert "no manifest" in mars
-    assert "dhr_mask/round_01/train is incomplete" in dhr
+    assert "dhr (dhr/mask/round_01/train) is incomplete" in dhr
     assert "first missing 'train_1'" in dhr
-    assert "mars_mask/train is incomplete" in page.text
+    assert "mars (mars/mask/train) is incomplete" in page.text
 
 
 def test_part_of_a_split_is_judged_and_said(report, put, truth):
-    put("base_mask", "train", truth.draw, ids=["train_0", "train_2"])
+    put("crf/mask", "train", truth.draw, ids=["train_0", "train_2"])
     summary, _, _ = report()
-    assert summary["metrics"]["base_mask/train"]["images"] == 2
-    assert summary["notes"] == ["base_mask/train covers 2 of 4 images; its figures are those."]
+    assert summary["metrics"]["propagation/train"]["images"] == 2
+    assert summary["notes"] == ["propagation (crf/mask/train) covers 2 of 4 images; its figures are those."]
 
 
 def test_damaged_mask_of_a_complete_kind_stops_with_its_path(report, put, truth, store):
-    put("base_mask", "train", truth.draw)
-    store.path("base_mask", "train", "train_3").write_bytes(b"\x89PNG broken")
+    put("crf/mask", "train", truth.draw)
+    store.path("crf/mask", "train", "train_3").write_bytes(b"\x89PNG broken")
     with pytest.raises(ArtifactError, match=r"train_3\.png"):
         report()
 
@@ -164,20 +165,20 @@ def test_without_true_masks_the_page_says_so(report, truth):
     truth.masks = False
     summary, page, _ = report()
     assert "No true masks on train: only label-free figures are reported there." in summary["notes"]
-    assert summary["verdict"].startswith("CAM 66.7 → base 66.7 → DHR 100.0 % of tags kept on train")
+    assert summary["verdict"].startswith("CAM 66.7 → CRF 66.7 → DHR 100.0 % of tags kept on train")
     assert "mIoU" not in page.text
     assert "Every class" not in page.text
-    assert "Most changed from Base to DHR round 2" in page.text
+    assert "Most changed from CRF to DHR round 2" in page.text
 
 
 def test_empty_store_gives_a_page_that_says_what_to_run(report):
     summary, page, _ = report(seconds={})
     assert summary["metrics"] == {}
-    assert "Run stage 1 first" in page.text
+    assert "Run the recipe first" in page.text
 
 
 def test_text_of_the_user_is_escaped(report, put, truth):
-    put("base_mask", "train", truth.draw)
+    put("crf/mask", "train", truth.draw)
     _, page, text = report(title="<b>&", notes=["<script>alert(1)</script>"])
     assert not page.all("script")
     assert "&lt;b&gt;&amp;" in text
@@ -186,10 +187,14 @@ def test_text_of_the_user_is_escaped(report, put, truth):
 def test_dataset_without_background(report, put, truth):
     truth.classes = ClassSet(("sky", "table", "bottle", "train"), has_background=False)
     truth.tags = lambda split, image_id: set(np.unique(truth.draw(image_id)).tolist())
-    put("base_mask", "train", truth.draw)
-    put("cam", "train", lambda _: (np.array([0, 1], np.int16), np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float16)))
+    put("crf/mask", "train", truth.draw)
+    put(
+        "cam/cam",
+        "train",
+        lambda _: (np.array([0, 1], np.int16), np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float16)),
+    )
     summary, page, _ = report()
-    assert summary["metrics"]["base_mask/train"]["miou"] == 1
+    assert summary["metrics"]["propagation/train"]["miou"] == 1
     assert summary["metrics"]["cam/train"]["iou"]["sky"] > 0
     assert "pale photo" not in page.text
 

@@ -18,8 +18,8 @@ from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.profiles import rebalance_settings
-from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
 from dhr_lightning.ops.refine import Refiner
 
 SEED_VIEWS = ("default", "paper")
