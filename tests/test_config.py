@@ -199,7 +199,7 @@ def test_a_step_gets_the_overrides_of_all_and_its_own_without_its_name():
 
 @pytest.mark.parametrize("given", [["--cam", "1"], ["--cam=1"], ["--came.lr", "1"]])
 def test_a_step_alone_is_no_override_and_named(given: list[str]):
-    with pytest.raises(ConfigError, match="Unknown section or step 'came?'.*cam"):
+    with pytest.raises(ConfigError, match=r"Unknown section or step 'came?'.*cam"):
         _by_step(given, ["cam"])
 
 

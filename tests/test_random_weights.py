@@ -99,8 +99,8 @@ def test_random_weights_are_meant_only_if_all_of_them_may_learn(photos: str, lin
 
 def test_what_init_advises_leads_through_all_stages(photos: str, lines: Lines):
     assert main(["init", "photos", "--output", "new.yaml"]) == 0
-    assert "next: make stage1 stage2 stage3 DATASET=new.yaml ARGS=--download" in lines.messages
-    advised = ["--download", *re.findall(r"ARGS='(.*)'", lines.text)]
+    assert "next: python -m dhr_lightning run --data new.yaml --download" in lines.messages
+    advised = ["--download", *re.findall(r": \.\.\. run (.*) --data new\.yaml", lines.text)]
     assert advised == ["--download", *(arguments for _, arguments in NEXT)]
     for name in ("RESNET50.pth", "DINO_VITB8.pth"):
         Path(name).write_bytes(b"weights")

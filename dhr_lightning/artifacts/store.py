@@ -81,6 +81,11 @@ class ArtifactStore:
         path = self.folder(address, split) / layout.MANIFEST
         return Manifest.load(path) if path.exists() else None
 
+    def begun(self, address: str, split: str) -> bool:
+        """Whether a writer has declared the artifact, finished or not."""
+        folder = self.folder(address, split)
+        return any((folder / name).exists() for name in (layout.MANIFEST, layout.PARTIAL))
+
     def status(
         self, address: str, split: str, *, expected: Manifest | None = None, ids: Sequence[str] | None = None
     ) -> Status:

@@ -28,7 +28,7 @@ def test_the_written_file_means_the_folder(folder: Path, lines: Lines):
     assert view.info.classes.names == ("background", *sorted(NAMES))
     assert len(view.records("train")) + len(view.records("val")) == len(NAMES)
     assert "35 images (35 .jpg)" in lines.messages
-    assert "next: make stage1 stage2 stage3 DATASET=my_photos.yaml ARGS=--download" in lines.messages
+    assert "next: python -m dhr_lightning run --data my_photos.yaml --download" in lines.messages
     assert max(map(len, Path("my_photos.yaml").read_text().splitlines())) <= 120
 
 
