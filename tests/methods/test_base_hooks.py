@@ -1,5 +1,6 @@
 """Rates, randomness, batches and figures that all tasks share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from dhr_lightning.cli import quiet
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
-from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks, load_encoder
+from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks
+from dhr_lightning.methods.segmentation import load_encoder
+from dhr_lightning.steps import StepSpec
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
 
@@ -21,7 +24,7 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 class Task(BaseTask):
     """The smallest task: an encoder and a head of one weight each."""
 
-    step = "none"
+    spec = StepSpec("none", "none", "the smallest")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"class_names": NAMES, **options})
@@ -136,9 +139,8 @@ class Moves:
     def __init__(self) -> None:
         self.done: list[Any] = []
 
-    def refresh_dataloader(self, records: list[Any]) -> list[str]:
-        assert isinstance(records, list)
-        return [f"batch of {record}" for record in records]
+    def whole_dataloader(self, records: Sequence[Any], *, when: str) -> list[str]:
+        return [f"{when} batch of {record}" for record in records]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         self.done.append(("moved", batch, device.type, index))
@@ -149,15 +151,18 @@ class Moves:
         return f"normalised {batch}"
 
 
-def test_batches_are_moved_and_normalised_one_at_a_time_and_shown(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("options", "when"), [({}, "predict"), ({"when": "refresh"}, "refresh")])
+def test_batches_are_moved_and_normalised_one_at_a_time_and_shown(
+    options: dict[str, Any], when: str, monkeypatch: pytest.MonkeyPatch
+):
     shown: list[str] = []
     monkeypatch.setattr("dhr_lightning.methods.base.track", lambda items, what: shown.append(what) or iter(items))
     task, moves = Task(), Moves()
     task._trainer = SimpleNamespace(datamodule=moves)
-    found = task.whole_batches(("a", "b"), "round 3")
-    assert next(found) == "normalised moved batch of a"
-    assert moves.done == [("moved", "batch of a", "cpu", 0), ("normalised", "moved batch of a", 0)]
-    assert list(found) == ["normalised moved batch of b"]
+    found = task.whole_batches(("a", "b"), "round 3", **options)
+    assert next(found) == f"normalised moved {when} batch of a"
+    assert moves.done == [("moved", f"{when} batch of a", "cpu", 0), ("normalised", f"moved {when} batch of a", 0)]
+    assert list(found) == [f"normalised moved {when} batch of b"]
     assert shown == ["round 3"]
 
 
@@ -265,9 +270,9 @@ def test_validation_figures_are_those_of_all_processes():
     quiet()
     task = make_task("WSSTask")
     log, batch = Log(task), make_batch([[1], [2]], [(32, 32), (32, 32)])
-    batch["truth"] = torch.full((2, 32, 32), 255)
-    batch["truth"][:, :8], batch["truth"][:, 8:16] = 0, 2
-    prediction = batch["truth"].clone()
+    batch["gt_mask"] = torch.full((2, 32, 32), 255)
+    batch["gt_mask"][:, :8], batch["gt_mask"][:, 8:16] = 0, 2
+    prediction = batch["gt_mask"].clone()
     prediction[:, :4] = 2
     prediction[:, 16:] = 4  # where the truth is unknown
     logits = nn.functional.one_hot(prediction.where(prediction < 5, 4), 5).permute(0, 3, 1, 2).float()

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.methods import segmentation
+from dhr_lightning.methods.masks.dhr import task as module
+from dhr_lightning.methods.segmentation import initialise
 from dhr_lightning.ops.cam import compact_keys
-from dhr_lightning.tasks import dhr as module
-from dhr_lightning.tasks import wss as wss_module
-from dhr_lightning.methods.segmenters.wss.task import initialise
 from tests.task_samples import NAMES, make_batch, make_task, training_loss
 
 TAGS = [[1, 3], [2]]
@@ -37,8 +37,8 @@ def test_the_mask_step_is_given_the_image_its_masks_features_and_settings(given:
     task, batch = make_task("DHRTask", rebalance={"tau": 0.7}), make_batch(TAGS, SIZES)
     assert task.pseudo_masks(batch) == "result"
     assert torch.equal(given["image"], batch["pixels"].movedim(1, 3))
-    assert given["mask"] is batch["mask"]
-    assert given["uss"] is batch["uss"]
+    assert given["mask"] is batch["inputs"]["masks"]
+    assert given["uss"] is batch["inputs"]["features"]
     assert given["valid"] is batch["valid"]
     assert given["offset"] == 1
     assert given["settings"] is task.rebalance_settings
@@ -65,7 +65,7 @@ def test_features_are_float32_whatever_the_precision_of_the_encoder(given: dict[
 
 def test_features_of_images_may_be_missing_where_they_are_not_used(given: dict[str, Any]):
     batch = make_batch(TAGS, SIZES)
-    del batch["uss"]
+    del batch["inputs"]["features"]
     make_task("DHRTask", rebalance={"uss": False}).pseudo_masks(batch)
     assert given["uss"] is None
 
@@ -133,8 +133,8 @@ def test_the_loss_follows_the_masks_and_leaves_unlabelled_pixels_out(name: str, 
     losses = []
     for change in range(3):
         task, batch = make_task(name, loss_size=size), make_batch([[1], [2]], [(32, 32)] * 2)
-        batch["mask"][:, :16] = 255 if change else 1
-        batch["mask"][:, 16:] = 3 if change == 2 else 2
+        batch["inputs"]["masks"][:, :16] = 255 if change else 1
+        batch["inputs"]["masks"][:, 16:] = 3 if change == 2 else 2
         losses.append(float(training_loss(task, batch).detach()))
     assert len(set(losses)) == 3
 
@@ -150,22 +150,20 @@ class Filled:
 def test_a_new_run_starts_from_the_parts_of_an_earlier_step(
     name: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(wss_module, "load_encoder", filled := Filled())
-    task = make_task(name, init_from="cam")
-    task._trainer = SimpleNamespace(
-        ckpt_path=None, datamodule=SimpleNamespace(checkpoint_of=lambda kind: f"{kind} path")
-    )
+    monkeypatch.setattr(segmentation, "load_encoder", filled := Filled())
+    task = make_task(name)
+    task._trainer = SimpleNamespace(ckpt_path=None, datamodule=SimpleNamespace(weights=lambda port: f"{port} path"))
     task.on_fit_start()
-    assert filled.call == (task.network, "cam path", task.classes, keys)
+    assert filled.call == (task.network, "init path", task.classes, keys)
 
 
-@pytest.mark.parametrize(("init_from", "resumed"), [(None, None), ("cam", "last.ckpt")])
+@pytest.mark.parametrize(("weights", "resumed"), [(None, None), ("cam.ckpt", "last.ckpt")])
 def test_a_resumed_run_or_one_from_scratch_takes_nothing_over(
-    init_from: str | None, resumed: str | None, monkeypatch: pytest.MonkeyPatch
+    weights: str | None, resumed: str | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(wss_module, "load_encoder", filled := Filled())
-    task = make_task("WSSTask", init_from=init_from)
-    task._trainer = SimpleNamespace(ckpt_path=resumed, datamodule=None)
+    monkeypatch.setattr(segmentation, "load_encoder", filled := Filled())
+    task = make_task("WSSTask")
+    task._trainer = SimpleNamespace(ckpt_path=resumed, datamodule=SimpleNamespace(weights=lambda port: weights))
     initialise(task, keys=("encoder",))
     assert not hasattr(filled, "call")
 
@@ -176,7 +174,7 @@ def test_a_batch_without_truth_is_not_counted(name: str):
     task, batch = make_task(name), make_batch([[1]], [(32, 32)])
     task.validation_step(batch, 0)
     assert int(task.confusion.matrix.sum()) == 0
-    task.test_step(Batch(**batch, truth=batch["mask"]), 0)
+    task.test_step(Batch(**batch, gt_mask=batch["inputs"]["masks"]), 0)
     assert int(task.confusion.matrix.sum()) == 1024
 
 

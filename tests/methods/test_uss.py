@@ -21,7 +21,7 @@ from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.tasks import uss
+from dhr_lightning.methods.features import task as uss
 from dhr_lightning.methods.features.task import USSTask
 from tests.pipeline_workspace import Lines, Workspace
 from tests.task_samples import make_batch, make_task
@@ -310,13 +310,13 @@ def test_features_of_an_image_are_the_same_alone_and_beside_others(backbone: str
         torch.nn.init.normal_(task.network.backbone.centroids, generator=generator)
     sizes = [(48, 64), (61, 40), (48, 64), (33, 47)]
     batch = make_batch([[1], [2], [1], [1]], sizes)
-    together = [features for (features,) in task.predict_step(batch, 0)["uss"]]
+    together = [features for (features,) in task.predict_step(batch, 0)["features"]]
     cell = task.network.cell
     for place, (height, width) in enumerate(sizes):
         alone = {**batch, "geometry": batch["geometry"][place : place + 1]}
         for name in ("pixels", "image"):
             alone[name] = batch[name][place : place + 1, :, :height, :width]
-        (((features,),)) = task.predict_step(alone, 0)["uss"]
+        (((features,),)) = task.predict_step(alone, 0)["features"]
         assert features.shape == (6, -(-2 * height // cell), -(-2 * width // cell))
         largest = features.abs().max()
         assert largest > 0
@@ -334,7 +334,7 @@ def test_features_lie_evenly_over_each_image_and_not_over_its_canvas():
         height, width = geometry.size
         batch["image"][place] = 9.0  # in the padding
         batch["image"][place, :, :height, :width] = (torch.arange(width) + 0.5) / width
-    for (features,), geometry in zip(task.predict_step(batch, 0)["uss"], batch["geometry"], strict=True):
+    for (features,), geometry in zip(task.predict_step(batch, 0)["features"], batch["geometry"], strict=True):
         grid = tuple(-(-length // 16) for length in geometry.size)
         columns = (torch.arange(grid[1]) + 0.5) / grid[1]
         assert features.shape == (3, *grid)
@@ -346,13 +346,13 @@ def test_a_mirrored_image_gets_mirrored_features():
     torch.manual_seed(0)
     task = make_uss("stego", scales=(2.0, 1.0, 0.5))
     batch = make_batch([[1]], [(48, 64)])
-    ((features,),) = task.predict_step(batch, 0)["uss"]
+    ((features,),) = task.predict_step(batch, 0)["features"]
     mirrored = {**batch, "pixels": batch["pixels"].flip(-1), "image": batch["image"].flip(-1)}
-    ((found,),) = task.predict_step(mirrored, 0)["uss"]
+    ((found,),) = task.predict_step(mirrored, 0)["features"]
     torch.testing.assert_close(found, features.flip(-1), atol=1e-4, rtol=1e-4)
     assert (features - features.flip(-1)).abs().max() > 0.02
     task.hparams.flip = False
-    one, other = (task.predict_step(images, 0)["uss"][0][0] for images in (batch, mirrored))
+    one, other = (task.predict_step(images, 0)["features"][0][0] for images in (batch, mirrored))
     assert (other - one.flip(-1)).abs().max() > 1e-3  # alone the network tells left from right
 
 

@@ -13,9 +13,9 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, NonFiniteLossError
 from dhr_lightning.inspection.space import human
-from dhr_lightning.tasks import uss as module
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features import task as module
 from dhr_lightning.methods.features.images import equal_sizes, images_of, space_on_disk
+from dhr_lightning.methods.features.task import USSTask
 from tests.pipeline_workspace import Lines
 from tests.task_samples import make_batch, make_task
 
@@ -252,7 +252,7 @@ def test_the_files_of_a_batch_are_in_its_order():
     task = make_uss(backbone=VIT, dimension=4, scales=(1.0, 2.0), flip=True)
     torch.nn.init.normal_(task.network.head.projection, generator=torch.Generator().manual_seed(0))
     batch = make_batch([[1], [2], [1]], [(32, 32), (48, 32), (32, 32)])
-    found = task.predict_step(batch, 0)["uss"]
+    found = task.predict_step(batch, 0)["features"]
     assert [tuple(one.shape) for (one,) in found] == [(4, 2, 2), (4, 3, 2), (4, 2, 2)]
     for place, (height, width) in enumerate([(32, 32), (48, 32), (32, 32)]):
         image = batch["image"][place : place + 1, :, :height, :width]
