@@ -358,39 +358,40 @@ def test_a_mirrored_image_gets_mirrored_features():
 
 def test_published_scales_are_the_default_of_stego_and_one_scale_that_of_the_others():
     settings = {
-        name: resolve([f"stage2_{name}.yaml"])["model"]["init_args"] for name in ("stego", "encoder", "filterbank")
+        name: resolve([f"methods/{name}.yaml"])["model"]["init_args"] for name in ("stego", "encoder", "patches")
     }
     default = USSTask(["background", "cat"], backbone=VIT, stego=SMALL).hparams
     assert tuple(settings["stego"]["scales"]) == tuple(default.scales) == (2.0, 1.0, 1.5, 0.5)
     assert default.flip
-    assert settings["encoder"]["scales"] == settings["filterbank"]["scales"] == [1.0]
-    assert settings["filterbank"]["flip"] is False
+    assert settings["encoder"]["scales"] == settings["patches"]["scales"] == [1.0]
+    assert settings["patches"]["flip"] is False
 
 
 def test_cluster_codes_are_shares(workspace: Workspace):
-    features = read_features(workspace.store.path("uss", "train", "train_0001"))
+    features = read_features(workspace.path("uss/train", "train_0001"))
     assert features.shape == (16, 32, 32)
     assert features.min() >= 0
     assert np.allclose(features.astype(np.float32).sum(0), 1, atol=0.01)
 
 
 def test_a_stage_with_stego_says_the_space_and_writes_what_it_said(empty_workspace: Workspace, lines: Lines):
-    overrides = [f"--model.init_args.stego.{name}={value}" for name, value in SMALL.items()]
-    overrides += [f"--model.init_args.backbone={VIT}", "--model.init_args.head=stego", "--data.batch_size=6"]
-    options = ["--config", "uss=stage2_stego.yaml"]
+    overrides = [f"--uss.stego.{name}={value}" for name, value in SMALL.items()]
+    overrides += [f"--uss.backbone={VIT}", "--uss.head=stego", "--uss.data.batch_size=6", "--uss.trainer.max_steps=4"]
+    options = ["--swap", "uss=stego"]
     assert empty_workspace.stage("stage2_uss", *overrides, options=options) == 0, lines.text
-    features = read_features(empty_workspace.store.path("uss", "train", "train_0001"))
+    address, split = empty_workspace.places(*overrides, options=options)["uss/train"]
+    features = read_features(empty_workspace.store.path(address, split, "train_0001"))
     assert features.shape == (16, 16, 16)
     assert np.isfinite(features).all()
     assert features.std() > 0
     (said,) = (line for line in lines.messages if " to write, " in line)
-    assert said.startswith("uss: 12 images x 16 channels x about 16 x 16 cells x 2 bytes = 98.3 kB to write, ")
+    assert said.startswith("features: 12 images x 16 channels x about 16 x 16 cells x 2 bytes = 98.3 kB to write, ")
     assert 12 * features.nbytes == 98_304
     assert any(re.search(r"train/loss_stego -?\d", line) for line in lines.messages)
 
 
 def test_too_few_epochs_are_refused_before_any_work(empty_workspace: Workspace, lines: Lines):
-    assert empty_workspace.stage("stage2_uss", "--trainer.max_epochs=1") == 2
+    assert empty_workspace.stage("stage2_uss", "--uss.trainer.max_epochs=1") == 2
     assert "need trainer.max_epochs >= 2, but got 1" in lines.messages[-1]
 
 

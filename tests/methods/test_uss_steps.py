@@ -317,11 +317,11 @@ def test_a_prediction_says_the_space_of_what_is_left_to_write(
     records = photos(tmp_path, [(32, 32)] * 3)
     datamodule = attach(task)
     datamodule.records = {"train": records}.__getitem__
-    datamodule.skip = frozenset(("train", name) for name in skipped)
-    datamodule.store = SimpleNamespace(folder=lambda kind, split: tmp_path / kind / split)
+    datamodule.written = frozenset(("train", name) for name in skipped)
+    datamodule.output_folder = lambda kind, split: tmp_path / kind / split
     task._trainer.is_global_zero = rank == 0
     task.on_predict_start()
     size = said * 5 * 16 * 2
-    text = f"uss: {said} images x 5 channels x about 4 x 4 cells x 2 bytes = {size} B to write, "
+    text = f"features: {said} images x 5 channels x about 4 x 4 cells x 2 bytes = {size} B to write, "
     assert len(lines.messages) == bool(said)
     assert all(line.startswith(text) for line in lines.messages)
