@@ -176,7 +176,7 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
 
 
 def read_configs(paths: Sequence[str]) -> dict[str, Any]:
-    """Merge `--config` arguments: files, or one configuration as YAML text, which is how a recipe hands its own over."""
+    """Merge `--config` arguments: files, or one configuration as YAML text, which is how a recipe gives its own."""
     if len(paths) == 1 and "\n" in paths[0]:
         return resolve_text(paths[0])
     return resolve(paths) if paths else {}

@@ -13,7 +13,7 @@ from torch import nn
 
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.callbacks import refresh
-from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, weights_digest
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
@@ -281,27 +281,3 @@ def test_a_rank_takes_every_nth_of_the_missing_images(datamodule: WSSSDataModule
     with pytest.raises(ArtifactError, match="3 of 4 files are missing"):
         PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == [IDS[1]]
-
-
-def test_figures_without_tags_pixels_or_truth_are_zero_and_not_an_error(datamodule: WSSSDataModule):
-    datamodule._records["train"] = []
-    assert compare_masks(datamodule, "mars/mask", "mars/mask") == {"changed_pixels": 0, "vanished_tags": 0}
-
-
-def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
-    """Masks that are the truth but for a block, ignored pixels and one lost tag."""
-    masks = {}
-    for record in datamodule.records("train"):
-        mask = read_truth(record.mask).copy()
-        mask[mask == 255] = 0
-        masks[record.id] = mask
-    lost = int((masks[IDS[2]] == 7).sum())
-    masks[IDS[2]][masks[IDS[2]] == 7] = 0
-    keep(datamodule, "wss/mask", "train", {name: (mask,) for name, mask in masks.items()})
-    figures = compare_masks(datamodule, "wss/mask", "mars/mask")
-    truths = [read_truth(record.mask) for record in datamodule.records("train")]
-    background = sum(int((truth == 0).sum()) for truth in truths)
-    foreground = sum(int((mask != 0).sum()) for mask in masks.values())
-    assert figures["changed_pixels"] == pytest.approx(foreground / 12480)
-    assert figures["vanished_tags"] == pytest.approx(1 / 6)
-    assert figures["miou"] == pytest.approx((background / (background + lost) + 0 + 4) / 6)

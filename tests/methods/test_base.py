@@ -8,7 +8,6 @@ import torch
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.methods.base import check_class_names
-from dhr_lightning.methods.segmentation import load_encoder
 from tests.pipeline_workspace import Lines, Workspace
 from tests.stand_ins import run_folder
 from tests.task_samples import METHODS, NAMES, make_task
@@ -106,37 +105,6 @@ def test_another_class_list_is_refused_with_both_lists():
     task = make_task("CAMTask")
     with pytest.raises(CheckpointError, match=r"\(background, bus, car, dog, cat\).*\(background, cat, dog, car, bus"):
         task.on_load_checkpoint({"hyper_parameters": {"class_names": [NAMES[0], *NAMES[:0:-1]]}})
-
-
-@pytest.fixture
-def cam_checkpoint(tmp_path: Path) -> Path:
-    path, task = tmp_path / "cam.ckpt", make_task("CAMTask")
-    torch.save({"state_dict": task.state_dict(), "hyper_parameters": {"class_names": NAMES}}, path)
-    return path
-
-
-def test_encoder_and_classifier_are_taken_over(cam_checkpoint: Path):
-    source, task = torch.load(cam_checkpoint, weights_only=True)["state_dict"], make_task("DHRTask")
-    with torch.no_grad():
-        for parameter in task.parameters():
-            parameter.fill_(7)
-    load_encoder(task.network, cam_checkpoint, task.classes, keys=("encoder", "classifier"))
-    for name, tensor in task.state_dict().items():
-        if name.startswith(("network.encoder.", "network.classifier.")):
-            assert torch.equal(tensor, source[name])
-    assert all(bool((p == 7).all()) for p in task.network.decoder.parameters())
-
-
-def test_weights_that_do_not_fit_are_refused(cam_checkpoint: Path, tmp_path: Path):
-    task = make_task("WSSTask")
-    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt is missing\. Run the step that made it again"):
-        load_encoder(task.network, tmp_path / "nowhere.ckpt", task.classes, keys=("encoder",))
-    with pytest.raises(CheckpointError, match=r"cam\.ckpt was trained on 5 classes"):
-        load_encoder(task.network, cam_checkpoint, ClassSet(("background", "cat")), keys=("encoder",))
-    with pytest.raises(CheckpointError, match=r"does not fit this network: \d+ of \d+ tensors differ, first"):
-        load_encoder(torch.nn.Linear(2, 2), cam_checkpoint, task.classes, keys=("encoder",))
-    with pytest.raises(CheckpointError, match="0 of 0 tensors"):
-        load_encoder(task.network, cam_checkpoint, task.classes, keys=("decoder",))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(

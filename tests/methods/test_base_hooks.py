@@ -1,7 +1,6 @@
 """Rates, randomness, batches and figures that all tasks share."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ from dhr_lightning.cli import quiet
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks
-from dhr_lightning.methods.segmentation import load_encoder
 from dhr_lightning.steps import StepSpec
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
@@ -194,38 +192,6 @@ def test_the_same_class_list_is_accepted_as_a_list_or_a_tuple():
     classes = ClassSet(("background", "cat"))
     check_class_names(["background", "cat"], classes, where="")
     check_class_names(("background", "cat"), classes, where="")
-
-
-def test_weights_without_a_class_list_are_taken_over_if_they_fit(tmp_path: Path):
-    source, task = Task(), Task()
-    path = tmp_path / "plain.ckpt"
-    torch.save({"state_dict": {**source.state_dict(), "other.weight": torch.zeros(1)}}, path)
-    head = task.network.head.weight.clone()
-    load_encoder(task.network, path, task.classes, keys=("encoder",))
-    assert torch.equal(task.network.encoder.weight, source.network.encoder.weight)
-    assert torch.equal(task.network.head.weight, head)
-
-
-def test_weights_are_read_on_the_host_and_nothing_in_the_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A checkpoint of a machine with an accelerator is read on one without."""
-    task, path, seen, real = Task(), tmp_path / "cam.ckpt", [], torch.load
-    torch.save({"state_dict": task.state_dict()}, path)
-    monkeypatch.setattr(torch, "load", lambda file, **options: seen.append(options) or real(file, **options))
-    load_encoder(task.network, path, task.classes, keys=("encoder",))
-    assert seen == [{"map_location": "cpu", "weights_only": True}]
-
-
-@pytest.mark.parametrize("change", ["missing", "shape"])
-def test_one_tensor_that_does_not_fit_stops_the_transfer(tmp_path: Path, change: str):
-    task, path = Task(), tmp_path / "other.ckpt"
-    state = {"network.encoder.weight": torch.zeros(1, 1, 1, 1)}
-    wrong = {"network.encoder.bias": torch.zeros(1)} if change == "missing" else {}
-    if change == "shape":
-        state["network.encoder.weight"] = torch.zeros(2, 1, 1, 1)
-    torch.save({"state_dict": {**state, **wrong}}, path)
-    name = "encoder.bias" if change == "missing" else "encoder.weight"
-    with pytest.raises(CheckpointError, match=rf"1 of {1 + len(wrong)} tensors differ, first \['{name}'\]"):
-        load_encoder(task.network, path, task.classes, keys=("encoder",))
 
 
 def test_masks_are_cut_to_their_images():
