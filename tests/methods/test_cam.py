@@ -59,7 +59,6 @@ def test_dilation_is_that_of_the_encoder(dilation: bool, expected: set[tuple[int
     assert {m.dilation for m in task.network.encoder.modules() if isinstance(m, torch.nn.Conv2d)} == expected
 
 
-@pytest.mark.slow
 def test_artifacts_on_disk_hold_the_tagged_classes(workspace: Workspace):
     for record in read_records("microworld", workspace.data, "train"):
         keys, cam = read_cam(workspace.path("cam/train", record.id))

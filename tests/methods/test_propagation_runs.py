@@ -100,6 +100,24 @@ def test_masks_without_refinement_equal_a_plain_reference(tmp_path: Path):
                 assert int(mask[y, x]) == ([0, *keys.tolist()])[winner]
 
 
+@torch.no_grad()
+def test_the_order_of_classes_in_a_file_is_no_matter_and_one_that_it_lacks_has_no_pixel(tmp_path: Path):
+    photos = MixedPhotos(tmp_path / "images")
+    task = make_task("PropagationTask", refine="none", background=BACKGROUND)
+    masks = []
+    for keys in ([1, 2, 3, 4], [4, 1, 3, 2], [4, 3]):  # of photo_4, which shows all four
+        maps = np.zeros((len(keys), 15, 16), np.float16)
+        for row, key in enumerate(keys):
+            maps[row, :, 4 * key - 4 : 4 * key] = 0.9
+        photos.write_cam("photo_4", np.array(keys, np.int16), maps)
+        datamodule = photos.attach(task, [4], 1)
+        (batch,) = datamodule.whole_dataloader(datamodule.records("train"))
+        masks.append(task.predict_step(datamodule.on_after_batch_transfer(batch, 0), 0)["mask"][0][0])
+    assert torch.equal(masks[0], masks[1])
+    assert [masks[0][30, x].item() for x in (7, 23, 38, 53)] == [1, 2, 3, 4]
+    assert [masks[2][30, x].item() for x in (7, 23, 38, 53)] == [0, 0, 3, 4]
+
+
 def value_at(grid: np.ndarray, y: int, x: int, size: tuple[int, int]) -> float:
     """Bilinear value of cells at the centre of a pixel; the outermost cells go on to the border."""
     places = []

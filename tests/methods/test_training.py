@@ -208,6 +208,24 @@ def test_the_classifier_learns_from_tags_and_not_from_pixel_labels(batch: Batch,
     assert "classifier.weight" in changed(weights[0], weights[2])
 
 
+@pytest.mark.parametrize(("name", "learns"), [("WSSTask", {"masks"}), ("DHRTask", {"masks", "tags"})])
+def test_a_segmenter_learns_from_its_masks_and_never_from_ground_truth_features_or_cams(
+    batch: Batch, tmp_path: Path, name: str, learns: set[str]
+):
+    plain = {**batch, "gt_mask": torch.zeros_like(batch["inputs"]["masks"])}
+    before = fit(make_task(name, lr=0.1, **SGD), Batch(**plain), tmp_path).weights[-1]
+    others = {
+        "gt_mask": {"gt_mask": torch.full_like(plain["gt_mask"], 4)},
+        "tags": {"tags": 1 - batch["tags"]},
+        "masks": {"inputs": {**batch["inputs"], "masks": 4 - batch["inputs"]["masks"]}},
+        "features": {"inputs": {**batch["inputs"], "features": -batch["inputs"]["features"]}},
+        "cam": {"inputs": {**batch["inputs"], "cam": 1 - batch["inputs"]["cam"]}},
+    }
+    for what, change in others.items():
+        after = fit(make_task(name, lr=0.1, **SGD), Batch(**{**plain, **change}), tmp_path).weights[-1]
+        assert bool(changed(before, after)) == (what in learns), what
+
+
 def test_each_row_of_the_classifier_follows_its_own_tag():
     task, batch = make_task("CAMTask"), make_batch([[1], [1]], [(32, 32)] * 2)
     gradients = []
