@@ -10,16 +10,39 @@ import pytest
 import torch
 
 from dhr_lightning.artifacts.manifest import Manifest
-from dhr_lightning.config import resolve
 from dhr_lightning.data.datamodule import WSSSDataModule
 
 TAGS = {"2007_000001": (8,), "2007_000002": (8, 12), "2007_000003": (7,), "2007_000004": (6, 15)}  # of `TINY_VOC`
 
 
-def voc_module(root: Path, workspace: Path, config: str = "stage3_base.yaml") -> WSSSDataModule:
-    """The datamodule over `tiny_voc`, with the settings of a step."""
-    datamodule = WSSSDataModule("voc", root=str(root), workspace=str(workspace), batch_size=2, num_workers=0)
-    datamodule.settings = resolve([config, "data/voc.yaml"], [f"--data.root={root}"])
+class Context:
+    """A run whose outputs lie below the name of its method, without a key."""
+
+    def __init__(self, datamodule: WSSSDataModule, step: str) -> None:
+        self.datamodule, self.step = datamodule, step
+
+    def address(self, kind: str) -> str:
+        return f"{self.datamodule.method}/{kind}"
+
+    def describe(
+        self, address: str, split: str, *, checkpoint: Path | None = None, info: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        ids = [record.id for record in self.datamodule.records(split)]
+        manifest = Manifest.create(
+            address, "voc", split, ids=ids, settings={}, inputs={f"data/{split}": "digest"}, checkpoint=checkpoint
+        )
+        return manifest.with_info(step=self.step, **(info or {}))
+
+
+def voc_module(
+    root: Path, workspace: Path, method: str = "wss", *, step: str = "", inputs: Mapping[str, str] | None = None
+) -> WSSSDataModule:
+    """The datamodule over `tiny_voc` in a run of a method."""
+    datamodule = WSSSDataModule(
+        "voc", root=str(root), workspace=str(workspace), method=method, inputs=dict(inputs or {}), batch_size=2,
+        num_workers=0,
+    )  # fmt: skip
+    datamodule.attach(Context(datamodule, step or method))
     return datamodule
 
 
@@ -42,15 +65,21 @@ def trainer_of(datamodule: WSSSDataModule | None = None, *, rank: int = 0, **oth
     )
 
 
-def keep(datamodule: WSSSDataModule, kind: str, split: str, files: Mapping[str, tuple[np.ndarray, ...]]) -> None:
+def keep(datamodule: WSSSDataModule, address: str, split: str, files: Mapping[str, tuple[np.ndarray, ...]]) -> None:
     """Write files of an artifact, and seal it if no image is missing."""
     ids = [record.id for record in datamodule.records(split)]
-    identity = Manifest.create(kind, "voc", split, ids=ids, settings={})
+    identity = Manifest.create(address, "voc", split, ids=ids, settings={})
     with datamodule.writer(identity, owner=True) as writer:
         for image_id, arrays in files.items():
             writer.write(image_id, *arrays)
         if set(files) == set(ids):
             writer.seal()
+
+
+def run_folder(workspace: Path, method: str) -> Path:
+    """The folder with the versions of the one fit of a method, of the built-in data."""
+    (folder,) = (workspace / "runs" / "microworld" / method).iterdir()
+    return folder
 
 
 class Clock:

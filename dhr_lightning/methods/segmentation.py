@@ -113,7 +113,8 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
     """
     if not path.is_file():
         raise CheckpointError(
-            f"Checkpoint {path} is missing. Run the step that made it again, or take `init` out of what this step reads."
+            f"Checkpoint {path} is missing. Run the step that made it again, or take `init` out of what this step "
+            "reads."
         )
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), classes, where=f"Checkpoint {path}")

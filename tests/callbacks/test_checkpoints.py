@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, find_checkpoint, next_version
+from dhr_lightning.artifacts.runs import find_checkpoint, next_version
+from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO
 
 
 class Killed(BaseException):
@@ -86,7 +87,7 @@ def test_a_file_system_without_hard_links_will_do(run: Path, monkeypatch: pytest
 
 
 def test_versions_count_on_from_the_highest(tmp_path: Path):
-    assert next_version(tmp_path) == tmp_path / "version_0"
+    assert next_version(tmp_path) == "version_0"
     for name in ("version_2", "version_10", "version_x"):
         (tmp_path / name).mkdir()
-    assert next_version(tmp_path) == tmp_path / "version_11"
+    assert next_version(tmp_path) == "version_11"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, find_checkpoint, next_version
+from dhr_lightning.artifacts.runs import find_checkpoint, next_version
+from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from tests.stand_ins import trainer_of
 
 
@@ -73,9 +74,9 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path):
 
 
 def test_the_first_version_is_zero_and_gaps_are_not_filled(tmp_path: Path):
-    assert next_version(tmp_path / "nowhere") == tmp_path / "nowhere" / "version_0"
+    assert next_version(tmp_path / "nowhere") == "version_0"
     for name in ("version_0", "other_7", "version_"):
         (tmp_path / name).mkdir()
-    assert next_version(tmp_path) == tmp_path / "version_1"
+    assert next_version(tmp_path) == "version_1"
     (tmp_path / "version_5").mkdir()
-    assert next_version(tmp_path) == tmp_path / "version_6"
+    assert next_version(tmp_path) == "version_6"

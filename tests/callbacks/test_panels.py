@@ -9,54 +9,47 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dhr_lightning.callbacks import panels
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES
-from dhr_lightning.methods.base import BaseTask
 from tests.pipeline_workspace import Workspace
+from tests.stand_ins import run_folder
 from tests.task_samples import make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
 
-@pytest.mark.parametrize("step", ["cam", "uss", "wss", "mars", "dhr"])
-def test_every_fit_leaves_a_picture_and_scalars_on_the_board(finished_runs: Path, step: str):
-    folder = finished_runs / "runs" / "microworld" / step / "version_0"
+@pytest.mark.parametrize("method", ["cam", "patches", "wss", "mars", "dhr"])
+def test_every_fit_leaves_a_picture_and_scalars_on_the_board(finished_runs: Path, method: str):
+    folder = run_folder(finished_runs, method) / "version_0"
     board = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     (event,) = board.Images("panel/train")
     picture = np.array(Image.open(io.BytesIO(event.encoded_image_string)))
     assert picture.shape[0] > 6 * 128
     assert picture.std() > 10
     wanted = {"cam": {"train/loss_cls", "val/tag_map"}, "wss": {"train/loss_seg", "val/miou"}, "dhr": {"refresh/miou"}}
-    assert wanted.get(step, set()) <= set(board.Tags()["scalars"])
+    assert wanted.get(method, set()) <= set(board.Tags()["scalars"])
     assert (folder / "panel.png").is_file()
 
 
-def columns_of(task: BaseTask, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Titles of a panel of all training images."""
-    datamodule = WSSSDataModule(root=str(workspace.data), workspace=".")
-    datamodule.mask_round = 1 if task.step == "dhr" else None
-    shown: list[str] = []
-    monkeypatch.setattr(panels, "panel", lambda rows, titles, names, classes: shown.extend(titles))
-    panels.draw_panel(task, datamodule, 12)
-    return shown
-
-
 @pytest.mark.parametrize(
-    ("name", "columns"),
+    ("step", "name", "columns"),
     [
-        ("CAMTask", ["image", "MARS mask", "truth"]),
-        ("USSTask", ["image", "CAM", "base mask", "MARS mask", "truth"]),
-        ("WSSTask", ["image", "CAM", "base mask", "MARS mask", "prediction", "truth"]),
-        ("MARSTask", ["image", "CAM", "base mask", "truth"]),
-        ("DHRTask", ["image", "CAM", "base mask", "MARS mask", "DHR mask", "prediction", "truth"]),
+        ("cam", "CAMTask", ["image", "truth"]),
+        ("propagation", "PropagationTask", ["image", "cam", "truth"]),
+        ("uss", "USSTask", ["image", "truth"]),
+        ("baseline", "WSSTask", ["image", "masks", "prediction", "truth"]),
+        ("mars", "MARSTask", ["image", "masks", "truth"]),
+        ("dhr", "DHRTask", ["image", "masks", "current masks", "prediction", "truth"]),
     ],
 )
-def test_masks_of_an_earlier_run_of_the_same_step_are_not_shown(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, columns: list[str]
+def test_a_panel_shows_what_the_step_reads_and_makes(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, step: str, name: str, columns: list[str]
 ):
-    task = make_task(name, class_names=list(MICROWORLD_CLASSES))
-    assert columns_of(task, workspace, monkeypatch) == columns
-
-
-def test_a_broken_file_of_an_unfinished_artifact_is_no_obstacle(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
-    workspace.store.path("base_mask", "train", "train_0001").write_bytes(b"broken")
-    workspace.store.forget("base_mask", "train")
-    assert columns_of(make_task("USSTask"), workspace, monkeypatch) == ["image", "CAM", "MARS mask", "truth"]
+    identity = workspace.plan()[step].identity
+    datamodule = WSSSDataModule(
+        root=str(workspace.data), workspace=".", method=identity.spec.name, inputs=dict(identity.inputs)
+    )
+    datamodule.attach(identity)
+    datamodule.mask_round = 1 if step == "dhr" else None
+    shown: list[str] = []
+    monkeypatch.setattr(panels, "panel", lambda rows, titles, names, classes: shown.extend(titles))
+    panels.draw_panel(make_task(name, class_names=list(MICROWORLD_CLASSES)), datamodule, 12)
+    assert shown == columns

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import heat, overlay
 from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.gate import Gate
 from tests.stand_ins import TAGS, keep, trainer_of, voc_module
 
 IDS = list(TAGS)
@@ -24,9 +25,8 @@ ORDER = [IDS[1], IDS[3], IDS[0], IDS[2]]  # two tags, then one
 
 
 class Task(nn.Module):
-    """Writes nothing."""
+    """Predicts nothing."""
 
-    writes: ClassVar[Any] = {"val": ("prediction",)}
     device = torch.device("cpu")
 
 
@@ -62,7 +62,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 @pytest.fixture
 def datamodule(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
-    module = voc_module(tiny_voc, tmp_path)
+    module = voc_module(tiny_voc, tmp_path, "dhr", inputs={"masks": "crf/mask", "init": "cam/1a2b3c4d5e"})
     module.trainer = SimpleNamespace(lightning_module=None, training=False)
     return module
 
@@ -90,15 +90,17 @@ def test_images_with_most_tags_come_first_and_their_classes_are_explained(datamo
     assert shown.classes is datamodule.classes
 
 
-def test_masks_of_every_step_are_drawn_over_the_photo(datamodule: WSSSDataModule, shown: Shown):
+def test_the_masks_that_the_step_reads_and_its_current_ones_are_drawn_over_the_photo(
+    datamodule: WSSSDataModule, shown: Shown
+):
     datamodule.mask_round = 2
-    kinds = {"base mask": "base_mask", "MARS mask": "mars_mask", "DHR mask": "dhr_mask/round_02"}
+    addresses = {"masks": "crf/mask", "current masks": "dhr/mask/round_02"}
     sizes = {image_id: photo(datamodule, image_id).shape[:2] for image_id in IDS}
-    for value, kind in enumerate(kinds.values(), start=1):
-        keep(datamodule, kind, "train", {one: (np.full(size, value, np.uint8),) for one, size in sizes.items()})
+    for value, address in enumerate([*addresses.values(), "mars/mask", "dhr/mask/round_01"], start=1):
+        keep(datamodule, address, "train", {one: (np.full(size, value, np.uint8),) for one, size in sizes.items()})
     draw_panel(Task(), datamodule, 4)
-    assert shown.titles == ["image", *kinds, "truth"]
-    for value, title in enumerate(kinds, start=1):
+    assert shown.titles == ["image", *addresses, "truth"]
+    for value, title in enumerate(addresses, start=1):
         masks = [np.full(sizes[image_id], value, np.uint8) for image_id in ORDER]
         expected = [
             overlay(photo(datamodule, one), mask, datamodule.classes) for one, mask in zip(ORDER, masks, strict=True)
@@ -106,33 +108,39 @@ def test_masks_of_every_step_are_drawn_over_the_photo(datamodule: WSSSDataModule
         assert same(shown.column(title), expected)
     datamodule.mask_round = None
     draw_panel(Task(), datamodule, 1)
-    assert "DHR mask" not in shown.titles
+    assert shown.titles == ["image", "masks", "truth"]
+
+
+def test_masks_that_replace_harmful_ones_are_shown_in_their_place(datamodule: WSSSDataModule, shown: Shown):
+    sizes = {image_id: photo(datamodule, image_id).shape[:2] for image_id in IDS}
+    for value, address in ((1, "crf/mask"), (2, "wss/mask")):
+        keep(datamodule, address, "train", {one: (np.full(size, value, np.uint8),) for one, size in sizes.items()})
+    gate = Gate("wss/mask", 1.0, 0.0, 0.05, 0.45)
+    manifest = datamodule.store.manifest("crf/mask", "train").with_info(gate=gate.record())
+    manifest.save(datamodule.store.folder("crf/mask", "train") / "manifest.json")
+    draw_panel(Task(), datamodule, 1)
+    expected = overlay(photo(datamodule, ORDER[0]), np.full(sizes[ORDER[0]], 2, np.uint8), datamodule.classes)
+    assert same(shown.column("masks"), [expected])
 
 
 def test_what_an_image_lacks_is_left_out_of_all_rows(datamodule: WSSSDataModule, shown: Shown):
     sizes = {image_id: photo(datamodule, image_id).shape[:2] for image_id in IDS}
-    keep(datamodule, "base_mask", "train", {one: (np.zeros(size, np.uint8),) for one, size in sizes.items()})
-    datamodule.store.path("base_mask", "train", ORDER[1]).unlink()
-    draw_panel(Task(), datamodule, 1)
-    assert shown.titles == ["image", "base mask", "truth"]
+    keep(datamodule, "crf/mask", "train", {one: (np.zeros(size, np.uint8),) for one, size in sizes.items()})
+    draw_panel(Task(), datamodule, 2)
+    assert shown.titles == ["image", "masks", "truth"]
+    datamodule.store.path("crf/mask", "train", ORDER[1]).unlink()
     draw_panel(Task(), datamodule, 2)
     assert shown.titles == ["image", "truth"]
     records = datamodule.records("train")
-    datamodule._records["train"] = [Record(record.id, record.image, record.tags) for record in records]
+    datamodule._records["train"] = [Record(record.id, record.image, record.tags) for record in records[:1]]
     draw_panel(Task(), datamodule, 1)
-    assert shown.titles == ["image", "base mask"]
+    assert shown.titles == ["image", "masks"]
 
 
-def test_kinds_that_the_step_itself_writes_are_of_an_earlier_run(datamodule: WSSSDataModule, shown: Shown):
-    sizes = {image_id: photo(datamodule, image_id).shape[:2] for image_id in IDS}
-    keep(datamodule, "base_mask", "train", {one: (np.zeros(size, np.uint8),) for one, size in sizes.items()})
-    task = Task()
-    task.writes = {"train": ("cam", "base_mask")}
-    draw_panel(task, datamodule, 1)
+def test_ground_truth_in_place_of_masks_is_shown_once(datamodule: WSSSDataModule, shown: Shown):
+    datamodule.inputs = {"masks": "truth"}
+    draw_panel(Task(), datamodule, 2)
     assert shown.titles == ["image", "truth"]
-    task.writes = {"val": ("base_mask",)}
-    draw_panel(task, datamodule, 1)
-    assert shown.titles == ["image", "base mask", "truth"]
 
 
 def test_the_strongest_class_of_a_cam_is_shown_at_the_size_of_the_photo(datamodule: WSSSDataModule, shown: Shown):
@@ -143,15 +151,16 @@ def test_the_strongest_class_of_a_cam_is_shown_at_the_size_of_the_photo(datamodu
         maps[0, :, : width // 8], maps[-1, :5] = 0.5, 1.0
         cams[image_id] = (np.array(TAGS[image_id], np.int16), maps)
     cams[ORDER[3]] = (np.zeros(0, np.int16), np.zeros((0, 14, 10), np.float16))  # an image without tags
-    keep(datamodule, "cam", "train", cams)
+    datamodule.method, datamodule.inputs = "crf", {"cam": "cam/cam"}
+    keep(datamodule, "cam/cam", "train", cams)
     draw_panel(Task(), datamodule, 4)
-    assert shown.titles == ["image", "CAM", "truth"]
-    for image_id, picture in zip(ORDER[:3], shown.column("CAM"), strict=False):
+    assert shown.titles == ["image", "cam", "truth"]
+    for image_id, picture in zip(ORDER[:3], shown.column("cam"), strict=False):
         image, strongest = photo(datamodule, image_id), cams[image_id][1].astype(np.float32).max(0)
         wide = Image.fromarray(strongest).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
         difference = np.abs(picture.astype(float) - heat(image, np.array(wide)).astype(float))
         assert difference.max() <= 2
-    assert np.array_equal(shown.column("CAM")[3], photo(datamodule, ORDER[3]))
+    assert np.array_equal(shown.column("cam")[3], photo(datamodule, ORDER[3]))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -21,36 +21,36 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 
 def masks_of(workspace: Workspace, kind: str) -> dict[str, np.ndarray]:
     ids = [f"train_{number:04d}" for number in range(1, 13)]
-    return {image_id: read_mask(workspace.store.path(kind, "train", image_id)) for image_id in ids}
+    return {image_id: read_mask(workspace.path(kind, image_id)) for image_id in ids}
 
 
 def test_the_change_of_every_round_is_logged(workspace: Workspace):
-    with open("runs/microworld/dhr/version_0/metrics.csv") as file:
+    with (workspace.run_folder("dhr") / "version_0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["refresh/changed_pixels"]]
-    masks = [masks_of(workspace, kind) for kind in ("mars_mask", *ROUNDS)]
+    masks = [masks_of(workspace, kind) for kind in ("mars/train", *ROUNDS)]
     records = WSSSDataModule(root=str(workspace.data)).records("train")
     assert len(rows) == 2
     for row, before, after in zip(rows, masks[:-1], masks[1:], strict=True):
         changed = np.mean([np.mean(before[name] != after[name]) for name in before])
         pairs = [(tag, after[record.id]) for record in records for tag in record.tags]
-        missing = np.mean([not (mask == tag).any() for tag, mask in pairs])
+        vanished = np.mean([not (mask == tag).any() for tag, mask in pairs])
         assert float(row["refresh/changed_pixels"]) == pytest.approx(changed)
-        assert float(row["refresh/missing_tags"]) == pytest.approx(missing)
+        assert float(row["refresh/missing_tags"]) == pytest.approx(vanished)
         assert 0 < float(row["refresh/miou"]) < 1
 
 
 def test_comparison_of_masks_with_themselves_and_without_truth(workspace: Workspace):
     datamodule = WSSSDataModule(root=str(workspace.data), workspace=".")
-    figures = compare_masks(datamodule, ROUNDS[0], ROUNDS[0])
+    first, second = (workspace.place(name)[0] for name in ROUNDS)
+    figures = compare_masks(datamodule, first, first)
     assert figures["changed_pixels"] == 0
     records = [record.__class__(record.id, record.image, record.tags) for record in datamodule.records("train")]
     datamodule._records["train"] = records
-    assert set(compare_masks(datamodule, ROUNDS[0], ROUNDS[1])) == {"changed_pixels", "missing_tags"}
+    assert set(compare_masks(datamodule, first, second)) == {"changed_pixels", "missing_tags"}
 
 
 def forget_dhr(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.folder / "artifacts" / "microworld" / "dhr_mask")
-    shutil.rmtree(workspace.store.folder("prediction", "val"))
+    shutil.rmtree(workspace.folder / "artifacts" / "microworld" / "dhr")
     shutil.rmtree(workspace.folder / "runs" / "microworld" / "dhr")
 
 
@@ -63,11 +63,11 @@ def test_every_epoch_trains_on_the_round_made_before_it(
 
     def numbered(task: DHRTask, batch: Any) -> Any:
         current = task.trainer.datamodule.mask_round
-        return SimpleNamespace(mask=torch.full_like(batch["mask"], 0 if current is None else current + 1))
+        return SimpleNamespace(mask=torch.full_like(batch["inputs"]["masks"], 0 if current is None else current + 1))
 
     def watched(task: DHRTask, batch: Any, index: int) -> Any:
         assert task.training
-        found = set(batch["mask"].unique().tolist()) - {255}
+        found = set(batch["inputs"]["masks"].unique().tolist()) - {255}
         seen[task.current_epoch] = seen.get(task.current_epoch, set()) | found
         return step(task, batch, index)
 
@@ -78,28 +78,32 @@ def test_every_epoch_trains_on_the_round_made_before_it(
     changes = ("--dhr.data.num_workers=1", "--dhr.trainer.max_epochs=5", every)
     assert workspace.stage("stage3_dhr", *changes) == 0
     assert seen == {0: {0}, 1: {0}, 2: {1}, 3: {1}, 4: {2}}
-    assert workspace.store.rounds("train") == [0, 1, 2]
+    address = workspace.place("dhr/round_00/train", *changes)[0].rpartition("/")[0]
+    assert workspace.store.rounds(address, "train") == [0, 1, 2]
     lines.clear()
     assert workspace.stage("stage3_dhr", *changes) == 0
     assert lines.messages == ["stage3_dhr: up to date"]
 
 
 def test_rounds_record_weights_recipe_and_refinement(workspace: Workspace):
-    first, second = (workspace.store.manifest(kind, "train") for kind in ROUNDS)
+    first, second = (workspace.manifest(name) for name in ROUNDS)
     assert first.checkpoint["sha256"] != second.checkpoint["sha256"]
     assert first.inputs == second.inputs
-    assert {"cam/train", "mars_mask/train", "uss/train", "data/train"} == set(first.inputs)
-    assert first.info["recipe"]["configs"] == ["stage3_dhr.yaml", "data/microworld.yaml", "debug.yaml"]
+    inputs = workspace.plan()["dhr"].identity.inputs
+    artifacts = {f"{inputs[port]}/train" for port in ("masks", "features")}
+    assert {f"weights {inputs['init']}", *artifacts, "data/train"} == set(first.inputs)
+    assert first.info["step"] == "dhr"
+    assert first.info["config"]["data"]["inputs"] == dict(inputs)
     assert first.info["refine"] in ("pydensecrf", "lattice")
 
 
 def test_masks_come_from_the_student_and_predictions_from_the_average(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = workspace.folder / "runs" / "microworld" / "dhr" / "version_0" / "checkpoints"
+    folder = workspace.run_folder("dhr") / "version_0" / "checkpoints"
     last, before = (torch.load(folder / name, weights_only=True) for name in ("last.ckpt", "previous.ckpt"))
     digests = {name: digest_of(before[name]) for name in ("state_dict", "student_state_dict")}
-    made_with = workspace.store.manifest(ROUNDS[1], "train").checkpoint["sha256"]
+    made_with = workspace.manifest(ROUNDS[1]).checkpoint["sha256"]
     assert made_with == digests["student_state_dict"] != digests["state_dict"]
 
     used, predict = set(), DHRTask.predict_step
@@ -109,7 +113,7 @@ def test_masks_come_from_the_student_and_predictions_from_the_average(
         return predict(task, *arguments)
 
     monkeypatch.setattr(DHRTask, "predict_step", watched)
-    shutil.rmtree(workspace.store.folder("prediction", "val"))
+    shutil.rmtree(workspace.artifact("dhr/val"))
     assert workspace.stage("stage3_dhr") == 0
     assert used == {digest_of(last["state_dict"])} != {digest_of(last["student_state_dict"])}
 
@@ -129,7 +133,7 @@ def test_a_round_is_made_in_evaluation_mode_and_training_goes_on_after_it(monkey
     assert any((one != other).any() for one, other in zip(expected, noisy, strict=True))
     task.load_state_dict(before)
 
-    monkeypatch.setattr(task, "whole_batches", lambda records, what: batches)
+    monkeypatch.setattr(task, "whole_batches", lambda records, what, *, when: batches)
     trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
     writer = SimpleNamespace(write=lambda image_id, mask: written.append(mask))
     for training in (True, False):

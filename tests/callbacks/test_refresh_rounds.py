@@ -13,19 +13,20 @@ from torch import nn
 
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.callbacks import refresh
-from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, weights_digest
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Geometry
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.ops.refine import Refiner
-from tests.pipeline_workspace import ROUNDS, Lines
+from tests.pipeline_workspace import Lines
 from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 IDS = list(TAGS)
+ROUND = "dhr/mask/round_00"
 SIZES = dict(zip(IDS, [(48, 64), (64, 48), (56, 40), (64, 64)], strict=True))  # height, width in `TINY_VOC`
 
 
@@ -41,7 +42,8 @@ class Painter(nn.Module):
         self.said: list[str] = []
         self.refine_final = Refiner("lattice", workers=3)
 
-    def whole_batches(self, records: list[Record], what: str) -> Iterator[dict[str, Any]]:
+    def whole_batches(self, records: list[Record], what: str, *, when: str) -> Iterator[dict[str, Any]]:
+        assert when == "refresh"
         self.said.append(what)
         for record in records:
             size = SIZES[record.id]
@@ -73,9 +75,9 @@ class Board:
 @pytest.fixture
 def datamodule(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
     """With the masks that DHR starts from: all background."""
-    module = voc_module(tiny_voc, tmp_path, "stage3_dhr.yaml")
-    keep(module, "mars_mask", "train", {name: (np.zeros(size, np.uint8),) for name, size in SIZES.items()})
-    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(needs=Needs(predict_masks="mars_mask")))
+    module = voc_module(tiny_voc, tmp_path, "dhr", step="last", inputs={"masks": "mars/mask"})
+    keep(module, "mars/mask", "train", {name: (np.zeros(size, np.uint8),) for name, size in SIZES.items()})
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(hparams={}))
     return module
 
 
@@ -136,23 +138,22 @@ def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
 ):
     Clock.of(monkeypatch, refresh, step=5)
     task, callback = Painter().train(), PseudoMaskRefresh()
-    callback.recipe = {"configs": ["mine.yaml"]}
     task.weight.data.fill_(8)
     trainer = run_of(datamodule, global_step=17)
     callback.refresh(trainer, task, 0)
     for image_id, size in SIZES.items():
-        mask = read_mask(datamodule.store.path(ROUNDS[0], "train", image_id))
+        mask = read_mask(datamodule.store.path(ROUND, "train", image_id))
         assert mask.shape == size
         assert np.unique(mask).tolist() == [8]
-    manifest = datamodule.store.manifest(ROUNDS[0], "train")
+    manifest = datamodule.store.manifest(ROUND, "train")
     assert manifest.checkpoint == {"path": "weights before round 0", "sha256": weights_digest(task)}
-    assert manifest.info["recipe"] == {"configs": ["mine.yaml"]}
+    assert manifest.info["step"] == "last"
     assert manifest.info["refine"] == "lattice"
     assert manifest.info["seconds"] == 5
     assert datamodule.mask_round == 0
     assert task.painted == [(image_id, False, False) for image_id in IDS]
     assert task.training
-    assert (trainer.contexts, task.said) == (["entered"], ["dhr_mask round 0"])
+    assert (trainer.contexts, task.said) == (["entered"], ["last: mask round 0"])
     # 4 of 6 tags have no pixel; the cats cover 20 x 20 and 18 x 18 pixels less a border of one.
     pixels = sum(height * width for height, width in SIZES.values())
     figures = {"refresh/changed_pixels": 1.0, "refresh/missing_tags": 4 / 6, "refresh/miou": miou_of(datamodule, 8)}
@@ -162,7 +163,7 @@ def test_a_round_holds_what_the_task_paints_and_says_with_which_weights(
         assert logged == pytest.approx(figures)
         assert step == 17
     assert lines.messages == [
-        f"dhr_mask round 0: changed_pixels 1.000, missing_tags 0.667, miou {figures['refresh/miou']:.3f} (10 s)"
+        f"last: mask round 0: changed_pixels 1.000, missing_tags 0.667, miou {figures['refresh/miou']:.3f} (10 s)"
     ]
 
 
@@ -180,7 +181,7 @@ def test_a_later_round_is_compared_with_the_one_before_it(datamodule: WSSSDataMo
         PseudoMaskRefresh().refresh(trainer, task, number)
     changes = [logged["refresh/changed_pixels"] for logged, _ in trainer.loggers[0].lines]
     assert changes == [1.0, 0.0, 1.0]
-    assert datamodule.store.rounds("train") == [0, 1, 2]
+    assert datamodule.store.rounds("dhr/mask", "train") == [0, 1, 2]
     assert datamodule.mask_round == 2
 
 
@@ -189,11 +190,11 @@ def test_the_first_round_is_compared_with_the_masks_that_it_starts_from(
     datamodule: WSSSDataModule, harmful: bool, force: bool, changed: float
 ):
     """MARS masks show background; the base masks, read if those are harmful, show class 8 as the round does."""
-    gate = Gate("base_mask", 0.9 if harmful else 0.0, 0.0, 0.05, 0.45)
-    path = datamodule.store.folder("mars_mask", "train") / "manifest.json"
-    datamodule.store.manifest("mars_mask", "train").with_info(gate=gate.record()).save(path)
-    keep(datamodule, "base_mask", "train", {name: (np.full(size, 8, np.uint8),) for name, size in SIZES.items()})
-    datamodule.trainer.lightning_module.needs = Needs(predict_masks="mars_mask", force_masks=force)
+    gate = Gate("crf/mask", 0.9 if harmful else 0.0, 0.0, 0.05, 0.45)
+    path = datamodule.store.folder("mars/mask", "train") / "manifest.json"
+    datamodule.store.manifest("mars/mask", "train").with_info(gate=gate.record()).save(path)
+    keep(datamodule, "crf/mask", "train", {name: (np.full(size, 8, np.uint8),) for name, size in SIZES.items()})
+    datamodule.trainer.lightning_module.hparams = {"force_masks": force}
     task, trainer = Painter(), run_of(datamodule)
     task.weight.data.fill_(8)
     PseudoMaskRefresh().refresh(trainer, task, 0)
@@ -211,16 +212,16 @@ def test_a_finished_round_is_not_made_again_unless_the_weights_differ(datamodule
     task.weight.data.fill_(12)
     PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == IDS * 2
-    assert read_mask(datamodule.store.path(ROUNDS[0], "train", IDS[0])).max() == 12
+    assert read_mask(datamodule.store.path(ROUND, "train", IDS[0])).max() == 12
 
 
 def test_a_finished_round_needs_its_masks_and_its_manifest_only(datamodule: WSSSDataModule):
     task, trainer = Painter(), run_of(datamodule)
     PseudoMaskRefresh().refresh(trainer, task, 0)
-    (datamodule.store.folder(ROUNDS[0], "train") / "ids.txt").unlink()
+    (datamodule.store.folder(ROUND, "train") / "ids.txt").unlink()
     PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == IDS
-    datamodule.store.path(ROUNDS[0], "train", IDS[1]).unlink()
+    datamodule.store.path(ROUND, "train", IDS[1]).unlink()
     PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == [*IDS, IDS[1]]
 
@@ -237,16 +238,19 @@ def test_an_interrupted_round_is_continued(datamodule: WSSSDataModule, monkeypat
         patch.setattr(Painter, "pseudo_masks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             PseudoMaskRefresh().refresh(trainer, task, 0)
-    assert datamodule.store.rounds("train") == []
+    assert datamodule.store.rounds("dhr/mask", "train") == []
     assert datamodule.mask_round is None
     PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == IDS
-    assert datamodule.store.rounds("train") == [0]
+    assert datamodule.store.rounds("dhr/mask", "train") == [0]
 
 
 def test_a_batch_with_too_few_masks_is_an_error(datamodule: WSSSDataModule, monkeypatch: pytest.MonkeyPatch):
     task, trainer, real = Painter(), run_of(datamodule), Painter.whole_batches
-    twice = lambda self, *arguments: ({**one, "id": one["id"] * 2} for one in real(self, *arguments))  # noqa: E731
+
+    def twice(self: Painter, *arguments: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        return ({**one, "id": one["id"] * 2} for one in real(self, *arguments, **options))
+
     monkeypatch.setattr(Painter, "whole_batches", twice)
     monkeypatch.setattr(Painter, "pseudo_masks", lambda self, batch: SimpleNamespace(mask=torch.zeros(1, 64, 64)))
     with pytest.raises(ValueError, match="shorter"):
@@ -262,13 +266,13 @@ def test_ranks_share_the_images_and_the_first_one_seals_and_reports(datamodule: 
         trainer.barriers.append(name)
         if name == "listed":
             PseudoMaskRefresh().refresh(other, second, 0)
-        assert datamodule.store.rounds("train") == []
+        assert datamodule.store.rounds("dhr/mask", "train") == []
 
     trainer.strategy.barrier = meet
     PseudoMaskRefresh().refresh(trainer, first, 0)
     assert trainer.barriers == ["declared", "listed", "refreshed"]
     assert (first.ids, second.ids) == (IDS[::2], IDS[1::2])
-    assert datamodule.store.rounds("train") == [0]
+    assert datamodule.store.rounds("dhr/mask", "train") == [0]
     assert [len(run.loggers[0].lines) for run in (trainer, other)] == [1, 0]
 
 
@@ -277,27 +281,3 @@ def test_a_rank_takes_every_nth_of_the_missing_images(datamodule: WSSSDataModule
     with pytest.raises(ArtifactError, match="3 of 4 files are missing"):
         PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == [IDS[1]]
-
-
-def test_figures_without_tags_pixels_or_truth_are_zero_and_not_an_error(datamodule: WSSSDataModule):
-    datamodule._records["train"] = []
-    assert compare_masks(datamodule, "mars_mask", "mars_mask") == {"changed_pixels": 0, "missing_tags": 0}
-
-
-def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
-    """Masks that are the truth but for a block, ignored pixels and one lost tag."""
-    masks = {}
-    for record in datamodule.records("train"):
-        mask = read_truth(record.gt_mask).copy()
-        mask[mask == 255] = 0
-        masks[record.id] = mask
-    lost = int((masks[IDS[2]] == 7).sum())
-    masks[IDS[2]][masks[IDS[2]] == 7] = 0
-    keep(datamodule, "wss_mask", "train", {name: (mask,) for name, mask in masks.items()})
-    figures = compare_masks(datamodule, "wss_mask", "mars_mask")
-    truths = [read_truth(record.gt_mask) for record in datamodule.records("train")]
-    background = sum(int((truth == 0).sum()) for truth in truths)
-    foreground = sum(int((mask != 0).sum()) for mask in masks.values())
-    assert figures["changed_pixels"] == pytest.approx(foreground / 12480)
-    assert figures["missing_tags"] == pytest.approx(1 / 6)
-    assert figures["miou"] == pytest.approx((background / (background + lost) + 0 + 4) / 6)

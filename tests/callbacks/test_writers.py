@@ -14,9 +14,9 @@ from tests.task_samples import make_task
     ("kind", "tensors", "dtypes"),
     [
         ("cam", [torch.tensor([1, 7]), torch.rand(2, 3, 4)], ["int16", "float16"]),
-        ("uss", [torch.rand(5, 3, 4)], ["float16"]),
-        ("base_mask", [torch.tensor([[0, 255], [3, 1]])], ["uint8"]),
-        ("dhr_mask/round_02", [torch.tensor([[0, 255], [3, 1]])], ["uint8"]),
+        ("patches/1a2b/features", [torch.rand(5, 3, 4)], ["float16"]),
+        ("mask", [torch.tensor([[0, 255], [3, 1]])], ["uint8"]),
+        ("dhr/mask/round_02", [torch.tensor([[0, 255], [3, 1]])], ["uint8"]),
     ],
 )
 def test_arrays_have_the_type_that_the_kind_stores(kind: str, tensors: list[torch.Tensor], dtypes: list[str]):
@@ -48,32 +48,27 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
-    ("refine", "kind", "device", "name"),
-    [
-        ("auto", "base_mask", CPU, "pydensecrf"),
-        ("auto", "base_mask", CUDA, "lattice"),
-        ("pamr", "base_mask", CUDA, "pamr"),
-        ("none", "base_mask", CPU, "none"),
-        ("auto", "cam", CPU, "none"),
-    ],
+    ("refine", "device", "name"),
+    [("auto", CPU, "pydensecrf"), ("auto", CUDA, "lattice"), ("pamr", CUDA, "pamr"), ("none", CPU, "none")],
 )
 def test_the_refinement_of_the_device_is_recorded(
-    monkeypatch: pytest.MonkeyPatch, refine: str, kind: str, device: torch.device, name: str
+    monkeypatch: pytest.MonkeyPatch, refine: str, device: torch.device, name: str
 ):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
-    assert inference_info(make_task("CAMTask", refine=refine), kind, "train", device=device)["refine"] == name
+    assert inference_info(make_task("PropagationTask", refine=refine), "train", device=device)["refine"] == name
+    assert inference_info(make_task("CAMTask"), "train", device=device) == {"refine": "none"}
 
 
 def test_the_crf_of_the_device_is_recorded_in_the_protocol(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
     task = make_task("DHRTask", test_crf={})
     for device, name in ((CPU, "pydensecrf"), (CUDA, "lattice")):
-        info = inference_info(task, "prediction", "val", device=device)
+        info = inference_info(task, "val", device=device)
         assert info["refine"] == info["protocol"]["backend"] == name
-    assert inference_info(make_task("DHRTask"), "prediction", "val", device=CUDA)["refine"] == "none"
+    assert inference_info(make_task("DHRTask"), "val", device=CUDA)["refine"] == "none"
 
 
-@pytest.mark.parametrize(("task", "words"), [("CAMTask", "dense CRF by"), ("DHRTask", None)])
+@pytest.mark.parametrize(("task", "words"), [("PropagationTask", "dense CRF by"), ("CAMTask", None), ("DHRTask", None)])
 def test_a_step_says_which_refinement_runs_if_one_does(task: str, words: str | None, caplog: pytest.LogCaptureFixture):
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
     with caplog.at_level("INFO", logger="dhr_lightning"):

@@ -12,13 +12,13 @@ from torch import Tensor
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.callbacks import writers
-from dhr_lightning.callbacks.writers import ArtifactWriters, inference_info, prediction_refiner
-from dhr_lightning.data.datamodule import Needs, WSSSDataModule
+from dhr_lightning.callbacks.writers import ArtifactWriters, prediction_refiner
+from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.errors import ArtifactError, LockError
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.steps import StepSpec, Write
 from tests.pipeline_workspace import Lines
 from tests.stand_ins import TAGS, Clock, keep, trainer_of, voc_module
 from tests.task_samples import make_task
@@ -44,15 +44,12 @@ def segmenter() -> BaseTask:
     return make_task("WSSTask", class_names=list(VOC_CLASSES))
 
 
-def classifier() -> Any:
-    """A task that writes two kinds of one split."""
-    return SimpleNamespace(
-        step="cam",
-        writes={"train": ("cam", "base_mask")},
-        needs=Needs(predict_splits=("train",)),
-        refiner=Refiner("pamr"),
-        inference_info=lambda: {"background": 0.25},
-    )
+def propagation() -> BaseTask:
+    """A task that writes one kind of one split, and was given its background score."""
+    return make_task("PropagationTask", class_names=list(VOC_CLASSES), refine="pamr", background=0.25)
+
+
+TWO_KINDS = StepSpec("two", "none", "writes two kinds of one split", writes={"cam": Write(), "mask": Write()})
 
 
 def masks(count: int, value: int) -> list[tuple[Tensor]]:
@@ -65,8 +62,8 @@ def predict(
     callback.on_predict_batch_end(trainer, task, outputs, {"id": ids}, 0, loader)
 
 
-def started(datamodule: WSSSDataModule, weights: Path, task: Any, **rank: Any) -> tuple[ArtifactWriters, Any]:
-    callback, trainer = ArtifactWriters({"configs": ["one.yaml"]}, weights), trainer_of(datamodule, **rank)
+def started(datamodule: WSSSDataModule, weights: Path | None, task: Any, **rank: Any) -> tuple[ArtifactWriters, Any]:
+    callback, trainer = ArtifactWriters(weights), trainer_of(datamodule, **rank)
     datamodule.trainer = SimpleNamespace(lightning_module=task)
     callback.setup(trainer, task, "predict")
     return callback, trainer
@@ -77,78 +74,89 @@ def test_every_split_gets_its_own_files_and_a_manifest_that_says_how_they_were_m
 ):
     clock, task = Clock.of(monkeypatch, writers), segmenter()
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS[:3], wss_mask=masks(3, 1))
-    predict(callback, trainer, task, IDS[3:], wss_mask=masks(1, 7))
-    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 10))
+    predict(callback, trainer, task, IDS[:3], mask=masks(3, 1))
+    predict(callback, trainer, task, IDS[3:], mask=masks(1, 7))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction=masks(2, 10))
     clock.now += 90
-    assert datamodule.store.manifest("wss_mask", "train") is None
+    assert datamodule.store.manifest("wss/mask", "train") is None
     callback.on_predict_end(trainer, task)
     callback.teardown(trainer, task, "predict")
     store = datamodule.store
-    found = {image_id: read_mask(store.path("wss_mask", "train", image_id)) for image_id in IDS}
+    found = {image_id: read_mask(store.path("wss/mask", "train", image_id)) for image_id in IDS}
     assert [np.unique(mask).tolist() for mask in found.values()] == [[1], [2], [3], [7]]
-    assert read_mask(store.path("prediction_base", "val", "2007_000006")).tolist() == [[11] * 6] * 4
-    for kind, split in (("wss_mask", "train"), ("prediction_base", "val")):
-        manifest = store.manifest(kind, split)
+    assert read_mask(store.path("wss/prediction", "val", "2007_000006")).tolist() == [[11] * 6] * 4
+    for address, split in (("wss/mask", "train"), ("wss/prediction", "val")):
+        manifest = store.manifest(address, split)
         assert manifest.checkpoint == {"path": str(weights.resolve()), "sha256": digest_file(weights)}
-        assert manifest.info["recipe"] == {"configs": ["one.yaml"]}
+        assert manifest.info["step"] == "wss"
         assert manifest.info["seconds"] == 90
         assert manifest.info["refine"] == "none"
         assert manifest.info["protocol"]["tags"] == (split == "train")
         assert f"data/{split}" in manifest.inputs
-        assert store.status(kind, split).fresh
-    assert store.kinds() == [("prediction_base", "val"), ("wss_mask", "train")]
+        assert store.status(address, split).fresh
+    assert store.addresses() == [("wss/mask", "train"), ("wss/prediction", "val")]
 
 
 def test_a_continued_run_leaves_out_the_images_that_have_all_their_files(
-    datamodule: WSSSDataModule, weights: Path, lines: Lines
+    datamodule: WSSSDataModule, weights: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):
-    task = classifier()
+    task = make_task("CAMTask", class_names=list(VOC_CLASSES))
+    datamodule.method = None
+    monkeypatch.setattr(type(datamodule), "spec", TWO_KINDS)
     callback, trainer = started(datamodule, weights, task)
-    assert datamodule.skip == frozenset()
+    assert datamodule.written == frozenset()
     cams = [(torch.tensor([8]), torch.full((1, 2, 2), 0.5))] * 2
-    predict(callback, trainer, task, IDS[:2], cam=cams, base_mask=masks(2, 0))
+    predict(callback, trainer, task, IDS[:2], cam=cams, mask=masks(2, 0))
     predict(callback, trainer, task, IDS[2:3], cam=cams[:1])
     callback.on_exception(trainer, task, KeyboardInterrupt())
     callback.teardown(trainer, task, "predict")  # as after an exception: there is nothing to seal any more
     assert lines.messages == []
     callback, trainer = started(datamodule, weights, task)
-    assert datamodule.skip == {("train", IDS[0]), ("train", IDS[1])}
+    assert datamodule.written == {("train", IDS[0]), ("train", IDS[1])}
     assert lines.messages == ["cam: continuing, 2 images are already written"]
-    predict(callback, trainer, task, IDS[2:], cam=cams, base_mask=masks(2, 0))
+    predict(callback, trainer, task, IDS[2:], cam=cams, mask=masks(2, 0))
     callback.on_predict_end(trainer, task)
-    keys, cam = read_cam(datamodule.store.path("cam", "train", IDS[3]))
+    keys, cam = read_cam(datamodule.store.path("None/cam", "train", IDS[3]))
     assert (keys.dtype, keys.tolist()) == (np.int16, [8])
     assert (cam.dtype, cam.tolist()) == (np.float16, [[[0.5, 0.5], [0.5, 0.5]]])
-    info = {kind: datamodule.store.manifest(kind, "train").info for kind in ("cam", "base_mask")}
-    assert {kind: one["refine"] for kind, one in info.items()} == {"cam": "none", "base_mask": "pamr"}
-    assert {one["background"] for one in info.values()} == {0.25}
+    assert datamodule.store.status("None/mask", "train").fresh
+
+
+def test_what_needs_no_fit_needs_no_weights_and_records_how_it_was_made(tiny_voc: Path, tmp_path: Path):
+    datamodule, task = voc_module(tiny_voc, tmp_path, "crf", inputs={"cam": "cam/cam"}), propagation()
+    callback, trainer = started(datamodule, None, task)
+    predict(callback, trainer, task, IDS, mask=masks(4, 1))
+    callback.on_predict_end(trainer, task)
+    manifest = datamodule.store.manifest("crf/mask", "train")
+    assert manifest.checkpoint is None
+    assert (manifest.info["refine"], manifest.info["background"]) == ("pamr", 0.25)
+    assert manifest.info["background_rule"] == "given"
 
 
 def test_a_run_that_finds_every_file_seals_without_predicting(datamodule: WSSSDataModule, weights: Path):
     task = segmenter()
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
-    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 1))
+    predict(callback, trainer, task, IDS, mask=masks(4, 1))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction=masks(2, 1))
     callback.on_exception(trainer, task, KeyboardInterrupt())
-    assert datamodule.store.manifest("wss_mask", "train") is None
+    assert datamodule.store.manifest("wss/mask", "train") is None
     callback, trainer = started(datamodule, weights, task)
-    assert len(datamodule.skip) == 6
+    assert len(datamodule.written) == 6
     callback.teardown(trainer, task, "predict")
-    assert datamodule.store.status("wss_mask", "train").fresh
-    assert datamodule.store.status("prediction_base", "val").fresh
+    assert datamodule.store.status("wss/mask", "train").fresh
+    assert datamodule.store.status("wss/prediction", "val").fresh
 
 
 def test_a_run_with_other_weights_starts_again(datamodule: WSSSDataModule, weights: Path, tmp_path: Path):
     task = segmenter()
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
+    predict(callback, trainer, task, IDS, mask=masks(4, 1))
     callback.on_exception(trainer, task, KeyboardInterrupt())
     other = tmp_path / "other.ckpt"
     other.write_bytes(b"other weights")
     callback, trainer = started(datamodule, other, task)
-    assert datamodule.skip == frozenset()
-    assert not datamodule.store.path("wss_mask", "train", IDS[0]).exists()
+    assert datamodule.written == frozenset()
+    assert not datamodule.store.path("wss/mask", "train", IDS[0]).exists()
     callback.on_exception(trainer, task, KeyboardInterrupt())
 
 
@@ -156,14 +164,14 @@ def test_a_batch_with_too_few_masks_is_an_error(datamodule: WSSSDataModule, weig
     task = segmenter()
     callback, trainer = started(datamodule, weights, task)
     with pytest.raises(ValueError, match="shorter"):
-        predict(callback, trainer, task, IDS[:2], wss_mask=masks(1, 1))
+        predict(callback, trainer, task, IDS[:2], mask=masks(1, 1))
     callback.on_exception(trainer, task, ValueError())
 
 
 def test_missing_files_are_not_sealed(datamodule: WSSSDataModule, weights: Path):
     task = segmenter()
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS[:2], wss_mask=masks(2, 1))
+    predict(callback, trainer, task, IDS[:2], mask=masks(2, 1))
     with pytest.raises(ArtifactError, match="2 of 4 files are missing"):
         callback.on_predict_end(trainer, task)
     callback.on_exception(trainer, task, ArtifactError("missing"))
@@ -176,42 +184,47 @@ def test_the_folders_are_locked_until_the_run_ends_or_fails(datamodule: WSSSData
         started(datamodule, weights, task)
     callback.on_exception(trainer, task, RuntimeError())
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS, wss_mask=masks(4, 1))
-    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction_base=masks(2, 1))
+    predict(callback, trainer, task, IDS, mask=masks(4, 1))
+    predict(callback, trainer, task, ["2007_000005", "2007_000006"], 1, prediction=masks(2, 1))
     callback.on_predict_end(trainer, task)
     callback, trainer = started(datamodule, weights, task)
     callback.on_exception(trainer, task, RuntimeError())
 
 
-def gated(datamodule: WSSSDataModule, kind: str, lost: float) -> Gate:
+def gated(datamodule: WSSSDataModule, address: str, lost: float) -> Gate:
     """Seal masks with a gate."""
     sizes = [(48, 64), (64, 48), (56, 40), (64, 64)]
-    keep(datamodule, kind, "train", {name: (np.zeros(size, np.uint8),) for name, size in zip(IDS, sizes, strict=True)})
-    gate = Gate("wss_mask", lost, 0.0, 0.05, 0.45)
-    manifest = datamodule.store.manifest(kind, "train").with_info(gate=gate.record())
-    manifest.save(datamodule.store.folder(kind, "train") / "manifest.json")
+    files = {name: (np.zeros(size, np.uint8),) for name, size in zip(IDS, sizes, strict=True)}
+    keep(datamodule, address, "train", files)
+    gate = Gate("crf/mask", lost, 0.0, 0.05, 0.45)
+    manifest = datamodule.store.manifest(address, "train").with_info(gate=gate.record())
+    manifest.save(datamodule.store.folder(address, "train") / "manifest.json")
     return gate
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.5])
 def test_a_fit_says_that_it_starts_from_other_masks_than_those_named(
-    datamodule: WSSSDataModule, lines: Lines, lost: float
+    tiny_voc: Path, tmp_path: Path, lines: Lines, lost: float
 ):
-    gate = gated(datamodule, "base_mask", lost)
+    datamodule = voc_module(tiny_voc, tmp_path, step="baseline", inputs={"masks": "mars/mask"})
+    gate = gated(datamodule, "mars/mask", lost)
     ArtifactWriters().setup(trainer_of(datamodule), segmenter(), "fit")
-    said = f"wss: starts from wss_mask, not from base_mask: {gate.verdict()}"
+    said = f"baseline: starts from crf/mask, not from mars/mask: {gate.verdict()}"
     assert lines.messages == ([said] if lost else [])
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.5])
-def test_a_step_with_a_gate_says_what_it_removed(datamodule: WSSSDataModule, weights: Path, lines: Lines, lost: float):
-    gate, task = Gate("base_mask", lost, 0.25, 0.05, 0.45), classifier()
-    task.writes, task.inference_info = {"train": ("mars_mask",)}, lambda: {"gate": gate.record()}
+def test_a_step_with_a_gate_says_what_it_removed(
+    tiny_voc: Path, tmp_path: Path, weights: Path, lines: Lines, lost: float, monkeypatch: pytest.MonkeyPatch
+):
+    datamodule = voc_module(tiny_voc, tmp_path, "mars", inputs={"masks": "crf/mask"})
+    gate, task = Gate("crf/mask", lost, 0.25, 0.05, 0.45), make_task("MARSTask", class_names=list(VOC_CLASSES))
+    monkeypatch.setattr(task, "inference_info", lambda: {"gate": gate.record()})
     callback, trainer = started(datamodule, weights, task)
-    predict(callback, trainer, task, IDS, mars_mask=masks(4, 0))
+    predict(callback, trainer, task, IDS, mask=masks(4, 0))
     callback.on_predict_end(trainer, task)
-    folder = datamodule.store.folder("mars_mask", "train")
-    text = f"mars_mask/train: {gate.verdict()}"
+    folder = datamodule.store.folder("mars/mask", "train")
+    text = f"mars/mask/train: {gate.verdict()}"
     assert lines.messages == [f"{text}. They stay in {folder} to look at" if lost else text]
 
 
@@ -233,23 +246,23 @@ def test_all_ranks_write_and_the_first_one_seals_when_they_have_met(tiny_voc: Pa
     task, runs = segmenter(), []
     for rank in (0, 1):
         runs.append(started(voc_module(tiny_voc, tmp_path), weights, task, rank=rank))
-        predict(*runs[-1], task, IDS[rank::2], wss_mask=masks(2, 1))
-        predict(*runs[-1], task, [f"2007_00000{5 + rank}"], 1, prediction_base=masks(1, 1))
+        predict(*runs[-1], task, IDS[rank::2], mask=masks(2, 1))
+        predict(*runs[-1], task, [f"2007_00000{5 + rank}"], 1, prediction=masks(1, 1))
     store = runs[0][1].datamodule.store
     (first, first_trainer), (second, second_trainer) = runs
     second.on_predict_end(second_trainer, task)
-    assert store.manifest("wss_mask", "train") is None
+    assert store.manifest("wss/mask", "train") is None
     sealed_at_barrier: list[bool] = []
-    first_trainer.strategy.barrier = lambda name: sealed_at_barrier.append(store.manifest("wss_mask", "train") is None)
+    first_trainer.strategy.barrier = lambda name: sealed_at_barrier.append(store.manifest("wss/mask", "train") is None)
     first.on_predict_end(first_trainer, task)
     assert sealed_at_barrier == [True]
-    assert store.status("wss_mask", "train").fresh
+    assert store.status("wss/mask", "train").fresh
     assert second_trainer.barriers == ["declared", "declared", "written"]
 
 
 def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(lines: Lines):
     tasks = {
-        "cam: refinement: PAMR on cpu": classifier(),
+        "crf: refinement: PAMR on cpu": propagation(),
         "wss: refinement: dense CRF by lattice on cpu": make_task("WSSTask", test_crf={"backend": "lattice"}),
     }
     for task in [*tasks.values(), make_task("DHRTask")]:
@@ -257,13 +270,3 @@ def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(li
     assert lines.messages == list(tasks)
     assert prediction_refiner(make_task("DHRTask", refine="lattice")) is None  # that one refines what it trains on
     assert prediction_refiner(SimpleNamespace()) is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [("base_mask", "pamr"), ("mars_mask", "pamr"), ("cam", "none"), ("uss", "none")]
-)
-def test_refined_kinds_record_their_refinement(kind: str, name: str):
-    assert inference_info(classifier(), kind, "train", device=torch.device("cpu")) == {
-        "refine": name,
-        "background": 0.25,
-    }

@@ -7,13 +7,12 @@ import torch
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
-from dhr_lightning.methods.base import check_class_names, load_encoder
+from dhr_lightning.methods.base import check_class_names
 from tests.pipeline_workspace import Lines, Workspace
-from tests.task_samples import FILES, NAMES, make_task
+from tests.stand_ins import run_folder
+from tests.task_samples import METHODS, NAMES, make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
-
-STEPS = {"CAMTask": "cam", "USSTask": "uss", "WSSTask": "wss", "MARSTask": "mars", "DHRTask": "dhr"}
 
 
 def rates_of(steps: int, **settings: Any) -> list[list[float]]:
@@ -90,9 +89,9 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_checkpoints_hold_nothing_but_plain_values_and_tensors(finished_runs: Path, name: str):
-    path = finished_runs / "runs" / "microworld" / STEPS[name] / "version_0" / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize("method", sorted(set(METHODS.values()) - {"crf"}))
+def test_checkpoints_hold_nothing_but_plain_values_and_tensors(finished_runs: Path, method: str):
+    path = run_folder(finished_runs, method) / "version_0" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert is_plain(dict(checkpoint["hyper_parameters"]))
     assert checkpoint["hyper_parameters"]["class_names"][:3] == ["background", "cat", "dog"]
@@ -108,51 +107,20 @@ def test_another_class_list_is_refused_with_both_lists():
         task.on_load_checkpoint({"hyper_parameters": {"class_names": [NAMES[0], *NAMES[:0:-1]]}})
 
 
-@pytest.fixture
-def cam_checkpoint(tmp_path: Path) -> Path:
-    path, task = tmp_path / "cam.ckpt", make_task("CAMTask")
-    torch.save({"state_dict": task.state_dict(), "hyper_parameters": {"class_names": NAMES}}, path)
-    return path
-
-
-def test_encoder_and_classifier_are_taken_over(cam_checkpoint: Path):
-    source, task = torch.load(cam_checkpoint, weights_only=True)["state_dict"], make_task("DHRTask")
-    with torch.no_grad():
-        for parameter in task.parameters():
-            parameter.fill_(7)
-    load_encoder(task.network, cam_checkpoint, task.classes, keys=("encoder", "classifier"))
-    for name, tensor in task.state_dict().items():
-        if name.startswith(("network.encoder.", "network.classifier.")):
-            assert torch.equal(tensor, source[name])
-    assert all(bool((p == 7).all()) for p in task.network.decoder.parameters())
-
-
-def test_weights_that_do_not_fit_are_refused(cam_checkpoint: Path, tmp_path: Path):
-    task = make_task("WSSTask")
-    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt is missing\. Run `make stage1` again"):
-        load_encoder(task.network, tmp_path / "nowhere.ckpt", task.classes, keys=("encoder",))
-    with pytest.raises(CheckpointError, match=r"cam\.ckpt was trained on 5 classes"):
-        load_encoder(task.network, cam_checkpoint, ClassSet(("background", "cat")), keys=("encoder",))
-    with pytest.raises(CheckpointError, match=r"does not fit this network: \d+ of \d+ tensors differ, first"):
-        load_encoder(torch.nn.Linear(2, 2), cam_checkpoint, task.classes, keys=("encoder",))
-    with pytest.raises(CheckpointError, match="0 of 0 tensors"):
-        load_encoder(task.network, cam_checkpoint, task.classes, keys=("decoder",))
-
-
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(
     empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):
-    from dhr_lightning.tasks import cam
+    from dhr_lightning.methods.seeds.cam import task as cam
 
     calls = iter(range(100))
     monkeypatch.setattr(
         cam, "masked_mean", lambda maps, valid: maps.mean((2, 3)) * (float("nan") if next(calls) == 4 else 1)
     )
-    assert empty_workspace.stage("stage1_cam", "--trainer.limit_val_batches=1") == 2
+    assert empty_workspace.stage("stage1_cam", "--cam.trainer.limit_val_batches=1") == 2
     assert "The loss is nan at epoch 1, batch 1 (images train_00" in lines.messages[-1]
     assert lines.messages[-1].count("train_00") == 6
-    assert empty_workspace.store.kinds() == []
-    folder = Path("runs/microworld/cam/version_0/checkpoints")
+    assert empty_workspace.store.addresses() == []
+    folder = run_folder(Path(), "cam") / "version_0" / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
 

@@ -1,6 +1,6 @@
 """Rates, randomness, batches and figures that all tasks share."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dhr_lightning.cli import quiet
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
-from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks, load_encoder
+from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks
+from dhr_lightning.steps import StepSpec
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
 
@@ -21,7 +22,7 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 class Task(BaseTask):
     """The smallest task: an encoder and a head of one weight each."""
 
-    step = "none"
+    spec = StepSpec("none", "none", "the smallest")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"class_names": NAMES, **options})
@@ -136,9 +137,8 @@ class Moves:
     def __init__(self) -> None:
         self.done: list[Any] = []
 
-    def refresh_dataloader(self, records: list[Any]) -> list[str]:
-        assert isinstance(records, list)
-        return [f"batch of {record}" for record in records]
+    def whole_dataloader(self, records: Sequence[Any], *, when: str) -> list[str]:
+        return [f"{when} batch of {record}" for record in records]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         self.done.append(("moved", batch, device.type, index))
@@ -149,15 +149,18 @@ class Moves:
         return f"normalised {batch}"
 
 
-def test_batches_are_moved_and_normalised_one_at_a_time_and_shown(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("options", "when"), [({}, "predict"), ({"when": "refresh"}, "refresh")])
+def test_batches_are_moved_and_normalised_one_at_a_time_and_shown(
+    options: dict[str, Any], when: str, monkeypatch: pytest.MonkeyPatch
+):
     shown: list[str] = []
     monkeypatch.setattr("dhr_lightning.methods.base.track", lambda items, what: shown.append(what) or iter(items))
     task, moves = Task(), Moves()
     task._trainer = SimpleNamespace(datamodule=moves)
-    found = task.whole_batches(("a", "b"), "round 3")
-    assert next(found) == "normalised moved batch of a"
-    assert moves.done == [("moved", "batch of a", "cpu", 0), ("normalised", "moved batch of a", 0)]
-    assert list(found) == ["normalised moved batch of b"]
+    found = task.whole_batches(("a", "b"), "round 3", **options)
+    assert next(found) == f"normalised moved {when} batch of a"
+    assert moves.done == [("moved", f"{when} batch of a", "cpu", 0), ("normalised", f"moved {when} batch of a", 0)]
+    assert list(found) == [f"normalised moved {when} batch of b"]
     assert shown == ["round 3"]
 
 
@@ -189,38 +192,6 @@ def test_the_same_class_list_is_accepted_as_a_list_or_a_tuple():
     classes = ClassSet(("background", "cat"))
     check_class_names(["background", "cat"], classes, where="")
     check_class_names(("background", "cat"), classes, where="")
-
-
-def test_weights_without_a_class_list_are_taken_over_if_they_fit(tmp_path: Path):
-    source, task = Task(), Task()
-    path = tmp_path / "plain.ckpt"
-    torch.save({"state_dict": {**source.state_dict(), "other.weight": torch.zeros(1)}}, path)
-    head = task.network.head.weight.clone()
-    load_encoder(task.network, path, task.classes, keys=("encoder",))
-    assert torch.equal(task.network.encoder.weight, source.network.encoder.weight)
-    assert torch.equal(task.network.head.weight, head)
-
-
-def test_weights_are_read_on_the_host_and_nothing_in_the_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A checkpoint of a machine with an accelerator is read on one without."""
-    task, path, seen, real = Task(), tmp_path / "cam.ckpt", [], torch.load
-    torch.save({"state_dict": task.state_dict()}, path)
-    monkeypatch.setattr(torch, "load", lambda file, **options: seen.append(options) or real(file, **options))
-    load_encoder(task.network, path, task.classes, keys=("encoder",))
-    assert seen == [{"map_location": "cpu", "weights_only": True}]
-
-
-@pytest.mark.parametrize("change", ["missing", "shape"])
-def test_one_tensor_that_does_not_fit_stops_the_transfer(tmp_path: Path, change: str):
-    task, path = Task(), tmp_path / "other.ckpt"
-    state = {"network.encoder.weight": torch.zeros(1, 1, 1, 1)}
-    wrong = {"network.encoder.bias": torch.zeros(1)} if change == "missing" else {}
-    if change == "shape":
-        state["network.encoder.weight"] = torch.zeros(2, 1, 1, 1)
-    torch.save({"state_dict": {**state, **wrong}}, path)
-    name = "encoder.bias" if change == "missing" else "encoder.weight"
-    with pytest.raises(CheckpointError, match=rf"1 of {1 + len(wrong)} tensors differ, first \['{name}'\]"):
-        load_encoder(task.network, path, task.classes, keys=("encoder",))
 
 
 def test_masks_are_cut_to_their_images():
@@ -265,9 +236,9 @@ def test_validation_figures_are_those_of_all_processes():
     quiet()
     task = make_task("WSSTask")
     log, batch = Log(task), make_batch([[1], [2]], [(32, 32), (32, 32)])
-    batch["truth"] = torch.full((2, 32, 32), 255)
-    batch["truth"][:, :8], batch["truth"][:, 8:16] = 0, 2
-    prediction = batch["truth"].clone()
+    batch["gt_mask"] = torch.full((2, 32, 32), 255)
+    batch["gt_mask"][:, :8], batch["gt_mask"][:, 8:16] = 0, 2
+    prediction = batch["gt_mask"].clone()
     prediction[:, :4] = 2
     prediction[:, 16:] = 4  # where the truth is unknown
     logits = nn.functional.one_hot(prediction.where(prediction < 5, 4), 5).permute(0, 3, 1, 2).float()

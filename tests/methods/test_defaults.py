@@ -1,22 +1,27 @@
 """What a configuration may leave out, and that what it says reaches the part that it is about."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
-from dhr_lightning.tasks import cam, dhr, uss, wss
 from torch import nn
 
 from dhr_lightning.data.crops import FiveCrop
-from dhr_lightning.data.datamodule import Needs
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.features import task as uss
 from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.masks.dhr import task as dhr
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.mars.task import MARSTask
+from dhr_lightning.methods.propagation.task import PropagationTask
+from dhr_lightning.methods.seeds.cam import task as cam
 from dhr_lightning.methods.seeds.cam.task import CAMTask
+from dhr_lightning.methods.segmenters.wss import task as wss
 from dhr_lightning.methods.segmenters.wss.task import WSSTask
 from dhr_lightning.ops.crf.dense import CRFSettings
+from dhr_lightning.steps import StepSpec, get_method, methods
 from tests.task_samples import NAMES
 
 CPU = torch.device("cpu")
@@ -27,26 +32,27 @@ OPTIMISER = {
 FOUR = (1.0, 0.5, 1.5, 2.0)
 SEGMENTER = {
     "backbone": "resnet101", "pretrained": False, "output_stride": 8, "decoder": "deeplabv3plus",
-    "decoder_options": None, "init_from": "cam", "loss_size": "decoder", "ema": 0.999, "ema_warmup": True,
+    "decoder_options": None, "loss_size": "decoder", "ema": 0.999, "ema_warmup": True,
     "scales": FOUR, "test_crf": None, "force_masks": False,
 }  # fmt: skip
 REFINE = {"refine": "auto", "workers": 2, "refine_scale": 1.0}
 DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
     CAMTask: {
         "backbone": "resnet50", "pretrained": False, "output_stride": 16, "dilation": True, "scales": FOUR,
-        "cam_stride": 4, "background": "auto", "confident": None, "crf": None, **REFINE,
+        "cam_stride": 4,
     },
+    PropagationTask: {"background": "auto", "confident": None, "crf": None, **REFINE},
     USSTask: {
         "backbone": "vit_base_patch8_224.dino", "pretrained": False, "head": "stego", "dimension": 70,
         "cells": 60_000, "patches": 30_000, "stego": None, "scales": (2.0, 1.0, 1.5, 0.5), "flip": True,
     },
-    WSSTask: {"masks": "base_mask", **SEGMENTER},
+    WSSTask: SEGMENTER,
     MARSTask: {
-        "source": "base_mask", "k_fg": 2, "k_bg": 2, "alpha": 0.4, "weighting": "cells", "rejected": "background",
+        "k_fg": 2, "k_bg": 2, "alpha": 0.4, "weighting": "cells", "rejected": "background",
         "threshold": 0.5, "max_lost_tags": 0.05, "max_rejected": 0.45, "force_masks": False, "crf": None, **REFINE,
     },
     DHRTask: {
-        "masks": "mars_mask", **SEGMENTER, "seed_view": "default", "cam_scales": (1.0, 1.5), "rebalance": None,
+        **SEGMENTER, "seed_view": "default", "cam_scales": (1.0, 1.5), "rebalance": None,
         "crf_seed": None, "crf_final": None, "weight_cls": 1.0, **REFINE,
     },
 }  # fmt: skip
@@ -113,44 +119,63 @@ def test_the_network_of_stage_2_is_built_as_asked(made: Made):
     assert (arguments, options) == (("b", "principal_axes"), {"pretrained": "path", "dimension": 7})
 
 
-def test_every_task_says_what_it_reads(made: Made):
-    assert made(CAMTask)[0].needs == Needs(predict_splits=("train",))
-    stego = {"crop_size": 32, "crop_ratio": 0.6}
-    crops = FiveCrop(32, 0.6)
-    assert made(USSTask, stego=stego)[0].needs == Needs(augment=True, five_crop=crops, predict_splits=("train",))
+def test_training_batches_are_crops_where_a_network_is_trained_on_them(made: Made):
+    assert all(made(task_class)[0].augment for task_class in (CAMTask, WSSTask, DHRTask))
+    assert made(CAMTask)[0].five_crop is None
+    assert not made(MARSTask)[0].augment
+    stego = made(USSTask, stego={"crop_size": 32, "crop_ratio": 0.6})[0]
+    assert stego.augment
+    assert stego.five_crop == stego.crop == FiveCrop(32, 0.6)
     assert made(USSTask)[0].crop == FiveCrop(224, 0.5)
-    fitted = made(USSTask, head="principal_axes")[0].needs
-    assert fitted == Needs(augment=False, predict_splits=("train",))
-    assert fitted.augment is False
-    wss_needs = made(WSSTask, masks="mars_mask")[0].needs
-    assert (wss_needs.train_masks, wss_needs.predict_masks) == ("mars_mask", None)
-    assert set(wss_needs.predict_splits) >= {"train", "val"}
-    assert not wss_needs.train_features
-    assert not wss_needs.predict_features
-    assert wss_needs.augment
-    mars = made(MARSTask, source="wss_mask")[0].needs
-    assert mars == Needs(
-        train_masks="wss_mask", train_features=True, augment=False, predict_masks="wss_mask", predict_features=True
-    )
-    for uses in (True, False):
-        needs = made(DHRTask, masks="wss_mask", rebalance={"uss": uses})[0].needs
-        assert (needs.train_masks, needs.predict_masks, needs.predict_features) == ("dhr_mask", "wss_mask", uses)
-        assert "val" in needs.predict_splits
-        assert "train" not in needs.predict_splits
-        assert needs.augment
-        assert not needs.train_features
-    for task_class in (WSSTask, MARSTask, DHRTask):
-        assert not made(task_class)[0].needs.force_masks
-        assert made(task_class, force_masks=True)[0].needs.force_masks
+    fitted = made(USSTask, head="principal_axes")[0]
+    assert (fitted.augment, fitted.five_crop) == (False, None)
 
 
-def test_kinds_that_every_task_writes():
-    assert CAMTask.writes == {"train": ("cam", "base_mask")}
-    assert USSTask.writes == {"train": ("uss",)}
-    assert MARSTask.writes == {"train": ("mars_mask",)}
+def ports(spec: StepSpec) -> dict[str, str]:
+    """When each input is read: f in training batches, p in prediction, r in a mask refresh, w weights, ? optional."""
+    found = {}
+    for port, read in spec.reads.items():
+        letters = {"f": read.fit, "p": read.predict, "r": read.refresh, "w": read.weights, "?": read.optional}
+        found[port] = "".join(letter for letter, set_ in letters.items() if set_)
+    return found
 
 
-@pytest.mark.parametrize(("task_class", "name"), [(CAMTask, "crf"), (MARSTask, "crf")])
+def test_every_method_says_what_it_reads_and_writes():
+    reads = {name: ports(method.spec) for name, method in methods().items()}
+    assert reads["cam"] == reads["stego"] == reads["patches"] == reads["encoder"] == {}
+    assert reads["crf"] == reads["pamr"] == {"cam": "p"}
+    assert reads["wss"] == {"masks": "f", "init": "w?"}
+    assert reads["mars"] == {"masks": "fp", "features": "fp"}
+    assert reads["dhr"] == {"masks": "r", "features": "r?", "init": "w?"}
+    assert reads["rebalance"] == {"masks": "p", "features": "p?", "init": "w"}
+    writes = {
+        name: {kind: one.splits for kind, one in method.spec.writes.items()} for name, method in methods().items()
+    }
+    train, others = ("train",), ("val", "test")
+    assert writes["cam"] == {"cam": train}
+    assert writes["crf"] == writes["pamr"] == writes["mars"] == writes["rebalance"] == {"mask": train}
+    assert writes["stego"] == writes["patches"] == writes["encoder"] == {"features": train}
+    assert writes["wss"] == writes["dhr"] == {"mask": train, "prediction": others}
+    assert [name for name, method in methods().items() if method.spec.has_rounds] == ["dhr"]
+    assert sorted(name for name, method in methods().items() if not method.spec.fits) == ["crf", "pamr"]
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_only_the_ground_truth_of_a_segmenter_may_be_learnt_from(name: str):
+    truth = {port for port, read in get_method(name).spec.reads.items() if read.truth}
+    assert truth == ({"masks"} if name == "wss" else set())
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_settings_that_a_method_calls_special_are_arguments_of_its_task(name: str):
+    spec = get_method(name).spec
+    known = set(signature(spec.task_class()).parameters)
+    assert set(spec.predict_only) <= known
+    assert set(spec.forwards) <= set(spec.writes)
+    assert set(spec.forwards.values()) <= set(spec.reads)
+
+
+@pytest.mark.parametrize(("task_class", "name"), [(PropagationTask, "crf"), (MARSTask, "crf")])
 def test_the_refinement_is_that_of_the_settings(made: Made, task_class: type[BaseTask], name: str):
     task, _, _ = made(
         task_class, refine="pamr", workers=3, refine_scale=0.5, **{name: {"iterations": 7, "bilateral_sxy": 20.0}}
@@ -196,7 +221,7 @@ def test_settings_of_the_mask_step_and_of_stego_are_handed_on(made: Made):
     assert made(USSTask, head="cluster_code")[0].crop is None
 
 
-@pytest.mark.parametrize("task_class", [CAMTask, WSSTask, USSTask, DHRTask, MARSTask])
+@pytest.mark.parametrize("task_class", [CAMTask, PropagationTask, WSSTask, USSTask, DHRTask, MARSTask])
 def test_options_of_the_optimiser_reach_the_base(made: Made, task_class: type[BaseTask]):
     options = {
         "optimizer": "adamw", "lr": 0.5, "head_lr_factor": 3.0, "momentum": 0.5, "weight_decay": 0.25, "power": 2.0,
@@ -209,7 +234,14 @@ def test_options_of_the_optimiser_reach_the_base(made: Made, task_class: type[Ba
 
 def test_an_epoch_of_a_fit_is_written_by_hand_where_nothing_or_two_things_are_optimised(made: Made):
     automatic = {task_class: made(task_class)[0].automatic_optimization for task_class in DEFAULTS}
-    assert automatic == {CAMTask: True, WSSTask: True, DHRTask: True, USSTask: False, MARSTask: False}
+    assert automatic == {
+        CAMTask: True,
+        PropagationTask: True,
+        WSSTask: True,
+        DHRTask: True,
+        USSTask: False,
+        MARSTask: False,
+    }
     assert made(MARSTask)[0].configure_optimizers() is None
     assert made(USSTask, head="principal_axes")[0].configure_optimizers() is None
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from tests.task_samples import NAMES, favour, make_batch, make_task, training_loss
+from tests.task_samples import NAMES, favour, make_batch, make_task, pick, training_loss
 
 TAGS = [[1, 3], [2], [1, 2, 4]]
 SIZES = [(48, 64), (64, 40), (32, 32)]
@@ -18,7 +18,7 @@ SIZES = [(48, 64), (64, 40), (32, 32)]
 def test_new_masks_hold_the_tags_and_the_background_only(refine: str):
     batch = make_batch(TAGS, SIZES)
     result = make_task("DHRTask", refine=refine).pseudo_masks(batch)
-    assert result.mask.shape == batch["mask"].shape
+    assert result.mask.shape == batch["inputs"]["masks"].shape
     for mask, valid, tags in zip(result.mask, batch["valid"], TAGS, strict=True):
         assert set(mask[valid].unique().tolist()) <= {0, *tags}
         assert set(mask[~valid].tolist()) <= {255}
@@ -26,7 +26,7 @@ def test_new_masks_hold_the_tags_and_the_background_only(refine: str):
 
 def test_a_class_that_vanished_from_the_mask_comes_back():
     batch = make_batch([[1, 2]], [(64, 64)])
-    batch["mask"][batch["mask"] == 2] = 0
+    batch["inputs"]["masks"][batch["inputs"]["masks"] == 2] = 0
     result = make_task("DHRTask", refine="none", rebalance={"uss": False}).pseudo_masks(batch)
     assert result.recovered[0].tolist() == [False, False, True]
     assert 2 in result.mask.unique().tolist()
@@ -44,9 +44,8 @@ def test_without_background_every_pixel_is_a_tagged_class():
 def test_switches_are_handed_on(rebalance: dict[str, object]):
     task = make_task("DHRTask", refine="none", rebalance=rebalance)
     batch = make_batch(TAGS, SIZES)
-    assert task.needs.predict_features is rebalance.get("uss", True)
     if rebalance == {"uss": False}:
-        del batch["uss"]
+        del batch["inputs"]["features"]
     result = task.pseudo_masks(batch)
     if rebalance == {"uss": False}:
         assert torch.equal(result.mask[batch["valid"]], result.init[batch["valid"]])
@@ -60,7 +59,7 @@ def test_masks_do_not_depend_on_the_other_images_of_the_batch():
     task, together = make_task("DHRTask", refine="none"), make_batch([[1, 2], [1, 3]], [(48, 48), (48, 48)])
     masks = task.pseudo_masks(together).mask
     for index in range(2):
-        alone = Batch(**{name: value[index : index + 1] for name, value in together.items()})
+        alone = pick(together, [index])
         alone_mask = task.pseudo_masks(alone).mask[0]
         assert float((alone_mask == masks[index]).float().mean()) > 0.999
 
@@ -72,7 +71,7 @@ def test_masks_do_not_depend_on_what_fills_the_rest_of_the_canvas():
     together = make_batch(tags, sizes)
     masks = task.pseudo_masks(together).mask
     for index, (height, width) in enumerate(sizes):
-        alone = Batch(**{name: value[index : index + 1] for name, value in together.items()})
+        alone = pick(together, [index])
         found = task.pseudo_masks(alone).mask[0]
         assert found.shape == (64, 64)
         assert float((found == masks[index]).float().mean()) > 0.999
@@ -131,7 +130,7 @@ def seen_cam(task: DHRTask, batch: Batch) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def test_the_paper_seeds_from_one_view_at_stride_16():
+def test_the_paper_seeds_from_one_view_at_stride_16(monkeypatch: pytest.MonkeyPatch):
     task, batch = make_task("DHRTask", seed_view="paper", cam_scales=(1.0, 1.5)), make_batch([[1, 3]], [(64, 96)])
     cam, views = seen_cam(task, batch)
     last = task.network.encoder(batch["image"])[-1]
@@ -143,7 +142,7 @@ def test_the_paper_seeds_from_one_view_at_stride_16():
 
 
 @torch.no_grad()
-def test_the_default_seeds_from_several_views_on_a_finer_grid():
+def test_the_default_seeds_from_several_views_on_a_finer_grid(monkeypatch: pytest.MonkeyPatch):
     task, batch = make_task("DHRTask", cam_scales=(1.0, 1.5)), make_batch([[1, 3]], [(64, 96)])
     cam, views = seen_cam(task, batch)
     assert views == 4
@@ -157,10 +156,10 @@ def test_training_reaches_every_part_through_its_own_loss(size: str):
     batch = make_batch([[1], [2]], [(32, 32), (32, 32)])
     reached = {}
     for case, unlabelled, weight in (("both", False, 1.0), ("masks", False, 0.0), ("tags", True, 1.0)):
-        task, labelled = make_task("DHRTask", loss_size=size, weight_cls=weight), batch["mask"].clone()
+        task, labelled = make_task("DHRTask", loss_size=size, weight_cls=weight), batch["inputs"]["masks"].clone()
         if unlabelled:
             labelled.fill_(255)
-        training_loss(task, Batch(**{**batch, "mask": labelled})).backward()
+        training_loss(task, Batch(**{**batch, "inputs": {**batch["inputs"], "masks": labelled}})).backward()
         reached[case] = {name.split(".")[1] for name, p in task.named_parameters() if p.grad.any()}
         if case == "both":
             assert all(p.grad.any() for p in task.parameters())

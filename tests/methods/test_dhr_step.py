@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from dhr_lightning.tasks import dhr as module
-from dhr_lightning.tasks import wss as wss_module
-from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.methods.segmenters.wss.task import initialise
+from dhr_lightning.methods import segmentation
+from dhr_lightning.methods.masks.dhr import task as module
+from dhr_lightning.methods.segmentation import initialise
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from tests.task_samples import NAMES, make_batch, make_task, training_loss
@@ -20,84 +19,93 @@ TAGS = [[1, 3], [2]]
 SIZES = [(64, 64), (40, 56)]
 
 
-def test_the_mask_step_is_given_the_inputs_the_settings_and_the_refinements(monkeypatch: pytest.MonkeyPatch):
-    task, batch, given = make_task("DHRTask", rebalance={"tau": 0.7}), make_batch(TAGS, SIZES), {}
-    monkeypatch.setattr(task, "mask_inputs", lambda of: ("inputs", of))
-    monkeypatch.setattr(module, "rebalance", lambda inputs, **others: given.update(others, inputs=inputs) or "result")
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of `rebalance`, by name."""
+    given: dict[str, Any] = {}
+
+    def rebalance(inputs: RebalanceInputs, **others: Any) -> str:
+        assert not any(one.requires_grad for one in (inputs.cam, *inputs.wss))
+        classes = inputs.classes
+        given.update(others, image=inputs.image, mask=inputs.mask, cam=inputs.cam, uss=inputs.uss, features=inputs.wss)
+        given.update(keys=classes.keys, present=classes.present, offset=classes.offset, valid=classes.valid)
+        return "result"
+
+    monkeypatch.setattr(module, "rebalance", rebalance)
+    return given
+
+
+def test_the_mask_step_is_given_the_image_its_masks_features_and_settings(given: dict[str, Any]):
+    task, batch = make_task("DHRTask", rebalance={"tau": 0.7}), make_batch(TAGS, SIZES)
     assert task.pseudo_masks(batch) == "result"
-    assert given["inputs"] == ("inputs", batch)
+    assert given["image"] is batch["pixels"]
+    assert given["mask"] is batch["inputs"]["masks"]
+    assert given["uss"] is batch["inputs"]["features"]
+    assert given["valid"] is batch["valid"]
+    assert given["offset"] == 1
     assert given["settings"] is task.rebalance_settings
-    assert given["settings"].tau == 0.7
     assert given["refine_seed"] is task.refine_seed
     assert given["refine_final"] is task.refine_final
-
-
-def test_the_inputs_are_image_masks_classes_and_features():
-    task, batch = make_task("DHRTask"), make_batch(TAGS, SIZES)
-    inputs = task.mask_inputs(batch)
-    assert inputs.image is batch["pixels"]
-    assert inputs.mask is batch["mask"]
-    assert inputs.uss is batch["uss"]
-    assert inputs.classes.valid is batch["valid"]
-    assert inputs.classes.offset == 1
-    assert torch.equal(inputs.classes.keys, keys_of(batch, offset=1, include_background=True))
+    classes = ImageClasses.from_tags(batch["tags"], offset=1, include_background=True)
+    assert torch.equal(given["keys"], classes.keys)
+    assert torch.equal(given["present"], classes.present)
     with torch.no_grad():
         features = task.network.encoder(batch["image"])
-    assert len(inputs.wss) == 2
-    for found, expected in zip(inputs.wss, features[-2:], strict=True):
+    assert len(given["features"]) == 2
+    for found, expected in zip(given["features"], features[-2:], strict=True):
         assert torch.equal(found, expected)
         assert found.dtype == torch.float32
-    assert not any(tensor.requires_grad for tensor in (inputs.cam, *inputs.wss))
 
 
-def keys_of(batch: Batch, **options: Any) -> Tensor:
-    return ImageClasses.from_tags(batch["tags"], **options).keys
-
-
-def test_features_are_float32_whatever_the_precision_of_the_encoder():
+def test_features_are_float32_whatever_the_precision_of_the_encoder(given: dict[str, Any]):
     task, batch = make_task("DHRTask", seed_view="paper"), make_batch(TAGS, SIZES)
     task.network.encoder.register_forward_hook(lambda _, __, maps: [one.double() for one in maps])
     task.network.classifier.double()
-    assert [one.dtype for one in task.mask_inputs(batch).wss] == [torch.float32] * 2
+    task.pseudo_masks(batch)
+    assert [one.dtype for one in given["features"]] == [torch.float32] * 2
 
 
-def test_features_of_images_may_be_missing_where_they_are_not_used():
+def test_features_of_images_may_be_missing_where_they_are_not_used(given: dict[str, Any]):
     batch = make_batch(TAGS, SIZES)
-    del batch["uss"]
-    assert make_task("DHRTask", rebalance={"uss": False}).mask_inputs(batch).uss is None
+    del batch["inputs"]["features"]
+    make_task("DHRTask", rebalance={"uss": False}).pseudo_masks(batch)
+    assert given["uss"] is None
 
 
-def test_without_background_the_tags_are_the_classes():
+def test_without_background_the_tags_are_the_classes(given: dict[str, Any]):
     task = make_task("DHRTask", class_names=NAMES[1:], has_background=False)
-    classes = task.mask_inputs(make_batch([[0, 2], [1]], SIZES, offset=0)).classes
-    assert classes.offset == 0
-    assert classes.keys.tolist() == [[0, 2], [1, -1]]
+    batch = make_batch([[0, 2], [1]], SIZES, offset=0)
+    task.pseudo_masks(batch)
+    assert given["offset"] == 0
+    assert given["keys"][0].tolist() == [0, 2]
+    assert given["present"].tolist() == [[True, True], [True, False]]
 
 
 @pytest.mark.parametrize("view", ["default", "paper"])
-def test_the_maps_behind_the_seeds_are_normalised_within_each_image(view: str):
+def test_the_maps_behind_the_seeds_are_normalised_within_each_image(given: dict[str, Any], view: str):
     task, batch = make_task("DHRTask", seed_view=view, cam_scales=[1.0, 0.5]), make_batch(TAGS, SIZES)
     torch.nn.init.uniform_(task.network.classifier.weight, 0, 1)
     task.network.encoder.register_forward_hook(
         lambda _, __, maps: [*maps[:-1], torch.rand(maps[-1].shape, generator=torch.Generator().manual_seed(0))]
     )
-    inputs: RebalanceInputs = task.mask_inputs(batch)
-    cam, keys = inputs.cam, inputs.classes.keys
+    task.pseudo_masks(batch)
+    cam = given["cam"]
     stride = 64 // cam.shape[-1]
-    assert cam.shape[:2] == keys.shape
     assert (cam >= 0).all()
+    rows = {0: given["keys"][0].tolist(), 1: given["keys"][1].tolist()}
+    shift = cam.shape[1] - given["keys"].shape[1]  # whether the background has a map
     for index, (height, width) in enumerate(SIZES):
         inside = cam[index, :, : -(-height // stride), : -(-width // stride)]
-        for row, key in enumerate(keys[index].tolist()):
+        for row, key in enumerate(rows[index]):
             if key in TAGS[index]:
-                assert float(inside[row].max()) == pytest.approx(1, abs=1e-3)
+                assert float(inside[row + shift].max()) == pytest.approx(1, abs=1e-3)
 
 
-def test_the_plain_view_is_encoded_once():
+def test_the_plain_view_is_encoded_once(given: dict[str, Any]):
     task, batch = make_task("DHRTask", cam_scales=[1.0, 0.5]), make_batch(TAGS, SIZES)
     seen: list[tuple[int, ...]] = []
     task.network.encoder.register_forward_hook(lambda _, arguments, __: seen.append(tuple(arguments[0].shape[-2:])))
-    task.mask_inputs(batch)
+    task.pseudo_masks(batch)
     assert sorted(seen) == [(32, 32), (32, 32), (64, 64), (64, 64)]
 
 
@@ -127,8 +135,8 @@ def test_the_loss_follows_the_masks_and_leaves_unlabelled_pixels_out(name: str, 
     losses = []
     for change in range(3):
         task, batch = make_task(name, loss_size=size), make_batch([[1], [2]], [(32, 32)] * 2)
-        batch["mask"][:, :16] = 255 if change else 1
-        batch["mask"][:, 16:] = 3 if change == 2 else 2
+        batch["inputs"]["masks"][:, :16] = 255 if change else 1
+        batch["inputs"]["masks"][:, 16:] = 3 if change == 2 else 2
         losses.append(float(training_loss(task, batch).detach()))
     assert len(set(losses)) == 3
 
@@ -144,22 +152,20 @@ class Filled:
 def test_a_new_run_starts_from_the_parts_of_an_earlier_step(
     name: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(wss_module, "load_encoder", filled := Filled())
-    task = make_task(name, init_from="cam")
-    task._trainer = SimpleNamespace(
-        ckpt_path=None, datamodule=SimpleNamespace(checkpoint_of=lambda kind: f"{kind} path")
-    )
+    monkeypatch.setattr(segmentation, "load_encoder", filled := Filled())
+    task = make_task(name)
+    task._trainer = SimpleNamespace(ckpt_path=None, datamodule=SimpleNamespace(weights=lambda port: f"{port} path"))
     task.on_fit_start()
-    assert filled.call == (task.network, "cam path", task.classes, keys)
+    assert filled.call == (task.network, "init path", task.classes, keys)
 
 
-@pytest.mark.parametrize(("init_from", "resumed"), [(None, None), ("cam", "last.ckpt")])
+@pytest.mark.parametrize(("weights", "resumed"), [(None, None), ("cam.ckpt", "last.ckpt")])
 def test_a_resumed_run_or_one_from_scratch_takes_nothing_over(
-    init_from: str | None, resumed: str | None, monkeypatch: pytest.MonkeyPatch
+    weights: str | None, resumed: str | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(wss_module, "load_encoder", filled := Filled())
-    task = make_task("WSSTask", init_from=init_from)
-    task._trainer = SimpleNamespace(ckpt_path=resumed, datamodule=None)
+    monkeypatch.setattr(segmentation, "load_encoder", filled := Filled())
+    task = make_task("WSSTask")
+    task._trainer = SimpleNamespace(ckpt_path=resumed, datamodule=SimpleNamespace(weights=lambda port: weights))
     initialise(task, keys=("encoder",))
     assert not hasattr(filled, "call")
 
@@ -170,7 +176,7 @@ def test_a_batch_without_truth_is_not_counted(name: str):
     task, batch = make_task(name), make_batch([[1]], [(32, 32)])
     task.validation_step(batch, 0)
     assert int(task.confusion.matrix.sum()) == 0
-    task.test_step(Batch(**batch, truth=batch["mask"]), 0)
+    task.test_step(Batch(**batch, gt_mask=batch["inputs"]["masks"]), 0)
     assert int(task.confusion.matrix.sum()) == 1024
 
 

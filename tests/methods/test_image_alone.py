@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
-from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.pipeline import stage_main
+from dhr_lightning.pipeline.command import split_request, stage_main
+from dhr_lightning.pipeline.plan import make_plan
 from tests.mixed_photos import SIZES, Files, MixedPhotos, largest_difference, randomise
 from tests.pipeline_workspace import STAGES
 from tests.task_samples import NAMES, make_task
@@ -20,8 +20,11 @@ from tests.task_samples import NAMES, make_task
 MAP_TOLERANCE = 1e-3  # features and maps are stored in half precision
 MASK_TOLERANCE = 1e-3  # share of pixels
 TASKS: dict[str, dict[str, Any]] = {
-    "CAMTask": {"scales": [1.0, 0.5, 1.5], "background": 0.3, "backbone": "small32"},
-    "CAMTask with PAMR": {"background": 0.3, "refine": "pamr"},
+    "CAMTask": {"scales": [1.0, 0.5, 1.5], "backbone": "small32"},
+    "PropagationTask": {"background": 0.3},
+    "PropagationTask by the lattice": {"background": 0.3, "refine": "lattice", "refine_scale": 0.5},
+    "PropagationTask by PAMR": {"background": 0.3, "refine": "pamr"},
+    "PropagationTask of confident labels": {"confident": {}},
     "USSTask": {"backbone": "patches"},
     "USSTask of an encoder": {"backbone": "resnet18", "head": "principal_axes", "dimension": 8},
     "USSTask of a transformer": {"backbone": "vit_tiny_patch16_224", "head": "stego", "dimension": 8},
@@ -86,7 +89,7 @@ def test_the_result_of_a_photo_is_that_of_the_photo_alone(
 def test_centroids_of_mars_do_not_depend_on_the_batches(photos: MixedPhotos, batch_size: int):
     found = []
     for size in (1, batch_size):
-        task = make_task("MARSTask", source="base_mask")
+        task = make_task("MARSTask")
         datamodule = photos.attach(task, range(len(SIZES)), size)
         datamodule.batch_size = size
         for index, batch in enumerate(datamodule.train_dataloader()):
@@ -103,11 +106,14 @@ def test_a_mask_that_is_made_again_is_the_same(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "photos" / "tags.csv").write_text("\n".join(["image,tags", *rows]))
     (tmp_path / "photos.yaml").write_text("data: {dataset: folder, root: photos, options: {holdout: 0}}")
     monkeypatch.chdir(tmp_path)
-    arguments = ["--dataset", "photos.yaml", "--overlay", "debug.yaml", "--", "--data.options={holdout: 0}"]
+    arguments = ["dhr", "--data", "photos.yaml", "--overlay", "debug.yaml", "--swap", "uss=patches"]
+    plan = make_plan(split_request(arguments))
     assert stage_main(STAGES["stage1_cam"], arguments) == 0
-    store = ArtifactStore(tmp_path / "artifacts", "photos")
     for image_id in ("photo_0", "photo_5"):
-        mask, cam = (store.path(kind, "train", image_id) for kind in ("base_mask", "cam"))
+        cam, mask = (
+            plan.view.store.path(plan[step].address(kind), "train", image_id)
+            for step, kind in (("cam", "cam"), ("propagation", "mask"))
+        )
         before, (keys, maps) = read_mask(mask), read_cam(cam)
         mask.unlink()
         cam.unlink()

@@ -7,7 +7,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.inference import Inference, strong_classes
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
-from tests.task_samples import favour, make_batch, make_task
+from tests.task_samples import favour, make_batch, make_task, predicting
 
 CPU = torch.device("cpu")
 CRF = {"backend": "lattice", "iterations": 2, "bilateral_srgb": 20.0}
@@ -74,9 +74,10 @@ def test_weak_classes_are_pruned_but_never_all():
 @torch.no_grad()
 @pytest.mark.parametrize("test_crf", [None, CRF])
 def test_classes_that_are_not_allowed_never_appear(test_crf):
-    task, batch = make_task("WSSTask", test_crf=test_crf), make_batch([[2], [1, 4]], [(32, 32), (32, 32)])
+    task = predicting(make_task("WSSTask", test_crf=test_crf), "train")
+    batch = make_batch([[2], [1, 4]], [(32, 32), (32, 32)])
     favour(task, 3)
-    masks = [set(mask.unique().tolist()) for (mask,) in task.predict_step(batch, 0, 0)["wss_mask"]]
+    masks = [set(mask.unique().tolist()) for (mask,) in task.predict_step(batch, 0, 0)["mask"]]
     assert masks[0] <= {0, 2}
     assert masks[1] <= {0, 1, 4}
 
@@ -84,16 +85,16 @@ def test_classes_that_are_not_allowed_never_appear(test_crf):
 @torch.no_grad()
 def test_tasks_record_what_they_do():
     task = make_task("DHRTask", test_crf=CRF, scales=[1.0, 0.5])
-    info = inference_info(task, "prediction", "val", device=CPU)
+    info = inference_info(task, "val", device=CPU)
     assert info["refine"] == info["protocol"]["backend"] == "lattice"
     assert info["protocol"]["scales"] == [1.0, 0.5]
     assert info["protocol"]["crf"]["iterations"] == 2
     assert info["protocol"]["crf"]["bilateral_sxy"] == 67.0
     wss = make_task("WSSTask")
-    assert inference_info(wss, "wss_mask", "train", device=CPU)["protocol"]["tags"] is True
-    assert inference_info(wss, "prediction_base", "val", device=CPU)["protocol"]["tags"] is False
-    assert inference_info(wss, "prediction_base", "val", device=CPU)["refine"] == "none"
-    assert "protocol" not in inference_info(make_task("CAMTask"), "cam", "train", device=CPU)
+    assert inference_info(wss, "train", device=CPU)["protocol"]["tags"] is True
+    assert inference_info(wss, "val", device=CPU)["protocol"]["tags"] is False
+    assert inference_info(wss, "val", device=CPU)["refine"] == "none"
+    assert "protocol" not in inference_info(make_task("CAMTask"), "train", device=CPU)
 
 
 @pytest.mark.parametrize(

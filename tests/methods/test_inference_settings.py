@@ -8,7 +8,7 @@ from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.methods.inference import Inference, strong_classes
 from dhr_lightning.models.segmenter import SegmenterOutput, multi_scale_probability
 from dhr_lightning.ops.crf.dense import CRFSettings, has_pydensecrf
-from tests.task_samples import favour, make_batch, make_task
+from tests.task_samples import favour, make_batch, make_task, predicting
 
 CPU = torch.device("cpu")
 
@@ -106,11 +106,12 @@ def test_a_class_must_exceed_the_threshold_in_the_image():
 
 @torch.no_grad()
 def test_every_split_gets_masks_of_its_own_kinds():
-    task, batch = make_task("WSSTask"), make_batch([[2], [1]], [(32, 32), (16, 32)])
+    splits = ("train", "val", "test")
+    task, batch = predicting(make_task("WSSTask"), *splits), make_batch([[2], [1]], [(32, 32), (16, 32)])
     favour(task, 3)
-    for loader, split in enumerate(task.needs.predict_splits):
+    for loader, split in enumerate(splits):
         found = task.predict_step(batch, 0, loader)
-        assert tuple(found) == task.writes[split]
+        assert list(found) == [kind for kind, write in task.spec.writes.items() if split in write.splits]
         for masks in found.values():
             assert [tuple(mask.shape) for (mask,) in masks] == [(32, 32), (16, 32)]
             restricted = any(3 not in mask.unique() for (mask,) in masks)
@@ -119,10 +120,10 @@ def test_every_split_gets_masks_of_its_own_kinds():
 
 @torch.no_grad()
 def test_predictions_without_background_use_the_tags_as_they_are():
-    task = make_task("WSSTask", class_names=["cat", "dog", "car"], has_background=False)
+    task = predicting(make_task("WSSTask", class_names=["cat", "dog", "car"], has_background=False), "train")
     batch = make_batch([[1], [0, 2]], [(32, 32), (32, 32)], num_tags=3, offset=0)
     favour(task, 0)
-    ((one,), (other,)) = task.predict_step(batch, 0, 0)["wss_mask"]
+    ((one,), (other,)) = task.predict_step(batch, 0, 0)["mask"]
     assert one.unique().tolist() == [1]
     assert other.unique().tolist() == [0]
 

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.methods.base import cut_masks
-from tests.task_samples import NAMES, make_batch, make_task
+from tests.task_samples import NAMES, make_batch, make_task, pick
 
 TAGS = [[1, 3], [2], [1, 2, 4]]
 SIZES = [(48, 64), (64, 40), (32, 32)]
@@ -28,8 +30,8 @@ def test_one_centroid_for_each_class_that_occurs():
 @pytest.mark.parametrize(("rejected", "value"), [("background", 0), ("ignore", 255)])
 def test_pixels_are_kept_or_rejected(rejected: str, value: int):
     task, batch = fitted(rejected=rejected), make_batch(TAGS, SIZES)
-    masks = task.predict_step(batch, 0)["mars_mask"]
-    for (mask,), before, (height, width) in zip(masks, batch["mask"], SIZES, strict=True):
+    masks = task.predict_step(batch, 0)["mask"]
+    for (mask,), before, (height, width) in zip(masks, batch["inputs"]["masks"], SIZES, strict=True):
         assert mask.shape == (height, width)
         changed = mask != before[:height, :width]
         assert set(mask[changed].tolist()) <= {value}
@@ -46,9 +48,9 @@ def test_the_state_is_restored_whatever_its_size():
 
 def test_masks_without_background_are_refused_with_what_to_do():
     task, batch = make_task("MARSTask", refine="none"), make_batch([[1], [2]], [(32, 32), (32, 32)])
-    batch["mask"] = torch.tensor([1, 2])[:, None, None].expand_as(batch["mask"]).contiguous()
+    batch["inputs"]["masks"] = torch.tensor([1, 2])[:, None, None].expand_as(batch["inputs"]["masks"]).contiguous()
     task.training_step(batch, 0)
-    with pytest.raises(MaskError, match=r"No base_mask has a cell of background.*start DHR from base_mask"):
+    with pytest.raises(MaskError, match=r"None of the masks has a cell of background.*run the recipe with --drop mars"):
         task.on_train_epoch_end()
 
 
@@ -70,8 +72,8 @@ def cat_with_a_stripe() -> Batch:
     kinds = torch.zeros(8, 8, dtype=torch.long)
     kinds[2:7, 1:7], kinds[3, 1:4] = 1, 2  # 27 cells of body, 3 of stripe
     feature = torch.stack([directions[0], directions[0] + directions[1], directions[2]])[kinds]  # (8, 8, 6)
-    batch["uss"] = feature.permute(2, 0, 1)[None]
-    batch["mask"] = (kinds > 0).long().repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+    batch["inputs"]["features"] = feature.permute(2, 0, 1)[None]
+    batch["inputs"]["masks"] = (kinds > 0).long().repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
     return batch
 
 
@@ -90,7 +92,7 @@ def test_weighting_decides_whether_a_small_part_may_stand_for_the_class(weightin
 
 def test_nothing_is_trained_and_the_batch_is_left_as_it_was():
     batch = make_batch(TAGS, SIZES)
-    before = {name: value.clone() for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    before = copy.deepcopy(batch)
     task = make_task("MARSTask", refine="none")
     assert list(task.parameters()) == []
     assert task.configure_optimizers() is None
@@ -98,15 +100,8 @@ def test_nothing_is_trained_and_the_batch_is_left_as_it_was():
     task.on_train_epoch_end()
     task.predict_step(batch, 0)
     assert not any(tensor.requires_grad for tensor in task.state_dict().values())
-    assert all(torch.equal(batch[name], value) for name, value in before.items())
-
-
-def pick(batch: Batch, rows: list[int]) -> Batch:
-    """Some images of a batch, in the order asked for."""
-    return {
-        name: value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
-        for name, value in batch.items()
-    }
+    assert all(torch.equal(batch["inputs"][port], value) for port, value in before["inputs"].items())
+    assert all(torch.equal(batch[name], before[name]) for name in ("pixels", "image", "valid", "tags"))
 
 
 @pytest.mark.parametrize("settings", [{"refine": "none"}, {"refine": "lattice"}, {"refine": "none", "threshold": 0.2}])
@@ -119,11 +114,11 @@ def test_batch_and_order_change_nothing(settings: dict[str, object]):
     for task in (together, alone):
         task.on_train_epoch_end()
     torch.testing.assert_close(together.centroids, alone.centroids, atol=1e-5, rtol=0)
-    masks = [mask for (mask,) in together.predict_step(batch, 0)["mars_mask"]]
-    sources = cut_masks(batch["mask"], batch)
+    masks = [mask for (mask,) in together.predict_step(batch, 0)["mask"]]
+    sources = cut_masks(batch["inputs"]["masks"], batch)
     assert any(not torch.equal(mask, source) for mask, (source,) in zip(masks, sources, strict=True))
     for row in (1, 2, 0):
-        ((mask,),) = together.predict_step(pick(batch, [row]), 0)["mars_mask"]
+        ((mask,),) = together.predict_step(pick(batch, [row]), 0)["mask"]
         assert (mask == masks[row]).float().mean() >= 0.999
 
 
@@ -133,10 +128,12 @@ def test_the_chosen_threshold_is_otsus_of_the_similarities_inside_the_images():
     values = []
     for row, tags in enumerate(TAGS):
         height, width = (side // 4 for side in batch["geometry"][row].size)
-        cells = batch["uss"][row, :, :height, :width].flatten(1).T
+        cells = batch["inputs"]["features"][row, :, :height, :width].flatten(1).T
         padding = torch.ones(12, 16, dtype=torch.bool)
         padding[:height, :width] = False
-        batch["uss"][row, :, padding] = task.centroids[tags[0], :, None]  # would be a crowd of similarities of 1
+        batch["inputs"]["features"][row, :, padding] = task.centroids[
+            tags[0], :, None
+        ]  # would be a crowd of similarities of 1
         for cell in cells:
             values.append(max(0.0, *(float(cell @ task.centroids[tag] / cell.norm()) for tag in tags)))
     values = np.array(values)
@@ -153,7 +150,7 @@ def test_a_low_threshold_keeps_what_a_high_one_rejects():
     batch = make_batch(TAGS, SIZES)
     kept = []
     for threshold in (0.05, 0.5, 0.95):
-        masks = fitted(threshold=threshold).predict_step(batch, 0)["mars_mask"]
+        masks = fitted(threshold=threshold).predict_step(batch, 0)["mask"]
         kept.append([mask > 0 for (mask,) in masks])
     for low, middle, high in zip(*kept, strict=True):
         assert (high <= middle).all()

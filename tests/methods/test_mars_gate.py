@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dhr_lightning.tasks import mars
 from torch import Tensor
 
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.masks.mars import task as mars
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from tests.pipeline_workspace import Lines
 from tests.stand_ins import keep, voc_module
@@ -79,22 +79,22 @@ def test_the_decision_is_made_with_the_similarities_and_the_threshold(
         return torch.ones(len(image), *image.shape[2:], dtype=torch.bool)
 
     monkeypatch.setattr(mars, "foreground_mask", decide)
-    masks = task.predict_step(batch, 0)["mars_mask"]
+    masks = task.predict_step(batch, 0)["mask"]
     assert seen["threshold"] == (task.choose_threshold([batch]) if threshold == "auto" else threshold)
     assert seen["refine"] is task.refiner
     assert seen["valid"] is batch["valid"]
     assert seen["image"] is batch["pixels"]
-    cell = batch["uss"][0, :, 2, 3] / batch["uss"][0, :, 2, 3].norm()
+    cell = batch["inputs"]["features"][0, :, 2, 3] / batch["inputs"]["features"][0, :, 2, 3].norm()
     best = max(float(cell @ task.centroids[tag]) for tag in (1, 3))
     assert float(seen["similarity"][0, 2, 3]) == pytest.approx(max(best, 0), abs=1e-5)
-    for (mask,), source, (height, width) in zip(masks, batch["mask"], [(32, 48), (24, 36)], strict=True):
+    for (mask,), source, (height, width) in zip(masks, batch["inputs"]["masks"], [(32, 48), (24, 36)], strict=True):
         assert torch.equal(mask, source[:height, :width].to(torch.uint8))  # all foreground, so nothing is rejected
 
 
-@pytest.mark.parametrize(("force", "source"), [(False, "wss_mask"), (True, "base_mask")])
+@pytest.mark.parametrize(("force", "source"), [(False, "wss/mask"), (True, "crf/mask")])
 def test_what_the_masks_lost_is_recorded_beside_its_limits(tiny_voc: Path, tmp_path: Path, force: bool, source: str):
     """MARS loses both cats of the masks that it was told to start from; these are harmful, and others show no cat."""
-    datamodule = voc_module(tiny_voc, tmp_path, "stage3_mars.yaml")
+    datamodule = voc_module(tiny_voc, tmp_path, "mars", inputs={"masks": "crf/mask"})
     before, after = {}, {}
     for record in datamodule.records("train"):
         mask = np.zeros((10, 10), np.uint8)
@@ -102,15 +102,16 @@ def test_what_the_masks_lost_is_recorded_beside_its_limits(tiny_voc: Path, tmp_p
         if len(record.tags) > 1:
             mask[6:8] = record.tags[1]
         before[record.id], after[record.id] = (mask,), (np.where(mask == 8, 0, mask).astype(np.uint8),)
-    keep(datamodule, "base_mask", "train", before)
-    keep(datamodule, "wss_mask", "train", after)
-    keep(datamodule, "mars_mask", "train", after)
-    gate = Gate("wss_mask", 1.0, 1.0, 0.05, 0.45)
-    manifest = datamodule.store.manifest("base_mask", "train").with_info(gate=gate.record())
-    manifest.save(datamodule.store.folder("base_mask", "train") / "manifest.json")
+    keep(datamodule, "crf/mask", "train", before)
+    keep(datamodule, "wss/mask", "train", after)
+    keep(datamodule, "mars/mask", "train", after)
+    gate = Gate("wss/mask", 1.0, 1.0, 0.05, 0.45)
+    manifest = datamodule.store.manifest("crf/mask", "train").with_info(gate=gate.record())
+    manifest.save(datamodule.store.folder("crf/mask", "train") / "manifest.json")
     task = make_task("MARSTask", class_names=list(VOC_CLASSES), max_lost_tags=0.2, max_rejected=0.9, force_masks=force)
     assert task.inference_info() == {}  # outside a run there is nothing to measure
     task._trainer = SimpleNamespace(datamodule=datamodule)
+    datamodule.trainer = SimpleNamespace(lightning_module=task)
     made = task.inference_info()
     assert made["threshold"] == task.threshold == task.hparams.threshold
     assert made["gate"] == {

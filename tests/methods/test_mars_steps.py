@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from dhr_lightning.tasks import mars
 from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError
+from dhr_lightning.methods.masks.mars import task as mars
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from tests.task_samples import make_batch, make_task
 
@@ -18,11 +18,13 @@ def padded(batch: Batch, size: int) -> Batch:
     """The same images on a larger canvas; masks and features of the padding would count if they were looked at."""
     height, width = batch["pixels"].shape[-2:]
     right, below = size - width, size - height
-    more = dict(batch)
+    more, inputs = dict(batch), batch["inputs"]
     more["pixels"] = F.pad(batch["pixels"], (0, right, 0, below))
     more["valid"] = F.pad(batch["valid"], (0, right, 0, below))
-    more["mask"] = F.pad(batch["mask"], (0, right, 0, below), value=1)
-    more["uss"] = F.pad(batch["uss"], (0, right // 4, 0, below // 4), value=3.0)
+    more["inputs"] = {
+        "masks": F.pad(inputs["masks"], (0, right, 0, below), value=1),
+        "features": F.pad(inputs["features"], (0, right // 4, 0, below // 4), value=3.0),
+    }
     return Batch(**more)
 
 
@@ -47,10 +49,9 @@ def blocks(*values: tuple[int, list[float]]) -> Batch:
     batch = make_batch([[1]], [(32, 32)])
     for quarter, (value, feature) in enumerate(values):
         row, column = 16 * (quarter // 2), 16 * (quarter % 2)
-        batch["mask"][0, row : row + 16, column : column + 16] = value
-        batch["uss"][0, :, row // 4 : row // 4 + 4, column // 4 : column // 4 + 4] = torch.tensor(feature)[
-            :, None, None
-        ]
+        batch["inputs"]["masks"][0, row : row + 16, column : column + 16] = value
+        rows, columns = slice(row // 4, row // 4 + 4), slice(column // 4, column // 4 + 4)
+        batch["inputs"]["features"][0, :, rows, columns] = torch.tensor(feature)[:, None, None]
     return batch
 
 
@@ -63,7 +64,7 @@ def test_the_part_of_a_class_that_resembles_background_is_rejected():
     torch.testing.assert_close(F.normalize(task.centroids[1], dim=0), torch.tensor(TARGET), atol=1e-4, rtol=0)
     for rejected, value in (("background", 0), ("ignore", 255)):
         task.hparams.rejected = rejected
-        ((mask,),) = task.predict_step(batch, 0)["mars_mask"]
+        ((mask,),) = task.predict_step(batch, 0)["mask"]
         assert mask[:12, 20:].unique().tolist() == [value]
         assert mask[20:, :12].unique().tolist() == [1]  # away from the seam of the features
         assert mask[:16, :16].unique().tolist() == mask[16:, 16:].unique().tolist() == [0]
@@ -74,7 +75,8 @@ def test_the_share_that_is_kept_is_one_of_cells_or_of_centroids(weighting: str, 
     """Of the farthest centroids one is large in one image, and in another two are small."""
     large = blocks((0, BACKGROUND), (1, TARGET), (1, TARGET), (1, TARGET))
     small = blocks((0, BACKGROUND), (0, BACKGROUND), (0, BACKGROUND), (0, BACKGROUND))
-    small["mask"][0, 16:24, 16:24], small["uss"][0, :, 4:6, 4:6] = 1, torch.tensor(BIAS)[:, None, None]
+    small["inputs"]["masks"][0, 16:24, 16:24] = 1
+    small["inputs"]["features"][0, :, 4:6, 4:6] = torch.tensor(BIAS)[:, None, None]
     task = fitted(large, small, small, small, weighting=weighting, alpha=0.5, k_fg=1)
     centroid = F.normalize(task.centroids[1], dim=0)
     assert float(centroid @ torch.tensor(TARGET)) > (0.99 if kept is TARGET else 0)
@@ -98,7 +100,7 @@ def test_more_clusters_tell_more_parts_apart(monkeypatch: pytest.MonkeyPatch):
     ((centroids, classes, sizes),) = task._collected
     assert [int((classes == value).sum()) for value in (0, 1, 2)] == [1, 3, 3]
     assert len(centroids) == len(sizes) == 7
-    cells = F.interpolate(batch["mask"][:, None].float(), (8, 8), mode="nearest").long()
+    cells = F.interpolate(batch["inputs"]["masks"][:, None].float(), (8, 8), mode="nearest").long()
     assert float(sizes.sum()) == pytest.approx(cells.numel(), abs=1)
 
 
@@ -132,7 +134,7 @@ def test_masks_do_not_depend_on_the_canvas():
     batch = make_batch([[1, 3], [1, 2]], [(32, 32), (32, 32)])
     task = fitted(batch)
     for (one,), (other,) in zip(
-        task.predict_step(batch, 0)["mars_mask"], task.predict_step(padded(batch, 64), 0)["mars_mask"], strict=True
+        task.predict_step(batch, 0)["mask"], task.predict_step(padded(batch, 64), 0)["mask"], strict=True
     ):
         assert torch.equal(one, other)
 

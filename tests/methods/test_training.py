@@ -30,6 +30,9 @@ class Seeded(L.LightningDataModule):
         super().__init__()
         self.batch, self.count = batch, count
 
+    def weights(self, port: str) -> None:
+        """There is no earlier step."""
+
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader([self.batch] * self.count, batch_size=None)
 
@@ -111,8 +114,7 @@ def test_the_rate_of_every_step_of_a_fit_follows_the_power(batch: Batch, tmp_pat
 
 @pytest.mark.parametrize("name", ["CAMTask", "WSSTask", "DHRTask"])
 def test_everything_but_the_encoder_learns_as_many_times_faster_as_asked(batch: Batch, tmp_path: Path, name: str):
-    options = {} if name == "CAMTask" else {"init_from": None}
-    task = make_task(name, lr=1e-3, head_lr_factor=7.0, momentum=0.0, **SGD, **options)
+    task = make_task(name, lr=1e-3, head_lr_factor=7.0, momentum=0.0, **SGD)
     recorder = fit(task, batch, tmp_path, steps=1)
     before, after = recorder.weights
     assert recorder.gradients.keys() == dict(task.named_parameters()).keys()
@@ -197,14 +199,31 @@ def test_weight_decay_shrinks_what_learns_and_leaves_what_is_frozen(batch: Batch
 def test_the_classifier_learns_from_tags_and_not_from_pixel_labels(batch: Batch, tmp_path: Path):
     weights = []
     for change in ("nothing", "pixels", "tags"):
-        changed_batch = Batch(**batch)
-        changed_batch["mask"] = batch["mask"] if change == "nothing" else torch.full_like(batch["mask"], 4)
-        changed_batch["truth"] = changed_batch["mask"]
+        masks = batch["inputs"]["masks"] if change == "nothing" else torch.full_like(batch["inputs"]["masks"], 4)
+        changed_batch = Batch(**{**batch, "gt_mask": masks, "inputs": {**batch["inputs"], "masks": masks}})
         if change == "tags":
             changed_batch["tags"] = 1 - batch["tags"]
         weights.append(fit(make_task("CAMTask", lr=0.1, **SGD), changed_batch, tmp_path).weights[-1])
     assert not changed(weights[0], weights[1])
     assert "classifier.weight" in changed(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("name", "learns"), [("WSSTask", {"masks"}), ("DHRTask", {"masks", "tags"})])
+def test_a_segmenter_learns_from_its_masks_and_never_from_ground_truth_features_or_cams(
+    batch: Batch, tmp_path: Path, name: str, learns: set[str]
+):
+    plain = {**batch, "gt_mask": torch.zeros_like(batch["inputs"]["masks"])}
+    before = fit(make_task(name, lr=0.1, **SGD), Batch(**plain), tmp_path).weights[-1]
+    others = {
+        "gt_mask": {"gt_mask": torch.full_like(plain["gt_mask"], 4)},
+        "tags": {"tags": 1 - batch["tags"]},
+        "masks": {"inputs": {**batch["inputs"], "masks": 4 - batch["inputs"]["masks"]}},
+        "features": {"inputs": {**batch["inputs"], "features": -batch["inputs"]["features"]}},
+        "cam": {"inputs": {**batch["inputs"], "cam": 1 - batch["inputs"]["cam"]}},
+    }
+    for what, change in others.items():
+        after = fit(make_task(name, lr=0.1, **SGD), Batch(**{**plain, **change}), tmp_path).weights[-1]
+        assert bool(changed(before, after)) == (what in learns), what
 
 
 def test_each_row_of_the_classifier_follows_its_own_tag():
@@ -238,7 +257,7 @@ def test_the_classification_loss_and_its_gradient_do_not_see_the_padding(name: s
     task.network = Cellwise(segments=name == "DHRTask")
     task.log = task.log_dict = lambda *arguments, **options: None
     batch["valid"][0, :, 16:] = batch["valid"][1, :8] = False
-    batch["mask"] = batch["mask"].where(batch["valid"], 255)
+    batch["inputs"]["masks"] = batch["inputs"]["masks"].where(batch["valid"], 255)
     results = []
     for content in (0.0, 50.0):
         batch["image"] = torch.where(batch["valid"][:, None], batch["image"], content)

@@ -1,25 +1,20 @@
 """What stage 2 collects, from how many images, in which phase, and what it says and logs."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from dhr_lightning.tasks import uss as module
-from PIL import Image
 from torch import Tensor
 
-from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, NonFiniteLossError
-from dhr_lightning.inspection.space import human
-from dhr_lightning.methods.features.images import equal_sizes, images_of, space_on_disk
+from dhr_lightning.methods.features import task as module
+from dhr_lightning.methods.features.images import equal_sizes, images_of
 from dhr_lightning.methods.features.task import USSTask
-from tests.pipeline_workspace import Lines
+from tests.methods.uss_samples import attach
 from tests.task_samples import make_batch, make_task
 
-pytest_plugins = ["tests.pipeline_fixtures"]
 VIT = "vit_tiny_patch16_224"
 SIZES = [(48, 64), (64, 40), (48, 64)]
 
@@ -27,18 +22,6 @@ SIZES = [(48, 64), (64, 40), (48, 64)]
 def make_uss(head: str = "principal_axes", backbone: str = "patches", **options: Any) -> USSTask:
     stego = {"crop_size": 32, "neighbours": 3, "points": 3}
     return make_task("USSTask", **{"head": head, "backbone": backbone, "stego": stego, **options})
-
-
-def attach(task: USSTask, images: int = 3, **others: Any) -> SimpleNamespace:
-    """A trainer whose datamodule has some images."""
-    trainer = {name: others.pop(name) for name in ("max_epochs", "world_size") if name in others}
-    datamodule = SimpleNamespace(
-        **{"records": lambda split: list(range(images)), "seed": 5, "batch_size": 2, "neighbours": None, **others}
-    )
-    task._trainer = SimpleNamespace(
-        **{"datamodule": datamodule, "max_epochs": 2, "world_size": 1, "is_global_zero": True, **trainer}
-    )
-    return datamodule
 
 
 @pytest.fixture
@@ -252,7 +235,7 @@ def test_the_files_of_a_batch_are_in_its_order():
     task = make_uss(backbone=VIT, dimension=4, scales=(1.0, 2.0), flip=True)
     torch.nn.init.normal_(task.network.head.projection, generator=torch.Generator().manual_seed(0))
     batch = make_batch([[1], [2], [1]], [(32, 32), (48, 32), (32, 32)])
-    found = task.predict_step(batch, 0)["uss"]
+    found = task.predict_step(batch, 0)["features"]
     assert [tuple(one.shape) for (one,) in found] == [(4, 2, 2), (4, 3, 2), (4, 2, 2)]
     for place, (height, width) in enumerate([(32, 32), (48, 32), (32, 32)]):
         image = batch["image"][place : place + 1, :, :height, :width]
@@ -268,60 +251,3 @@ def test_images_are_grouped_by_size_and_cut_to_it():
     assert torch.equal(groups[1][1], batch["pixels"][[1], :, :64, :40])
     assert next(equal_sizes(batch, "image"))[1].dtype == torch.float32
     assert images_of(batch, "image") is batch["image"]
-
-
-def photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Record]:
-    """Photos of these widths and heights."""
-    records = []
-    for index, size in enumerate(sizes):
-        path = folder / f"{index}.png"
-        Image.new("RGB", size).save(path)
-        records.append(Record(str(index), path, ()))
-    return records
-
-
-def test_the_space_is_that_of_all_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    looked_at: list[Path] = []
-    monkeypatch.setattr(
-        "dhr_lightning.methods.features.images.shutil.disk_usage",
-        lambda place: looked_at.append(place) or SimpleNamespace(free=5_000_000),
-    )
-    network = SimpleNamespace(cell=8)
-    records = photos(tmp_path, [(64, 32), (64, 48), (33, 64)])
-    text = space_on_disk(records, network, 10, 2.0, tmp_path / "not" / "there")
-    cells = (8 * 16 + 12 * 16 + 16 * 9) * 10 * 2
-    assert text == (
-        f"3 images x 10 channels x about 12 x 14 cells x 2 bytes = {cells / 1000:.1f} kB to write, 5.0 MB free"
-    )
-    assert looked_at == [tmp_path]
-
-
-def test_of_many_images_every_nth_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[Any] = []
-    monkeypatch.setattr("dhr_lightning.methods.features.images.image_size", lambda path: seen.append(path) or (8, 8))
-    for count in (256, 257, 600):
-        seen.clear()
-        records = [Record(str(index), index, ()) for index in range(count)]
-        text = space_on_disk(records, SimpleNamespace(cell=8), 1, 1.0, tmp_path)
-        assert seen == list(range(0, count, -(-count // 256)))
-        assert text.startswith(
-            f"{count} images x 1 channels x about 1 x 1 cells x 2 bytes = {human(2 * count)} to write"
-        )
-
-
-@pytest.mark.parametrize(("skipped", "rank", "said"), [((), 0, 3), (("1",), 0, 2), (("0", "1", "2"), 0, 0), ((), 1, 0)])
-def test_a_prediction_says_the_space_of_what_is_left_to_write(
-    skipped: tuple[str, ...], rank: int, said: int, tmp_path: Path, lines: Lines
-):
-    task = make_uss("principal_axes", VIT, dimension=5, scales=(2.0, 1.0))
-    records = photos(tmp_path, [(32, 32)] * 3)
-    datamodule = attach(task)
-    datamodule.records = {"train": records}.__getitem__
-    datamodule.skip = frozenset(("train", name) for name in skipped)
-    datamodule.store = SimpleNamespace(folder=lambda kind, split: tmp_path / kind / split)
-    task._trainer.is_global_zero = rank == 0
-    task.on_predict_start()
-    size = said * 5 * 16 * 2
-    text = f"uss: {said} images x 5 channels x about 4 x 4 cells x 2 bytes = {size} B to write, "
-    assert len(lines.messages) == bool(said)
-    assert all(line.startswith(text) for line in lines.messages)

@@ -4,9 +4,9 @@ from torch.nn import functional as F
 
 from dhr_lightning.cli import quiet
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.segmenters.wss.task import allowed_classes, pixel_loss, segmentation_loss
+from dhr_lightning.methods.segmentation import allowed_classes, pixel_loss, segmentation_loss
 from dhr_lightning.models.segmenter import SegmenterOutput
-from tests.task_samples import favour, make_batch, make_task, training_loss
+from tests.task_samples import favour, make_batch, make_task, predicting, training_loss
 
 
 def test_loss_without_a_labelled_pixel_is_zero_with_a_finite_gradient():
@@ -33,7 +33,7 @@ def test_loss_is_the_mean_cross_entropy_of_labelled_pixels():
 @pytest.mark.parametrize("size", ["decoder", "full"])
 def test_masks_without_a_label_teach_nothing(size: str):
     task, batch = make_task("WSSTask", loss_size=size), make_batch([[1], [2]], [(32, 32), (32, 32)])
-    batch["mask"].fill_(255)
+    batch["inputs"]["masks"].fill_(255)
     loss = training_loss(task, batch)
     loss.backward()
     assert loss.item() == 0
@@ -99,9 +99,9 @@ def test_training_reaches_every_weight_and_there_is_no_cam_head(size: str):
 @pytest.mark.parametrize("name", ["WSSTask", "DHRTask"])
 def test_validation_counts_the_pixels_of_the_images_and_not_the_padding(name: str):
     task, batch = make_task(name), make_batch([[1], [2], [3]], [(48, 32), (32, 64), (20, 30)])
-    batch["truth"] = task(batch["image"]).argmax(1)
-    batch["truth"][~batch["valid"]] = 255
-    batch["truth"][0, :5] = 255
+    batch["gt_mask"] = task(batch["image"]).argmax(1)
+    batch["gt_mask"][~batch["valid"]] = 255
+    batch["gt_mask"][0, :5] = 255
     task.validation_step(batch, 0)
     counts = task.confusion.compute()
     assert int(counts.sum()) == 43 * 32 + 32 * 64 + 20 * 30
@@ -115,15 +115,16 @@ def test_tags_and_background_are_allowed():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("loader", "kind"), [(0, "wss_mask"), (1, "prediction_base")])
+@pytest.mark.parametrize(("loader", "kind"), [(0, "mask"), (1, "prediction")])
 def test_training_images_are_restricted_to_their_tags(loader: int, kind: str):
-    task, batch = make_task("WSSTask"), make_batch([[2], [1, 4]], [(48, 32), (32, 64)])
+    task = predicting(make_task("WSSTask"), "train", "val")
+    batch = make_batch([[2], [1, 4]], [(48, 32), (32, 64)])
     favour(task, 3)
     (found,) = task.predict_step(batch, 0, loader).items()
     assert found[0] == kind
     values = [set(mask.unique().tolist()) for (mask,) in found[1]]
     assert [tuple(mask.shape) for (mask,) in found[1]] == [(48, 32), (32, 64)]
-    if kind == "wss_mask":
+    if kind == "mask":
         assert values[0] <= {0, 2}
         assert values[1] <= {0, 1, 4}
     else:
@@ -140,8 +141,8 @@ def test_validation_counts_images_with_truth_only(monkeypatch: pytest.MonkeyPatc
     task.on_validation_epoch_end()
     assert logged == {}
     prediction = task(batch["image"]).argmax(1)
-    batch["truth"] = prediction.clone()
-    batch["truth"][1] = 255
+    batch["gt_mask"] = prediction.clone()
+    batch["gt_mask"][1] = 255
     task.validation_step(batch, 0)
     task.on_validation_epoch_end()
     assert logged["val/miou"] == 1.0

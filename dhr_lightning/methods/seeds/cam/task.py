@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from dhr_lightning.data.sample import Batch
+from dhr_lightning.data.sample import Batch, Geometry, sample_features
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.seeds.cam.spec import SPEC
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
@@ -83,8 +83,9 @@ class CAMTask(BaseTask):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images."""
         classes = self.tagged(batch)
-        maps = zip(classes.keys, classes.present, self._crop(self.compact_cam(batch, classes), batch), strict=True)
-        return {"cam": [(k[p].cpu(), c[p].cpu()) for k, p, c in maps]}
+        maps = self._of_images(self.compact_cam(batch, classes), batch)
+        named = zip(classes.keys.cpu(), classes.present.cpu(), maps, strict=True)
+        return {"cam": [(keys[present], one[present]) for keys, present, one in named]}
 
     def compact_cam(self, batch: Batch, classes: ImageClasses) -> Tensor:
         """Normalised multi-scale CAMs `(B, K, h, w)` in [0, 1] of the tagged classes."""
@@ -94,10 +95,14 @@ class CAMTask(BaseTask):
         valid = valid_cells(batch["valid"], size)
         return normalize_cam(gather_classes(cam, classes), valid=valid)
 
-    def _crop(self, cam: Tensor, batch: Batch) -> list[Tensor]:
-        """Cut the padding of each image off its maps."""
-        stride = self.hparams.cam_stride
-        return [
-            c[:, : -(-g.size[0] // stride), : -(-g.size[1] // stride)]
-            for c, g in zip(cam, batch["geometry"], strict=True)
-        ]
+    def _of_images(self, cam: Tensor, batch: Batch) -> list[Tensor]:
+        """Maps of each image alone: as many cells as touch it, evenly over the image and not over its canvas."""
+        stride, canvas = self.hparams.cam_stride, (batch["pixels"].shape[-2], batch["pixels"].shape[-1])
+        result = []
+        for maps, place in zip(cam.cpu(), batch["geometry"], strict=True):
+            height, width = place.size
+            box = (0, 0, width, height)
+            inside = Geometry(box, box, (1.0, 1.0), False, canvas)  # the image is a crop of its canvas
+            grid = (-(-height // stride), -(-width // stride))
+            result.append(sample_features(maps, inside, canvas=place.size, grid=grid))
+        return result

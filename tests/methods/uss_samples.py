@@ -1,0 +1,36 @@
+"""Small tasks of unsupervised features, and a trainer for them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from dhr_lightning.methods.features.task import USSTask
+from tests.task_samples import make_task
+
+VIT = "vit_tiny_patch16_224"
+SMALL = {"points": 3, "neighbours": 3, "crop_size": 32}
+
+
+def make_uss(head: str, backbone: str = VIT, **changes: Any) -> USSTask:
+    """A task on a tiny backbone, as constructed."""
+    options = {
+        "stego": SMALL,
+        "lr": 0.01,
+        "optimizer": "adamw",
+        "head_lr_factor": 1,
+        "power": 0.0,
+        "flip": True,
+        **changes,
+    }
+    return make_task("USSTask", head=head, backbone=backbone, class_names=["background", "cat"], **options)
+
+
+def attach(task: USSTask, images: int = 3, **others: Any) -> SimpleNamespace:
+    """A trainer whose datamodule has some images."""
+    trainer = {name: others.pop(name) for name in ("max_epochs", "world_size") if name in others}
+    datamodule = SimpleNamespace(
+        **{"records": lambda split: list(range(images)), "seed": 5, "batch_size": 2, "neighbours": None, **others}
+    )
+    task._trainer = SimpleNamespace(
+        **{"datamodule": datamodule, "max_epochs": 2, "world_size": 1, "is_global_zero": True, **trainer}
+    )
+    return datamodule
