@@ -71,7 +71,8 @@ def test_a_spec_names_kinds_splits_ports_and_arguments_that_there_are(name: str)
         assert kind in spec.reads[port].kinds
     task = spec.task_class()
     assert task.__name__ == spec.task_name
-    parameters = {name for one in task.__mro__ if "__init__" in vars(one) for name in inspect.signature(one).parameters}
+    classes = [one for one in task.__mro__ if "__init__" in vars(one)]
+    parameters = {name for one in classes for name in inspect.signature(one).parameters}
     assert set(spec.predict_only) <= parameters, set(spec.predict_only) - parameters
 
 
