@@ -154,8 +154,8 @@ def check_run_config(config: Mapping[str, Any]) -> None:
 def resolve(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, method: str | None = None) -> dict[str, Any]:
     """Merge configuration files left to right, then apply overrides.
 
-    A file may hold `per_method: {cam: {...}, ...}` and `per_dataset: {voc: {...}, ...}`: an overlay such as `debug.yaml`
-    says there what differs between methods and datasets.
+    A file may hold `per_method: {cam: {...}, ...}` and `per_dataset: {voc: {...}, ...}`: an overlay such as
+    `debug.yaml` says there what differs between methods and datasets.
 
     Args:
         paths: of YAML files.
