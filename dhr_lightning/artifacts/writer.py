@@ -171,8 +171,8 @@ class ArtifactWriter:
         own = any((self.folder / name).exists() for name in (layout.MANIFEST, layout.PARTIAL, layout.IDS))
         if items and not own:
             raise ArtifactError(
-                f"{self.folder} holds {len(items)} {self._codec.extension} files without a manifest, first {items[0].name}; "
-                "they would be overwritten. Move them away, or import them as an artifact."
+                f"{self.folder} holds {len(items)} {self._codec.extension} files without a manifest, first "
+                f"{items[0].name}; they would be overwritten. Move them away, or import them as an artifact."
             )
         # Order matters: at no moment may a manifest or partial state describe files of another identity.
         manifest.unlink(missing_ok=True)

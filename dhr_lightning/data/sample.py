@@ -31,7 +31,8 @@ class GridMaps(NamedTuple):
 
     Args:
         maps: `(D, h, w)` float32, cells evenly over the image.
-        geometry: `bilinear` if batches hold them at every pixel of the canvas, `sampled` for cells of their own density.
+        geometry: `bilinear` if batches hold them at every pixel of the canvas, `sampled` for cells of their own
+            density.
     """
 
     maps: Tensor

@@ -41,14 +41,16 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     start, ran = time.monotonic(), False
     refuse_old_workspace(plan.view)
     check_weights({step.name: dict(step.identity.config) for step in steps if step.identity}, in_recipe=True)
+    for step in steps:
+        if step.identity is None:  # what cannot be made here is missed before the long work
+            refuse_imports(step, step.statuses())
     prepare(plan.view)
     remember(plan)
     for step in steps:
+        if step.identity is None:
+            continue
         statuses = step.statuses()
         if step.name not in force and all(status.fresh for status in statuses.values()):
-            continue
-        if step.identity is None:
-            refuse_imports(step, statuses)
             continue
         ran = True
         for (address, split), status in statuses.items():

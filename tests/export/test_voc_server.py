@@ -11,13 +11,13 @@ from PIL import Image
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask, write_mask
-from dhr_lightning.artifacts.manifest import Manifest
-from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, voc_palette
 from dhr_lightning.data.datasets.voc import VOC_CLASSES, read_voc
 from dhr_lightning.data.files import read_image
 from dhr_lightning.errors import MaskError
 from dhr_lightning.export import voc_server
+from dhr_lightning.pipeline.command import split_request
+from dhr_lightning.pipeline.plan import make_plan
 from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import Lines
 
@@ -25,10 +25,17 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 CLASSES = ClassSet(VOC_CLASSES)
 TEST = {"2008_000007": (41, 24), "2008_000001": (24, 40)}  # width, height; not in the order of the names
 PLACE = "results/VOC2012/Segmentation/comp6_test_cls"
-EXPORT = ["export", "--to", "voc-server", "--root", "VOC2012"]
+DATA = ["--data", "voc", "--root", "VOC2012"]
+EXPORT = ["export", "--to", "voc-server", *DATA]
 FOLDER = Path("exports/voc/voc-server_test")
 
 Put = Callable[..., None]
+
+
+def prediction(name: str = "2008_000007") -> Path:
+    """The predicted mask of a test image."""
+    step = make_plan(split_request(DATA))["dhr"]
+    return step.view.store.path(step.address("prediction"), "test", name)
 
 
 @pytest.fixture
@@ -38,13 +45,12 @@ def put(voc_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     (voc_copy / "ImageSets" / "Segmentation" / "test.txt").write_text("".join(f"{name}\n" for name in TEST))
     for name, size in TEST.items():
         Image.new("RGB", size).save(voc_copy / "JPEGImages" / f"{name}.jpg")
-    store = ArtifactStore("artifacts", "voc")
 
     def seal(split: str = "test", *, shift: int = 0) -> None:
-        records = read_voc(voc_copy, split, CLASSES)
-        ids = [record.id for record in records]
-        identity = Manifest.create("prediction", "voc", split, ids=ids, settings={"shift": shift})
-        with store.open_writer("prediction", split, identity=identity, ids=ids, palette=CLASSES.palette) as writer:
+        step = make_plan(split_request(DATA))["dhr"]
+        address, records = step.address("prediction"), read_voc(voc_copy, split, CLASSES)
+        identity, ids = step.identity.describe(address, split), [record.id for record in records]
+        with step.view.store.open_writer(address, split, identity=identity, ids=ids, palette=CLASSES.palette) as writer:
             for record in records:
                 writer.write(record.id, mask_of(record.id, read_image(record.image).size, shift))
             writer.seal()
@@ -108,19 +114,22 @@ def test_the_same_masks_are_up_to_date_and_others_are_not_replaced_without_a_wor
 
 def test_predictions_that_are_missing_unfinished_or_of_other_images_are_refused(put: Put, lines: Lines):
     assert main(EXPORT) == 2
-    assert "prediction/test is absent" in lines.messages[-1]
-    assert "Run `make stage3`" in lines.messages[-1]
+    assert "prediction/test) is absent" in lines.messages[-1]
+    assert (
+        "so it is not exported. Run `python -m dhr_lightning run --data voc --root VOC2012` first."
+        in lines.messages[-1]
+    )
     put()
-    path = Path(f"artifacts/voc/prediction/test/{next(iter(TEST))}.png")
+    path = prediction()
     content = path.read_bytes()
     path.unlink()
     assert main(EXPORT) == 2
-    assert "prediction/test is partial" in lines.messages[-1]
+    assert "prediction/test) is partial" in lines.messages[-1]
     path.write_bytes(content)
     listed = Path("VOC2012/ImageSets/Segmentation/test.txt")
     listed.write_text(listed.read_text() + "2007_000001\n")
     assert main(EXPORT) == 2
-    assert "prediction/test is stale" in lines.messages[-1]
+    assert "prediction/test) is stale" in lines.messages[-1]
     assert not Path("exports").exists()
 
 
@@ -136,7 +145,7 @@ def test_a_mask_that_the_server_would_misread_is_named_and_nothing_is_left(
     put: Put, lines: Lines, damage: Callable[[np.ndarray], np.ndarray], message: str
 ):
     put()
-    path = Path("artifacts/voc/prediction/test/2008_000007.png")
+    path = prediction()
     write_mask(path, damage(read_mask(path)).astype(np.uint8), CLASSES.palette)
     assert main(EXPORT) == 2
     assert message in lines.messages[-1]
@@ -192,9 +201,9 @@ def test_what_the_server_does_not_score_is_refused(put: Put, lines: Lines):
     write_folder(Path("photos"), "image,tag\na.jpg,cat\nb.jpg,dog\n", ["a.jpg", "b.jpg"])
     Path("own.yaml").write_text("data: {dataset: folder, root: photos}\n")
     for arguments, message in [
-        (["--dataset", "own.yaml"], "scores the 21 classes of VOC 2012, but photos has others"),
-        (["--dataset", "microworld"], "but microworld has others"),
-        (["--split", "train"], "Expected --split test or val for the VOC server, but got 'train'"),
+        (["--data", "own.yaml"], "scores the 21 classes of VOC 2012, but photos has others"),
+        (["--data", "microworld"], "but microworld has others"),
+        ([*DATA, "--split", "train"], "Expected --split test or val for the VOC server, but got 'train'"),
     ]:
         assert main(["export", "--to", "voc-server", *arguments]) == 2
         assert message in lines.messages[-1]

@@ -1,6 +1,7 @@
-"""Folders without any mask through all stages, and stages that start from imported artifacts."""
+"""Folders without any mask through a whole recipe, and recipes that start from imported artifacts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,9 @@ from PIL import Image
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_cam, read_features, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.pipeline import stage_main
 from tests.data.datasets.folder_samples import write_photo
 from tests.importing.test_import_pickle import save
-from tests.pipeline_workspace import STAGES, Lines
+from tests.pipeline_workspace import Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 TAGS = (["cat"], ["dog"], ["cat", "dog"])
@@ -42,16 +42,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stage(name: str, *options: str, overlays: tuple[str, ...] = ("debug.yaml",)) -> int:
-    """Run a stage on the folder; `debug.yaml` sizes the built-in dataset, so its options are taken back."""
-    own = ["--data.options", "{holdout: 0, classes: [cat, dog]}"]
-    if name == "stage1_cam":
-        own += ["--model.init_args.background", "0.8"]  # a network that has learnt next to nothing finds no background
-    return stage_main(STAGES[name], ["--dataset", "own.yaml", *options, "--overlay", *overlays, "--", *own])
+def run(*options: str) -> int:
+    """Run `dhr` with features that need no training; `debug.yaml` sizes the built-in data, so its options go back."""
+    recipe = ["run", "dhr", "--data", "own.yaml", "--overlay", "debug.yaml", "--swap", "uss=patches"]
+    # a network that has learnt next to nothing finds no background
+    own = ["--propagation.background", "0.8", "--data.options", "{holdout: 0, classes: [cat, dog]}"]
+    swapped = any("propagation=" in word for word in options)
+    return main([*recipe, *options, "--", *own[2 * swapped :]])
 
 
 def bring(kind: str, source: str = "theirs", *options: str) -> int:
-    return main(["import", kind, source, "--dataset", "own.yaml", *options])
+    return main(["import", kind, source, "--data", "own.yaml", *options])
+
+
+def outputs(store: ArtifactStore) -> dict[str, str]:
+    """Addresses in the folder of artifacts, by method and kind: `crf/mask`."""
+    return {re.sub(r"/[0-9a-f]{10}/", "/", address): address for address, _ in store.addresses()}
 
 
 @pytest.fixture
@@ -60,82 +66,95 @@ def store(place: Path) -> ArtifactStore:
 
 
 @pytest.mark.slow
-def test_all_stages_run_without_any_mask_or_validation_image(place: Path, store: ArtifactStore, lines: Lines):
-    assert [
-        stage(name, "--config", "uss=stage2_filterbank.yaml") if "2" in name else stage(name) for name in STAGES
-    ] == [0, 0, 0]
-    found = dict.fromkeys(store.kinds())
-    assert {("dhr_mask/round_01", "train"), ("prediction", "val"), ("mars_mask", "train")} <= found.keys()
-    assert store.manifest("prediction", "val").count == 0
-    assert all(read_mask(store.path("dhr_mask/round_01", "train", one)).size == 48 * 40 for one in IDS)
-    assert read_mask(store.path("base_mask", "train", IDS[1])).shape == (48, 40)  # turned as its EXIF tag says
-    report = json.loads(Path("reports/photos/report.json").read_text())
-    assert "No true masks on train: only label-free figures are reported there." in report["notes"]
-    lines.clear()
-    assert stage("stage3_dhr") == 0
-    assert lines.messages == ["stage3_dhr: up to date"]
-
-    Image.fromarray(np.full((48, 40), 1, np.uint8)).save("theirs/one.png")
-    assert bring("base_mask") == 2
-    assert "was made by a stage. Replace it with --force." in lines.messages[-1]
-    assert bring("base_mask", "theirs", "--force") == 0
-    lines.clear()
-    assert stage("stage1_cam") == 0
-    assert lines.messages == ["stage1_cam: up to date"]  # its CAMs and network stay, and others' masks are kept
-    assert np.array_equal(
-        read_mask(store.path("base_mask", "train", IDS[0])), np.array(Image.open(f"theirs/{IDS[0]}.png"))
-    )
-
-
-def test_stage_3_starts_from_imported_masks_alone(
-    place: Path, store: ArtifactStore, lines: Lines, no_lightning: None, monkeypatch: pytest.MonkeyPatch
+def test_a_recipe_runs_without_any_mask_or_validation_image_and_then_with_the_masks_of_others(
+    place: Path, store: ArtifactStore, lines: Lines
 ):
-    assert bring("base_mask") == 0
-    assert "next: stage 2, then stage 3 with --overlay imported.yaml" in lines.text
-    lines.clear()
-    assert stage("stage1_cam") == 0
-    (line, last) = lines.messages
-    assert line.startswith("cam: left out, base_mask/train was imported from ")
-    assert last == "stage1_cam: up to date"
-    assert stage("stage3_dhr") == 2
-    assert lines.messages[-1].endswith(
-        "Run `make stage1 DATASET=own.yaml` for it, or add --overlay imported.yaml to start without it."
+    assert run() == 0, lines.text
+    found = outputs(store)
+    assert {"dhr/mask/round_01", "dhr/prediction", "mars/mask", "crf/mask"} <= found.keys()
+    assert store.manifest(found["dhr/prediction"], "val").count == 0
+    assert all(read_mask(store.path(found["dhr/mask/round_01"], "train", one)).size == 48 * 40 for one in IDS)
+    assert read_mask(store.path(found["crf/mask"], "train", IDS[1])).shape == (48, 40)  # turned as its EXIF tag says
+    (report,) = Path("reports/photos").rglob("report.json")
+    assert (
+        "No true masks on train: only label-free figures are reported there." in json.loads(report.read_text())["notes"]
     )
-    with pytest.raises(AssertionError, match="ran fit"):
-        stage("stage3_dhr", overlays=("debug.yaml", "imported.yaml"))
-    with pytest.raises(AssertionError, match="ran fit"):
-        stage("stage1_cam", "--force")
+    before = {path: path.stat().st_mtime_ns for path in store.folder(found["crf/mask"], "train").glob("*.png")}
+
+    assert bring("mask") == 0
+    lines.clear()
+    assert run("--swap", "propagation=imported/theirs", "--until", "mars") == 0
+    assert "mars: fitting" in lines.text
+    assert "uss: fitting" not in lines.text  # features do not depend on masks
+    assert not any(line.startswith("cam:") for line in lines.messages)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    lines.clear()
+    assert run() == 0
+    assert "up to date" in lines.messages[-1]  # the first variant is still there
 
 
-def test_later_masks_leave_out_the_steps_before(place: Path, store: ArtifactStore, lines: Lines, no_lightning: None):
-    assert bring("mars_mask") == 0
-    assert stage("stage3_dhr", overlays=("debug.yaml", "imported.yaml")) == 2
-    assert "wss: left out, base_mask/train is absent, and mars_mask/train was imported" in lines.messages
-    assert "dhr needs uss/train, which is absent" in lines.messages[-1]
+def test_a_recipe_starts_from_imported_masks_alone(place: Path, store: ArtifactStore, lines: Lines, no_lightning: None):
+    assert run("--swap", "propagation=imported/theirs") == 2
+    assert "propagation uses imported/theirs, but nothing was imported under this name" in lines.messages[-1]
+    assert "import KIND FOLDER --name theirs" in lines.messages[-1]
+    assert bring("mask") == 0
+    assert "for example --swap propagation=imported/theirs" in lines.text
+    assert store.addresses() == [("imported/theirs/mask", "train")]
+    lines.clear()
+    assert run("--swap", "propagation=imported/theirs", "--until", "propagation") == 0
+    assert lines.messages[-1].endswith("up to date")
+    with pytest.raises(AssertionError, match="ran fit"):
+        run("--swap", "propagation=imported/theirs")
+    assert "cam: fitting" in lines.text  # the segmenters start from its weights
+    assert "propagation:" not in lines.text
+
+
+def test_several_kinds_of_one_name_stand_in_for_several_steps(
+    place: Path, store: ArtifactStore, lines: Lines, no_lightning: None
+):
     for one in IDS:
         Path("features", one).parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.rand(1, 4, 3, 3).half(), Path("features", f"{one}.pt"))
-    assert bring("uss", "features") == 0
-    assert read_features(store.path("uss", "train", IDS[0])).shape == (4, 3, 3)
+    assert bring("features", "features", "--name", "theirs") == 0
+    assert bring("mask", "theirs", "--name", "theirs") == 0
+    assert read_features(store.path("imported/theirs/features", "train", IDS[0])).shape == (4, 3, 3)
+    lines.clear()
     with pytest.raises(AssertionError, match="ran fit"):
-        stage("stage3_dhr", overlays=("debug.yaml", "imported.yaml"))
+        run("--swap", "propagation=imported/theirs", "uss=imported/theirs", "--until", "mars")
+    assert "mars: fitting" in lines.text
+    assert not any(line.startswith(("cam:", "uss:", "propagation:")) for line in lines.messages)
 
 
-def test_an_import_is_stale_when_classes_or_images_change(place: Path, store: ArtifactStore, lines: Lines):
-    assert bring("base_mask") == 0
-    assert main(["status", "--dataset", "own.yaml"]) == 0
-    assert any("base_mask/train" in line and "imported" in line for line in lines.messages)
+def test_imports_of_two_folders_coexist_and_none_is_replaced_without_a_word(
+    place: Path, store: ArtifactStore, lines: Lines
+):
+    assert bring("mask") == 0
+    shutil.copytree("theirs", "others")
+    assert bring("mask", "others") == 0
+    assert store.addresses() == [("imported/others/mask", "train"), ("imported/theirs/mask", "train")]
+    assert bring("mask", "others", "--name", "theirs") == 2
+    assert "was imported from" in lines.messages[-1]
+    assert lines.messages[-1].endswith("Choose another --name, or --force.")
+    assert bring("mask", "others", "--name", "theirs", "--force") == 0
+    assert str(Path("others").resolve()) in str(store.manifest("imported/theirs/mask", "train").settings)
+    assert bring("mask", "others", "--name", "a/b") == 2
+    assert "The name of an import 'a/b' cannot name a folder" in lines.messages[-1]
+
+
+def test_an_import_is_stale_when_classes_or_images_change(place: Path, lines: Lines, no_lightning: None):
+    swap = ["--swap", "propagation=imported/theirs", "--until", "propagation"]
+    assert bring("mask") == 0
+    assert run(*swap) == 0
     text = Path("own.yaml").read_text()
     Path("own.yaml").write_text(text.replace("[cat, dog]", "[cat, dog, cow]"))
-    assert main(["status", "--dataset", "own.yaml"]) == 1
-    (line,) = (line for line in lines.messages if "stale" in line)
-    assert 'classes ["background", "cat", "dog"] -> ["background", "cat", "dog", "cow"]; imported from' in line
-    assert line.endswith("import it again)")
+    recipe = ["run", "dhr", "--data", "own.yaml", *swap]
+    assert main(recipe) == 2
+    assert 'classes ["background", "cat", "dog"] -> ["background", "cat", "dog", "cow"]' in lines.messages[-1]
+    assert "import it again" in lines.messages[-1]
     Path("own.yaml").write_text(text)
     Path("photos/tags.csv").write_text(Path("photos/tags.csv").read_text().replace("sub/img 0,", "sub/img 1,"))
-    assert stage("stage1_cam") == 2
+    assert main(recipe) == 2
     assert "image ids 8 -> 7 images" in lines.messages[-1]
-    assert lines.messages[-1].endswith("import it again), or make it here instead, with --force.")
 
 
 def test_an_import_checks_everything_before_it_writes(place: Path, store: ArtifactStore, lines: Lines):
@@ -146,23 +165,23 @@ def test_an_import_checks_everything_before_it_writes(place: Path, store: Artifa
         (np.full((40, 48), 3, np.uint8), "outside the 3 classes"),
     ):
         Image.fromarray(values).save(path)
-        assert bring("base_mask") == 2
+        assert bring("mask") == 2
         assert message in lines.messages[-1]
-        assert store.kinds() == []
+        assert store.addresses() == []
     path.unlink()
-    assert bring("base_mask") == 2
+    assert bring("mask") == 2
     assert "1 of 8 images have no .png file in theirs, first sub/img 7.png" in lines.messages[-1]
-    assert bring("base_mask", "nowhere") == 2
+    assert bring("mask", "nowhere") == 2
     shutil.copy("theirs/sub/img 1.png", path)
-    assert bring("base_mask") == 2  # that photo is turned, this one is not
+    assert bring("mask") == 2  # that photo is turned, this one is not
 
 
 def test_masks_of_other_class_values_are_noticed(place: Path, lines: Lines):
     for path in Path("theirs/sub").iterdir():
         mask = np.array(Image.open(path))
         Image.fromarray(np.where(mask > 0, 3 - mask, 0).astype(np.uint8)).save(path)
-    assert bring("mars_mask") == 0
-    assert "of 8 files of mars_mask hold classes that are no tags of their image" in lines.text
+    assert bring("label") == 0
+    assert "of 8 files of label hold classes that are no tags of their image" in lines.text
 
 
 def test_activation_maps_of_irn_become_cams(place: Path, store: ArtifactStore, lines: Lines):
@@ -172,6 +191,6 @@ def test_activation_maps_of_irn_become_cams(place: Path, store: ArtifactStore, l
         Path("cams", one).parent.mkdir(parents=True, exist_ok=True)
         save(Path("cams", f"{one}.npy"), content)
     assert bring("cam", "cams") == 0
-    keys, cam = read_cam(store.path("cam", "train", IDS[2]))
+    keys, cam = read_cam(store.path("imported/cams/cam", "train", IDS[2]))
     assert (keys.tolist(), cam.shape) == ([1, 2], (2, 5, 6))
     assert "no tags of their image" not in lines.text

@@ -12,6 +12,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.propagation import task as module
 from dhr_lightning.methods.propagation.task import PropagationTask
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
@@ -73,8 +74,8 @@ def test_without_background_the_shares_are_those_of_the_tags():
 def test_confident_labels_get_the_photo_the_maps_and_the_refinement(batch: Batch, monkeypatch: pytest.MonkeyPatch):
     task, seen = plain_task(confident={"foreground": 0.6, "background": 0.1}), {}
 
-    def labels(image: Tensor, score: Tensor, keys: Tensor, **options: Any) -> str:
-        seen.update(options, image=image, score=score, keys=keys)
+    def labels(image: Tensor, score: Tensor, classes: ImageClasses, **options: Any) -> str:
+        seen.update(options, image=image, score=score, keys=classes.keys, valid=classes.valid)
         return "labels"
 
     monkeypatch.setattr(module, "confident_labels", labels)

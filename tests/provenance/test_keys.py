@@ -42,7 +42,8 @@ NEITHER = {
 PREDICTION = [
     ("cam", "scales"), ("cam", "cam_stride"), ("patches", "scales"), ("patches", "flip"), ("wss", "scales"),
     ("wss", "test_crf"), ("dhr", "scales"), ("dhr", "test_crf"), ("mars", "refine"), ("mars", "crf"),
-    ("mars", "rejected"), ("mars", "threshold"), ("mars", "max_lost_tags"), ("mars", "max_rejected"), ("mars", "refine_scale"),
+    ("mars", "rejected"), ("mars", "threshold"), ("mars", "max_lost_tags"), ("mars", "max_rejected"),
+    ("mars", "refine_scale"),
 ]  # fmt: skip
 TRAINED = sorted(set(INPUTS) - {"crf"})
 
