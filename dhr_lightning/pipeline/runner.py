@@ -45,10 +45,10 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     remember(plan)
     for step in steps:
         statuses = step.statuses()
-        if step.name not in force and all(status.fresh for status in statuses.values()):
-            continue
         if step.identity is None:
             refuse_imports(step, statuses)
+            continue
+        if step.name not in force and all(status.fresh for status in statuses.values()):
             continue
         ran = True
         for (address, split), status in statuses.items():

@@ -188,7 +188,11 @@ def test_dataset_without_background(report, put, truth):
     truth.classes = ClassSet(("sky", "table", "bottle", "train"), has_background=False)
     truth.tags = lambda split, image_id: set(np.unique(truth.draw(image_id)).tolist())
     put("crf/mask", "train", truth.draw)
-    put("cam/cam", "train", lambda _: (np.array([0, 1], np.int16), np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float16)))
+    put(
+        "cam/cam",
+        "train",
+        lambda _: (np.array([0, 1], np.int16), np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float16)),
+    )
     summary, page, _ = report()
     assert summary["metrics"]["propagation/train"]["miou"] == 1
     assert summary["metrics"]["cam/train"]["iou"]["sky"] > 0
