@@ -77,12 +77,13 @@ def base_request(options: argparse.Namespace, seed: int) -> Request:
     seeds = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     if options.photos:
         weights = str(options.weights) if options.weights else None
-        return Request("photos", "voc", str(options.photos), str(workspace), swaps={"dhr": "rebalance"}, weights=weights,
-                       overrides=tuple(seeds))  # fmt: skip
+        place = {"root": str(options.photos), "workspace": str(workspace)}
+        return Request("photos", "voc", **place, swaps={"dhr": "rebalance"}, weights=weights, overrides=tuple(seeds))
     sizes = f"{{seed: {seed}, train: {options.train}, val: {options.val}}}"
     root = str(workspace / "data" / "microworld")
-    return Request(str(HERE / "ladder.yaml"), root=root, workspace=str(workspace),
-                   overlays=("debug.yaml",) if options.fast else (), overrides=(*seeds, f"--data.options={sizes}"))  # fmt: skip
+    overlays, overrides = ("debug.yaml",) if options.fast else (), (*seeds, f"--data.options={sizes}")
+    recipe = str(HERE / "ladder.yaml")
+    return Request(recipe, root=root, workspace=str(workspace), overlays=overlays, overrides=overrides)
 
 
 def changed(base: Request, row: Row) -> Request:

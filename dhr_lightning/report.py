@@ -55,8 +55,8 @@ def build_report(
 
     Returns:
         What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
-        `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `comparison` of several recipes or null, `seconds`, `notes`. A figure that cannot
-        be known is null.
+        `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `comparison` of several recipes or null,
+        `seconds`, `notes`. A figure that cannot be known is null.
 
     Raises:
         ArtifactError: if a mask of a complete kind cannot be read.

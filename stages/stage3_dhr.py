@@ -1,4 +1,4 @@
-"""Stage 3: first masks and features -> baseline segmenter, debiased masks, DHR masks by rounds, final segmenter, report."""
+"""Stage 3: first masks and features -> baseline segmenter, debiased masks, DHR masks by rounds, final segmenter."""
 
 from dhr_lightning.pipeline.command import Stage, stage_main
 

@@ -270,8 +270,10 @@ def test_no_small_recipe_inherits_the_frozen_parts_of_cam(tmp_path: Path, recipe
 
 def test_planning_does_not_import_torch(tmp_path: Path):
     code = (
-        "import sys\nfrom dhr_lightning.pipeline.plan import make_plan\nfrom dhr_lightning.pipeline.request import Request\n"
-        f"make_plan(Request('dhr', root={str(tmp_path)!r}))\nsys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+        "import sys\nfrom dhr_lightning.pipeline.plan import make_plan\n"
+        "from dhr_lightning.pipeline.request import Request\n"
+        f"make_plan(Request('dhr', root={str(tmp_path)!r}))\n"
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

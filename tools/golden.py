@@ -95,7 +95,7 @@ def run(chain: str, workspace: Path) -> None:
 
 
 def figures(workspace: Path) -> dict[str, Any]:
-    """Figures of a finished run: `masks` by `<step>[/round_KK]/<split>` and image, `scores` likewise, `weights` by step.
+    """Figures of a finished run: `masks` by `STEP[/round_KK]/SPLIT` and image, `scores` likewise, `weights` by step.
 
     Raises:
         SystemExit: unless exactly one recipe ran in the workspace, to its end.

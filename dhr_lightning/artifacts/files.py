@@ -20,8 +20,8 @@ from dhr_lightning.errors import ArtifactError
 
 TEMPORARY_PREFIX = ".tmp-"
 REPAIR = (
-    "Delete the file and run the recipe again (`python -m dhr_lightning run`, with the options of last time); the other "
-    "files are kept."
+    "Delete the file and run the recipe again (`python -m dhr_lightning run`, with the options of last time); the "
+    "other files are kept."
 )
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
 

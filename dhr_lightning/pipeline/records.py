@@ -45,7 +45,7 @@ def remember(plan: RecipePlan) -> None:
 
 def remembered(store: ArtifactStore) -> list[dict[str, Any]]:
     """Recipes that ran on a dataset, by name."""
-    return [read_json(path) for path in sorted(folder_of(store).glob("*.json"))]
+    return sorted((read_json(path) for path in folder_of(store).glob("*.json")), key=lambda one: str(one["recipe"]))
 
 
 def forget_recipe(store: ArtifactStore, name: str) -> bool:

@@ -179,5 +179,5 @@ def to_request(options: argparse.Namespace, overrides: Sequence[str]) -> Request
 def _pair(text: str) -> tuple[str, str]:
     name, has_value, value = text.partition("=")
     if not has_value or not value:
-        raise ConfigError(f"Expected --swap STEP=METHOD, but got {text!r}.")
+        raise ConfigError(f"Expected --swap STEP=METHOD, but got {text!r}. A recipe comes before the options.")
     return name, value

@@ -8,6 +8,7 @@ from dhr_lightning.artifacts.writer import ArtifactWriter
 from tests.pipeline_workspace import Lines, Workspace, interrupt_at
 
 pytest_plugins = ["tests.pipeline_fixtures"]
+BEHIND_MASKS = [f"{what} {step}" for step in ("baseline", "mars", "dhr") for what in ("fit", "predict")]
 PAMR = ["--swap", "propagation=pamr"]
 
 
@@ -25,10 +26,7 @@ def content(workspace: Workspace) -> dict[str, dict[str, str]]:
         ("--mars.workers=1", []),
         ("--uss.scales=[0.5]", ["predict uss", "fit mars", "predict mars", "fit dhr", "predict dhr"]),
         ("--mars.rejected=[0.4, 0.6]", ["predict mars", "fit dhr", "predict dhr"]),
-        (
-            "--propagation.crf.iterations=2",
-            ["predict propagation", "fit baseline", "predict baseline", "fit mars", "predict mars", "fit dhr", "predict dhr"],
-        ),
+        ("--propagation.crf.iterations=2", ["predict propagation", *BEHIND_MASKS]),
         ("--baseline.lr=0.01", ["fit baseline", "predict baseline"]),
         ("--data.num_workers=1", []),
     ],
