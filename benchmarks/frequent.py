@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dhr_lightning.reporting.truth import TruthFacts
+from dhr_lightning.evaluation.truth import TruthFacts
 
 FREQUENT = 90
 

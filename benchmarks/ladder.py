@@ -106,10 +106,10 @@ def run_until(request: Request, step: str) -> RecipePlan:
 
 def judge(plan: RecipePlan, step: str, split: str) -> Figures:
     """Figures of a step's masks, counted by the code that makes the report."""
-    from dhr_lightning.reporting.evaluate import evaluate_split
-    from dhr_lightning.reporting.figures import all_figures
-    from dhr_lightning.reporting.kinds import find_kinds
-    from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
+    from dhr_lightning.evaluation.counting import evaluate_split
+    from dhr_lightning.evaluation.figures import all_figures
+    from dhr_lightning.evaluation.kinds import find_kinds
+    from dhr_lightning.evaluation.truth import DatasetTruth, resolve_truth
 
     truth = DatasetTruth(plan.view.info, plan.view.root)
     facts = resolve_truth(truth)

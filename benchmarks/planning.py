@@ -18,7 +18,7 @@ from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.layout import IDS, MANIFEST
 from dhr_lightning.pipeline.plan import RecipePlan, make_plan
 from dhr_lightning.pipeline.request import Request
-from dhr_lightning.provenance import identity
+from dhr_lightning.provenance import views
 
 Result = TypeVar("Result")
 
@@ -32,8 +32,8 @@ def main() -> None:
     options = parser.parse_args()
     root = make_photos(options.workspace.resolve(), options.images)
     request = Request(options.recipe, "stuff", str(root), str(options.workspace / "run"), weights=str(root / "one.jpg"))
-    digests, counted = [], identity.digest_records
-    identity.digest_records = lambda records: digests.append(len(records)) or counted(records)
+    digests, counted = [], views.digest_records
+    views.digest_records = lambda records: digests.append(len(records)) or counted(records)
     _, empty = timed(lambda: plan_and_states(request))
     print(f"nothing there: {empty:.1f} s, splits digested {len(digests)} times")
     finish(make_plan(request))

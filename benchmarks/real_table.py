@@ -13,7 +13,7 @@ from frequent import FREQUENT, frequent_miou, frequent_names
 
 from dhr_lightning.artifacts.files import read_json, write_bytes
 from dhr_lightning.data.registry import get_dataset
-from dhr_lightning.reporting.truth import DatasetTruth, TruthFacts, resolve_truth
+from dhr_lightning.evaluation.truth import DatasetTruth, TruthFacts, resolve_truth
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from jsonargparse import auto_cli
 from dhr_lightning.artifacts.files import write_json
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.data.preparation.prepare import prepare_benchmark
-from dhr_lightning.evaluate import evaluate_folder, show_scores
+from dhr_lightning.evaluation.folder import evaluate_folder, show_scores
 from dhr_lightning.export.targets import write_export
 from dhr_lightning.importing.command import import_files
 from dhr_lightning.inspection.command import run_doctor
@@ -30,7 +30,7 @@ from dhr_lightning.pipeline.request import (
 )
 from dhr_lightning.pipeline.status import collect_garbage, other_request, show_status
 from dhr_lightning.progress import track
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 __all__ = ["run"]
 log = logging.getLogger("dhr_lightning")

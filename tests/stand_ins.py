@@ -11,6 +11,7 @@ import torch
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.evaluation.compare import compare_masks
 
 TAGS = {"2007_000001": (8,), "2007_000002": (8, 12), "2007_000003": (7,), "2007_000004": (6, 15)}  # of `TINY_VOC`
 
@@ -98,3 +99,8 @@ class Clock:
         clock = cls(step)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
         return clock
+
+
+def compared(datamodule: WSSSDataModule, address: str, previous: str) -> dict[str, float]:
+    """Figures of the training masks at two addresses."""
+    return compare_masks(datamodule.store, address, previous, datamodule.records("train"), datamodule.classes)

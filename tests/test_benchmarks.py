@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dhr_lightning.evaluation.truth import TruthFacts
 from dhr_lightning.ops.profiles import PROFILES
-from dhr_lightning.reporting.truth import TruthFacts
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.metrics import ConfusionMatrix, boundary_counts, scores
+from dhr_lightning.evaluation.metrics import ConfusionMatrix, boundary_counts, scores
 from tests.boundary_reference import blocks, eroded_band
 
 

@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.errors import DataError
-from dhr_lightning.evaluate import evaluate_folder
+from dhr_lightning.evaluation.folder import evaluate_folder
 from dhr_lightning.protocol import EvaluationProtocol
 from tests.pipeline_workspace import Lines
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_lightning.metrics import MaskStatistics, joint_counts
+from dhr_lightning.evaluation.metrics import MaskStatistics, joint_counts
 
 
 def lost_tags_case() -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from dhr_lightning.metrics import ConfusionMatrix, confusion_matrix, joint_counts, scores
+from dhr_lightning.evaluation.metrics import ConfusionMatrix, confusion_matrix, joint_counts, scores
 
 
 def random_masks(seed: int, classes: list[int], num_classes: int = 7) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Put small faults into a copy of the package, one at a time, and see which of them no test notices.
 
     python tools/mutate.py                        # a sample that ends within half an hour
-    python tools/mutate.py --only ops metrics --all --minutes 600
+    python tools/mutate.py --only ops evaluation --all --minutes 600
 
 mutmut makes the faults ("mutants") in the folder `mutants/`, maps every function to the tests that run through it, and
 forks a warm process for each mutant. Results are kept there: the same command goes on where the last one ended, what
@@ -39,7 +39,7 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import MutantResult, MutantRunner, get_mutant_runner
 
 PACKAGES = (
-    "ops", "methods", "callbacks", "data", "metrics", "losses", "models", "artifacts", "provenance", "pipeline",
+    "ops", "methods", "callbacks", "data", "evaluation", "losses", "models", "artifacts", "provenance", "pipeline",
 )  # fmt: skip
 FOLDER = Path("mutants")
 TRANSPARENT = ("staticmethod", "classmethod", "torch.no_grad", "lru_cache", "cache")  # what a mutant may stand under

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Keeps the lines of `metrics.csv` that are there; Lightning's logger deletes the file."""
+    """Keeps the lines of `evaluation.metrics.csv` that are there; Lightning's logger deletes the file."""
 
     @property
     @rank_zero_experiment

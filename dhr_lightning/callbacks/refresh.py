@@ -9,17 +9,15 @@ import lightning as L
 import numpy as np
 import torch
 
-from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.callbacks.writers import enter_together
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
-from dhr_lightning.data.files import read_truth
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.evaluation.compare import compare_masks
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from dhr_lightning.metrics import confusion_matrix, scores
 from dhr_lightning.progress import duration
 
 log = logging.getLogger("dhr_lightning")
@@ -107,36 +105,13 @@ class PseudoMaskRefresh(L.Callback):
             return
         rounds = datamodule.output_address("mask")
         previous = round_address(rounds, number - 1) if number else str(datamodule.input_address("masks"))
-        figures = compare_masks(datamodule, round_address(rounds, number), previous)
+        figures = compare_masks(
+            datamodule.store, round_address(rounds, number), previous, datamodule.records("train"), datamodule.classes
+        )
         for logger in trainer.loggers:
             logger.log_metrics({f"refresh/{name}": value for name, value in figures.items()}, step=trainer.global_step)
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("%s: mask round %d: %s (%s)", datamodule.step, number, text, duration(seconds))
-
-
-def compare_masks(datamodule: WSSSDataModule, address: str, previous: str) -> dict[str, float]:
-    """Share of pixels unlike `previous`, share of tags without a pixel and, with ground truth, mIoU; all in [0, 1]."""
-    store, classes = datamodule.store, datamodule.classes
-    changed = pixels = missing = tags = 0
-    matrix = torch.zeros(1, dtype=torch.int64)
-    for record in datamodule.records("train"):
-        mask = read_mask(store.path(address, "train", record.id))
-        before = read_mask(store.path(previous, "train", record.id))
-        changed, pixels = changed + int((mask != before).sum()), pixels + mask.size
-        found = set(np.unique(mask).tolist())
-        tags, missing = tags + len(record.tags), missing + len(set(record.tags) - found)
-        if record.gt_mask is not None:
-            truth = torch.from_numpy(read_truth(record.gt_mask).astype(np.int64))
-            matrix = matrix + confusion_matrix(
-                torch.from_numpy(mask.astype(np.int64)),
-                truth,
-                num_classes=classes.num_classes,
-                ignore_index=classes.ignore_index,
-            )
-    figures = {"changed_pixels": changed / max(pixels, 1), "missing_tags": missing / max(tags, 1)}
-    if matrix.numel() > 1:
-        figures["miou"] = float(scores(matrix).miou)
-    return figures
 
 
 def weights_digest(task: torch.nn.Module) -> str:

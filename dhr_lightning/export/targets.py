@@ -13,7 +13,7 @@ from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.export.predictions import Predictions, finished_predictions
 from dhr_lightning.export.voc_server import check_voc_server, write_voc_server
 from dhr_lightning.pipeline.plan import RecipePlan
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 log = logging.getLogger("dhr_lightning")
 

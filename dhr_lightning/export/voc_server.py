@@ -15,7 +15,7 @@ from dhr_lightning.data.files import read_image
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.export.predictions import Predictions
 from dhr_lightning.progress import track
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 SPLITS = ("test", "val")
 _CLASSES = ClassSet(VOC_CLASSES)

@@ -24,8 +24,9 @@ from dhr_lightning.importing.tags import (
 )
 from dhr_lightning.pipeline.request import BUILTIN, data_section
 from dhr_lightning.progress import track
-from dhr_lightning.provenance.identity import DataView, plain
+from dhr_lightning.provenance.identity import plain
 from dhr_lightning.provenance.imported import IMPORTED, describe_import, imported_from
+from dhr_lightning.provenance.views import DataView
 
 LISTS = ("tags", "ids")
 _PHOTO_FOLDERS = ("JPEGImages", "images")

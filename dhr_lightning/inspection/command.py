@@ -19,7 +19,7 @@ from dhr_lightning.inspection.space import ArtifactPlan
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.request import BUILTIN, Request, data_section
 from dhr_lightning.progress import duration
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 log = logging.getLogger("dhr_lightning")
 _HEADINGS: Mapping[Level, tuple[str, str]] = {

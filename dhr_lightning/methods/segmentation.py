@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError
+from dhr_lightning.evaluation.metrics import ConfusionMatrix, scores
 from dhr_lightning.methods.base import BaseTask, check_class_names
-from dhr_lightning.metrics import ConfusionMatrix, scores
 from dhr_lightning.models.segmenter import SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")

@@ -11,7 +11,7 @@ from dhr_lightning.artifacts.layout import MANIFEST, files_below
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.pipeline.plan import RecipePlan
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 RECIPES = "recipes"
 _OLD_KINDS = ("cam", "base_mask", "uss", "wss_mask", "mars_mask", "prediction", "prediction_base")

@@ -8,11 +8,11 @@ from string import ascii_uppercase
 from dhr_lightning.artifacts.runs import read_state
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.gate import gate_notes
+from dhr_lightning.evaluation.kinds import Entry, report_key
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.progress import track
-from dhr_lightning.report import DatasetTruth, build_report
 from dhr_lightning.reporting.graph import GraphStep, RecipeGraph
-from dhr_lightning.reporting.kinds import Entry, report_key
+from dhr_lightning.reporting.report import DatasetTruth, build_report
 
 
 def report_folder(plan: RecipePlan) -> Path:

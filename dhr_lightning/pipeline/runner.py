@@ -16,9 +16,10 @@ from dhr_lightning.errors import ArtifactError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.pipeline.records import refuse_old_workspace, remember
 from dhr_lightning.progress import duration
-from dhr_lightning.provenance.identity import DataView, StepIdentity
+from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
 from dhr_lightning.provenance.start_checks import check_weights
+from dhr_lightning.provenance.views import DataView
 
 log = logging.getLogger("dhr_lightning")
 

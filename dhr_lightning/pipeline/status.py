@@ -12,7 +12,7 @@ from dhr_lightning.pipeline.plan import RecipePlan, make_plan
 from dhr_lightning.pipeline.records import forget_recipe, garbage, refuse_old_workspace, remembered, remove
 from dhr_lightning.pipeline.request import Request
 from dhr_lightning.progress import human
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 log = logging.getLogger("dhr_lightning")
 

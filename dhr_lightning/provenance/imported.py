@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 
 IMPORTED = "imported"
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
-from dhr_lightning.provenance.identity import DataView, DataViews, StepIdentity
+from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.imported import imported_status
+from dhr_lightning.provenance.views import DataView, DataViews
 
 
 def recorded_config(store: ArtifactStore, address: str, split: str) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dhr_lightning.evaluation.figures import Figures
 from dhr_lightning.progress import duration
-from dhr_lightning.reporting.figures import Figures
 from dhr_lightning.reporting.verdict import headline, percent
 
 BOX = (158, 66)  # width and height in pixels

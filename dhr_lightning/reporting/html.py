@@ -8,13 +8,13 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dhr_lightning.reporting.figures import Figures
+from dhr_lightning.evaluation.figures import Figures
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.sweep import Sweep
+from dhr_lightning.evaluation.truth import GroundTruth, TruthFacts
 from dhr_lightning.reporting.graph import BOX, Comparison, Drawing
-from dhr_lightning.reporting.kinds import MaskKind
 from dhr_lightning.reporting.pictures import Gallery
-from dhr_lightning.reporting.sweep import Sweep
 from dhr_lightning.reporting.tables import class_table, duration, ladder, step_table, time_bars
-from dhr_lightning.reporting.truth import GroundTruth, TruthFacts
 from dhr_lightning.reporting.verdict import Verdict, percent
 
 GLOSSARY = (

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.reporting.evaluate import SplitResult
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.masks import read_labels
-from dhr_lightning.reporting.truth import GroundTruth, UInt8
+from dhr_lightning.evaluation.counting import SplitResult
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.masks import read_labels
+from dhr_lightning.evaluation.truth import GroundTruth, UInt8
 
 MAX_SIDE = 256
 _CLASS_WEIGHT = 0.78

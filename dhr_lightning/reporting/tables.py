@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dhr_lightning.reporting.figures import Figures
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.truth import TruthFacts
+from dhr_lightning.evaluation.figures import Figures
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.truth import TruthFacts
 from dhr_lightning.reporting.verdict import headline, percent
 
 _RAMP = ((0.0, (247, 232, 216)), (0.35, (240, 205, 150)), (0.65, (132, 190, 165)), (1.0, (13, 92, 90)))

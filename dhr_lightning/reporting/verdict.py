@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dhr_lightning.reporting.figures import Figures
-from dhr_lightning.reporting.kinds import MaskKind
+from dhr_lightning.evaluation.figures import Figures
+from dhr_lightning.evaluation.kinds import MaskKind
 
 _NOTABLE_POINTS = 0.1
 _BESIDE = "small classes erased beside a larger neighbour"

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dhr_lightning.artifacts.files import read_mask
-from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, compare_masks, weights_digest
+from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, weights_digest
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace
+from tests.stand_ins import compared
 from tests.task_samples import make_batch, make_task
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -42,11 +43,14 @@ def test_the_change_of_every_round_is_logged(workspace: Workspace):
 def test_comparison_of_masks_with_themselves_and_without_truth(workspace: Workspace):
     datamodule = WSSSDataModule(root=str(workspace.data), workspace=".")
     first, second = (workspace.place(name)[0] for name in ROUNDS)
-    figures = compare_masks(datamodule, first, first)
+    figures = compared(datamodule, first, first)
     assert figures["changed_pixels"] == 0
     records = [record.__class__(record.id, record.image, record.tags) for record in datamodule.records("train")]
     datamodule._records["train"] = records
-    assert set(compare_masks(datamodule, first, second)) == {"changed_pixels", "missing_tags"}
+    assert set(compared(datamodule, first, second)) == {
+        "changed_pixels",
+        "missing_tags",
+    }
 
 
 def forget_dhr(workspace: Workspace) -> None:

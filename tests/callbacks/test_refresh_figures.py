@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dhr_lightning.callbacks.refresh import compare_masks
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_truth
-from tests.stand_ins import TAGS, keep, voc_module
+from tests.stand_ins import TAGS, compared, keep, voc_module
 
 IDS = list(TAGS)
 
@@ -25,7 +24,7 @@ def datamodule(tiny_voc: Path, tmp_path: Path) -> WSSSDataModule:
 
 def test_figures_without_tags_pixels_or_truth_are_zero_and_not_an_error(datamodule: WSSSDataModule):
     datamodule._records["train"] = []
-    assert compare_masks(datamodule, "mars/mask", "mars/mask") == {"changed_pixels": 0, "missing_tags": 0}
+    assert compared(datamodule, "mars/mask", "mars/mask") == {"changed_pixels": 0, "missing_tags": 0}
 
 
 def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
@@ -38,7 +37,7 @@ def test_figures_against_a_count_by_hand(datamodule: WSSSDataModule):
     lost = int((masks[IDS[2]] == 7).sum())
     masks[IDS[2]][masks[IDS[2]] == 7] = 0
     keep(datamodule, "wss/mask", "train", {name: (mask,) for name, mask in masks.items()})
-    figures = compare_masks(datamodule, "wss/mask", "mars/mask")
+    figures = compared(datamodule, "wss/mask", "mars/mask")
     truths = [read_truth(record.gt_mask) for record in datamodule.records("train")]
     background = sum(int((truth == 0).sum()) for truth in truths)
     foreground = sum(int((mask != 0).sum()) for mask in masks.values())

@@ -6,7 +6,7 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.config import resolve
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.inspection.init import init_folder
-from dhr_lightning.provenance.identity import DataView
+from dhr_lightning.provenance.views import DataView
 from tests.data.datasets.folder_samples import write_folder, write_photo
 from tests.pipeline_workspace import Lines
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dhr_lightning.metrics import MaskStatistics, boundary_counts, confusion_matrix, joint_counts, scores
+from dhr_lightning.evaluation.metrics import MaskStatistics, boundary_counts, confusion_matrix, joint_counts, scores
 from dhr_lightning.ops import (
     affinity,
     boundary,

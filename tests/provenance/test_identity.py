@@ -10,15 +10,8 @@ import pytest
 
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh
 from dhr_lightning.errors import ConfigError, TagError
-from dhr_lightning.provenance.identity import (
-    REFRESH_CALLBACK,
-    DataView,
-    DataViews,
-    StepIdentity,
-    checked_inputs,
-    refresh_epochs,
-    spec_of,
-)
+from dhr_lightning.provenance.identity import REFRESH_CALLBACK, StepIdentity, checked_inputs, refresh_epochs, spec_of
+from dhr_lightning.provenance.views import DataView, DataViews
 from dhr_lightning.steps import Read, StepSpec, methods
 from tests.provenance.conftest import Make
 

@@ -9,8 +9,8 @@ from dhr_lightning.artifacts.kinds import kind_of, round_number
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.reporting.kinds import Entry
-from dhr_lightning.reporting.truth import GroundTruth
+from dhr_lightning.evaluation.kinds import Entry
+from dhr_lightning.evaluation.truth import GroundTruth
 
 Mask = NDArray[np.uint8]
 Put = Callable[..., None]

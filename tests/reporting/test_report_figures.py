@@ -7,12 +7,12 @@ from PIL import Image
 
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.errors import ConfigError, MaskError
-from dhr_lightning.metrics import ConfusionMatrix, scores
-from dhr_lightning.reporting.evaluate import evaluate_split
-from dhr_lightning.reporting.figures import Figures, all_figures
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.masks import cam_labels
-from dhr_lightning.reporting.truth import DatasetTruth, resolve_truth
+from dhr_lightning.evaluation.counting import evaluate_split
+from dhr_lightning.evaluation.figures import Figures, all_figures
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.masks import cam_labels
+from dhr_lightning.evaluation.metrics import ConfusionMatrix, scores
+from dhr_lightning.evaluation.truth import DatasetTruth, resolve_truth
 
 
 def figures_of(store, truth, kind="crf/mask", split="train") -> Figures:

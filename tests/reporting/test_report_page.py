@@ -11,8 +11,8 @@ from PIL import Image
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.protocol import EvaluationProtocol
-from dhr_lightning.report import build_report
 from dhr_lightning.reporting.pictures import overlay_uri
+from dhr_lightning.reporting.report import build_report
 from dhr_lightning.reporting.tables import duration, heat_cell
 from tests.reporting.conftest import entries_in
 

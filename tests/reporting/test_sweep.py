@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from dhr_lightning.reporting.evaluate import evaluate_split
-from dhr_lightning.reporting.figures import all_figures
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.sweep import STEPS, sweep_background
-from dhr_lightning.reporting.truth import resolve_truth
+from dhr_lightning.evaluation.counting import evaluate_split
+from dhr_lightning.evaluation.figures import all_figures
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.sweep import STEPS, sweep_background
+from dhr_lightning.evaluation.truth import resolve_truth
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.gate import Gate
-from dhr_lightning.reporting.figures import Figures
-from dhr_lightning.reporting.kinds import MaskKind, find_kinds
+from dhr_lightning.evaluation.figures import Figures
+from dhr_lightning.evaluation.kinds import MaskKind, find_kinds
+from dhr_lightning.evaluation.truth import GroundTruth
 from dhr_lightning.reporting.tables import ladder
-from dhr_lightning.reporting.truth import GroundTruth
 from dhr_lightning.reporting.verdict import _milestones
 from tests.reporting.conftest import entries_in
 

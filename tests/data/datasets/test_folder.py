@@ -11,8 +11,8 @@ from dhr_lightning.data.datasets.folder import _warn
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError, DHRError, MaskError, TagError
+from dhr_lightning.evaluation.truth import DatasetTruth
 from dhr_lightning.provenance.identity import StepIdentity
-from dhr_lightning.reporting.truth import DatasetTruth
 from tests.data.datasets.folder_samples import names, read, resolve, write_folder, write_photo
 
 PHOTOS = {"a.jpg": ["cat"], "b.jpg": ["dog"], "sub/c.PNG": ["car", "cat"], "sub/d e.JPEG": []}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.metrics.counts import joint_counts
+from dhr_lightning.evaluation.metrics.counts import joint_counts
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.files import check_mask
-from dhr_lightning.reporting.kinds import CAM_THRESHOLD, MaskKind
-from dhr_lightning.reporting.truth import GroundTruth, UInt8
+from dhr_lightning.evaluation.kinds import CAM_THRESHOLD, MaskKind
+from dhr_lightning.evaluation.truth import GroundTruth, UInt8
 
 if TYPE_CHECKING:
     from torch import Tensor

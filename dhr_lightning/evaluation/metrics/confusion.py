@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dhr_lightning.metrics.boundary import boundary_counts
-from dhr_lightning.metrics.counts import joint_counts
-from dhr_lightning.metrics.scores import Scores, scores
+from dhr_lightning.evaluation.metrics.boundary import boundary_counts
+from dhr_lightning.evaluation.metrics.counts import joint_counts
+from dhr_lightning.evaluation.metrics.scores import Scores, scores
 
 
 class ConfusionMatrix(Metric):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from dhr_lightning.reporting.evaluate import MaskCounts, SplitResult
-from dhr_lightning.reporting.truth import TruthFacts
+from dhr_lightning.evaluation.counting import MaskCounts, SplitResult
+from dhr_lightning.evaluation.truth import TruthFacts
 
 if TYPE_CHECKING:
     from torch import Tensor

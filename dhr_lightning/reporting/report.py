@@ -9,15 +9,15 @@ from typing import Any
 from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import SPLITS
-from dhr_lightning.reporting.evaluate import Progress, SplitResult, evaluate_split
-from dhr_lightning.reporting.figures import Figures, all_figures
+from dhr_lightning.evaluation.counting import Progress, SplitResult, evaluate_split
+from dhr_lightning.evaluation.figures import Figures, all_figures
+from dhr_lightning.evaluation.kinds import Entry, MaskKind, find_kinds
+from dhr_lightning.evaluation.masks import difference
+from dhr_lightning.evaluation.sweep import Sweep, sweep_background
+from dhr_lightning.evaluation.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
 from dhr_lightning.reporting.graph import Comparison, RecipeGraph, compare_recipes, draw_graph
 from dhr_lightning.reporting.html import PageContent, render_page
-from dhr_lightning.reporting.kinds import Entry, MaskKind, find_kinds
-from dhr_lightning.reporting.masks import difference
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
-from dhr_lightning.reporting.sweep import Sweep, sweep_background
-from dhr_lightning.reporting.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
 from dhr_lightning.reporting.verdict import write_verdict
 
 __all__ = ["DatasetTruth", "GroundTruth", "Progress", "build_report"]
@@ -54,7 +54,7 @@ def build_report(
         progress: wrapper `(ids, description) -> iterable of the same ids`, such as `tqdm`.
 
     Returns:
-        What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
+        What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `evaluation.metrics` by
         `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `comparison` of several recipes or null,
         `seconds`, `notes`. A figure that cannot be known is null.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dhr_lightning.metrics.counts import check_pair, joint_counts
+from dhr_lightning.evaluation.metrics.counts import check_pair, joint_counts
 from dhr_lightning.ops.boundary import boundary_band
 
 BOUNDARY_RATIO = 0.02

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import MaskError
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.masks import read_labels
-from dhr_lightning.reporting.truth import GroundTruth, TruthFacts, UInt8
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.masks import read_labels
+from dhr_lightning.evaluation.truth import GroundTruth, TruthFacts, UInt8
 
 if TYPE_CHECKING:  # torch is imported on use: a stage that is up to date must not wait for it
     from torch import Tensor
 
-    from dhr_lightning.metrics import ConfusionMatrix, MaskStatistics
+    from dhr_lightning.evaluation.metrics import ConfusionMatrix, MaskStatistics
 
 Counts = npt.NDArray[np.int64]
 Progress = Callable[[Sequence[str], str], Iterable[str]]
@@ -181,7 +181,7 @@ class _Sample:
 
 
 def _no_counts(kind: MaskKind, facts: TruthFacts) -> MaskCounts:
-    from dhr_lightning.metrics import BOUNDARY_RATIO, ConfusionMatrix, MaskStatistics
+    from dhr_lightning.evaluation.metrics import BOUNDARY_RATIO, ConfusionMatrix, MaskStatistics
 
     classes, ignored = len(facts.names), facts.ignore_index
     return MaskCounts(
@@ -207,7 +207,7 @@ def _background_slots(stuff: UInt8, mask: UInt8, facts: TruthFacts) -> Counts:
 
 
 def _count(counts: MaskCounts, mask: UInt8, sample: _Sample, facts: TruthFacts) -> None:
-    from dhr_lightning.metrics import joint_counts, scores
+    from dhr_lightning.evaluation.metrics import joint_counts, scores
 
     classes, prediction = len(facts.names), _to_tensor(mask)
     counts.images += 1

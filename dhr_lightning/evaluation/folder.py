@@ -14,11 +14,11 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.data.files import check_mask
 from dhr_lightning.errors import ArtifactError, DataError
+from dhr_lightning.evaluation.counting import Progress, count_masks
+from dhr_lightning.evaluation.figures import all_figures
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.truth import DatasetTruth, UInt8, resolve_truth
 from dhr_lightning.protocol import describe_inference
-from dhr_lightning.reporting.evaluate import Progress, count_masks
-from dhr_lightning.reporting.figures import all_figures
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.truth import DatasetTruth, UInt8, resolve_truth
 
 Missing = Literal["error", "background"]
 Compat = Literal["none", "dhr"]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from dhr_lightning.artifacts.files import read_cam
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import subsample_evenly
-from dhr_lightning.reporting.kinds import MaskKind
-from dhr_lightning.reporting.masks import strongest
-from dhr_lightning.reporting.truth import GroundTruth, TruthFacts
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.masks import strongest
+from dhr_lightning.evaluation.truth import GroundTruth, TruthFacts
 
 STEPS = 50
 IMAGES = 200

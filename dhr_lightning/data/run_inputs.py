@@ -1,0 +1,129 @@
+"""What the running step reads and writes, from the addresses that its recipe names."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dhr_lightning.artifacts.kinds import kind_of, round_address
+from dhr_lightning.artifacts.manifest import Manifest
+from dhr_lightning.artifacts.runs import finished_checkpoint
+from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.catalog import DatasetInfo
+from dhr_lightning.data.dataset import Source
+from dhr_lightning.data.gate import address_to_read
+from dhr_lightning.errors import ArtifactError
+from dhr_lightning.steps import TRUTH, StepSpec, get_method
+
+NO_METHOD = StepSpec("none", "none", "images and tags alone")
+
+
+class RunContext(Protocol):
+    """What a run knows of the artifacts of its step; see `provenance.identity.StepIdentity`."""
+
+    @property
+    def step(self) -> str:
+        """Name of the step in its recipe."""
+        ...
+
+    def address(self, kind: str) -> str:
+        """Where an output lies."""
+        ...
+
+    def describe(
+        self, address: str, split: str, *, checkpoint: Path | None = None, info: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """The manifest that an output would have if it were made now."""
+        ...
+
+
+class RunInputs:
+    """The part of the datamodule that knows addresses: of inputs by port, and of the outputs of the run it serves."""
+
+    info: DatasetInfo
+    store: ArtifactStore
+    workspace: Path
+    method: str | None
+    step: str
+    inputs: dict[str, str]
+    context: RunContext | None
+    mask_round: int | None
+
+    @property
+    def task(self) -> Any:  # noqa: ANN401 - a task, which lies a floor above
+        """The task that runs on this data, or None."""
+        return getattr(getattr(self, "trainer", None), "lightning_module", None)
+
+    @property
+    def spec(self) -> StepSpec:
+        """What the running method reads and writes."""
+        if self.method:
+            return get_method(self.method).spec
+        return getattr(self.task, "spec", NO_METHOD)
+
+    def attach(self, context: RunContext) -> None:
+        """Tell the data which run it serves."""
+        self.context, self.step = context, context.step
+
+    @property
+    def run(self) -> RunContext:
+        """The run that this data serves.
+
+        Raises:
+            ArtifactError: if there is none.
+        """
+        if self.context is None:
+            raise ArtifactError(
+                "No run is attached to this data, so nothing can be written. Use a recipe or the commands."
+            )
+        return self.context
+
+    def input_address(self, port: str) -> str | None:
+        """Address of what is read at a port: as named, or what a sanity gate replaces it by; None if there is none."""
+        named = self.inputs.get(port)
+        if named is None or named == TRUTH or self.spec.reads[port].weights:
+            return named
+        force = bool(getattr(self.task, "hparams", {}).get("force_masks", False))
+        return address_to_read(self.store, named, force=force)
+
+    def output_address(self, kind: str) -> str:
+        """Address of what the running step writes."""
+        return self.run.address(kind)
+
+    def output_folder(self, kind: str, split: str) -> Path:
+        """Folder of what the running step writes."""
+        return self.store.folder(self.output_address(kind), split)
+
+    def weights(self, port: str) -> Path | None:
+        """Checkpoint of the run that is read at a port, or None if the step reads none.
+
+        Raises:
+            ArtifactError: if that run has not finished.
+        """
+        run = self.inputs.get(port)
+        if run is None:
+            return None
+        path = finished_checkpoint(self.workspace / "runs" / self.info.name / run)
+        if path is None:
+            raise ArtifactError(
+                f"The weights that {self.step or 'this step'} starts from ({port}: {run}) are not there. Run the step "
+                "that trains them first, or take the input out of the recipe."
+            )
+        return path
+
+    def _sources(self, when: Literal["fit", "predict", "refresh"], split: str = "train") -> dict[str, Source]:
+        """Where to find each input that batches of a kind hold."""
+        sources = {}
+        for port, read in self.spec.reads.items():
+            address = self.input_address(port) if getattr(read, when) and split == "train" else None
+            if address is not None and address != TRUTH:
+                sources[port] = Source(kind_of(address), functools.partial(self.store.path, address, split))
+        if when == "fit" and self.spec.has_rounds:
+            address = round_address(self.output_address("mask"), self.mask_round or 0)
+            sources["masks"] = Source(kind_of(address), functools.partial(self.round_path, split))
+        return sources
+
+    def round_path(self, split: str, image_id: str) -> Path:
+        """File of a mask of the current round."""
+        address = round_address(self.output_address("mask"), self.mask_round or 0)
+        return self.store.path(address, split, image_id)

@@ -1,0 +1,1 @@
+"""One evaluation of masks: counts, scores, and what they are compared with."""
