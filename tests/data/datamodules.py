@@ -9,7 +9,8 @@ import numpy as np
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from dhr_lightning.artifacts.manifest import Manifest
-from dhr_lightning.data.datamodule import NO_METHOD, WSSSDataModule
+from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.run_inputs import NO_METHOD
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.steps import Read, StepSpec, Write
 

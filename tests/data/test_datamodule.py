@@ -10,8 +10,9 @@ import torch
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.crops import FiveCrop
-from dhr_lightning.data.datamodule import NO_METHOD, EpochSampler, WSSSDataModule
+from dhr_lightning.data.datamodule import EpochSampler, WSSSDataModule
 from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
+from dhr_lightning.data.run_inputs import NO_METHOD
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.errors import ConfigError, TagError
