@@ -28,7 +28,7 @@ from dhr_lightning.pipeline.request import (
     split_overrides,
     to_request,
 )
-from dhr_lightning.pipeline.status import collect_garbage, other_request, show_status
+from dhr_lightning.pipeline.status import collect_garbage, first_request, other_request, show_status
 from dhr_lightning.progress import track
 from dhr_lightning.provenance.views import DataView
 
@@ -178,14 +178,14 @@ def export(arguments: Sequence[str]) -> int:
 def report(arguments: Sequence[str]) -> int:
     """Write the report of one recipe, or of several side by side."""
     parser = _recipe_parser("report", "Write report.html (one file, works without a network) and report.json.")
-    parser.add_argument("--with", nargs="+", default=[], dest="others", metavar="RECIPE",
+    parser.add_argument("others", nargs="*", default=[], metavar="RECIPE",
                         help="more recipes to show beside the first: names, files, or those of `status`")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="folder of the report (default: reports/DATASET/RECIPE)")
     parser.add_argument("--images", type=int, default=8, help="pictured images per split (default: 8)")
     words, overrides = split_overrides(arguments)
-    options = parser.parse_args(words)
+    options = parser.parse_intermixed_args(words)
     request = to_request(options, overrides)
-    plans = [make_plan(one) for one in (request, *(other_request(request, name) for name in options.others))]
+    plans = [make_plan(one) for one in (first_request(request), *(other_request(request, n) for n in options.others))]
     target = Path(options.output) if options.output else report_folder(plans[0])
     write_recipe_report(plans, target, images=options.images)
     return 0

@@ -26,6 +26,12 @@ def other_request(request: Request, name: str) -> Request:
     return Request(name, request.data, request.root, request.workspace, request.overlays, overrides=request.overrides)
 
 
+def first_request(request: Request) -> Request:
+    """A request whose recipe may be named as `status` shows it, with what was swapped and dropped."""
+    changed = request.swaps or request.drops or request.overrides or request.overlays
+    return request if changed or request.recipe is None else other_request(request, request.recipe)
+
+
 def show_status(request: Request) -> int:
     """Show the artifacts of the recipe that is named, or of every recipe that ran; returns the exit status."""
     view = DataView(request.data_section()["data"])

@@ -169,9 +169,16 @@ def test_imported_masks_stand_in_for_a_step(workspace: Workspace, lines: Lines, 
     assert "imported/rsepm/mask/train" in workspace.store.manifest(*baseline).inputs
 
 
+def test_recipes_are_reported_by_the_names_that_status_shows(workspace: Workspace):
+    place = ["--root", str(workspace.data), "--output", "one", "--images", "1"]
+    assert main(["report", NAME, *place]) == 0
+    assert "dhr/train" not in json.loads(Path("one/report.json").read_text())["metrics"]
+    assert "dhr/round_01/train" in json.loads(Path("one/report.json").read_text())["metrics"]
+
+
 def test_several_recipes_stand_side_by_side_in_one_report(workspace: Workspace, ran: list[str]):
     assert workspace.run(options=[*PAMR, "--until", "propagation"]) == 0
-    assert workspace.command("report", "--with", f"{NAME}+propagation=pamr", "--output", "both", "--images", "1") == 0
+    assert workspace.command("report", "--output", "both", "--images", "1", f"{NAME}+propagation=pamr") == 0
     result = json.loads(Path("both/report.json").read_text())
     names = list(result["metrics"])
     assert names.count("cam/train") == 1  # what both have in common stands once, under its plain name
