@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from dhr_lightning.methods.segmenters.wss.task import segmentation_loss
+from dhr_lightning.methods.segmentation import segmentation_loss
 from dhr_lightning.ops.crf.dense import dense_crf
 from dhr_lightning.ops.refine import Refiner
 
