@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from ratio_base import Options, Ratio
@@ -136,7 +137,7 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
     def step(every_step: bool = False) -> None:
         with _bf16(setup):
             output = task.network(images["image"])
-            mask = images["mask"]
+            mask = images["inputs"]["masks"]
             if every_step:
                 mask = task.pseudo_masks(images).mask
             loss = segmentation_loss(output.logits, mask, ignore_index=255)
@@ -165,7 +166,7 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
         yield Ratio(name, slow / plain, OVERHEAD, at_most=True, detail=detail + times)
 
 
-def _refresh(task: DHRTask, images: dict[str, Tensor], setup: Setup) -> Tensor:
+def _refresh(task: DHRTask, images: dict[str, Any], setup: Setup) -> Tensor:
     with _bf16(setup):
         return task.pseudo_masks(images).mask
 
@@ -179,22 +180,17 @@ def _task(setup: Setup) -> DHRTask:
     return DHRTask(names, backbone=setup.backbone, output_stride=8).to(setup.device)
 
 
-def _training_batch(setup: Setup) -> dict[str, Tensor]:
+def _training_batch(setup: Setup) -> dict[str, Any]:
     """Photos of noise in blobs, whose masks and features agree with them."""
     size = (setup.side, setup.side)
     drawn = make_batch([3] * setup.batch, size=size, grid=setup.grid, deep=(2, 2), channels=(1, 1))
     colour = torch.randint(0, 256, (256, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels = colour[drawn.mask].permute(0, 3, 1, 2).contiguous()
     image = pixels.float() / 127.5 - 1
-    batch = {
-        "image": image,
-        "pixels": pixels,
-        "mask": drawn.mask,
-        "uss": drawn.uss,
-        "tags": drawn.tags,
-        "valid": torch.ones(setup.batch, *size, dtype=torch.bool),
-    }
-    return {name: value.to(setup.device) for name, value in batch.items()}
+    batch = {"image": image, "pixels": pixels, "tags": drawn.tags, "valid": torch.ones(setup.batch, *size).bool()}
+    inputs = {"masks": drawn.mask, "features": drawn.uss}
+    moved = ({name: value.to(setup.device) for name, value in part.items()} for part in (batch, inputs))
+    return {**next(moved), "inputs": next(moved)}
 
 
 def _where(setup: Setup) -> str:

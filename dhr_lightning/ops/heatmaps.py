@@ -11,7 +11,7 @@ from dhr_lightning.ops.cam import min_max_normalize
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.pooling import cell_labels, class_cosines
 from dhr_lightning.ops.resize import resize_maps
-from dhr_lightning.ops.transport.plan import Stopping, transport_posterior, transport_weights
+from dhr_lightning.ops.transport.plan import Stopping, TransportBackend, transport_posterior, transport_weights
 
 HeatmapMode = Literal["min_max", "relu", "softmax"]
 Pooling = Literal["majority", "area"]
@@ -138,6 +138,7 @@ def group_weights(
     valid: Tensor | None = None,
     epsilon: float = 0.1,
     stopping: Stopping = "absolute",
+    backend: TransportBackend = "torch",
 ) -> Tensor:
     """Product over the groups of a class of its transport weights among the group.
 
@@ -148,6 +149,7 @@ def group_weights(
         valid: `(B, h, w)` bool, cells that count.
         epsilon: entropy weight of the plan.
         stopping: see `transport_weights`.
+        backend: see `transport_weights`.
 
     Returns:
         `(B, K, h, w)` in [0, 1]; 1 for classes that belong to no group.
@@ -159,7 +161,9 @@ def group_weights(
     member = groups[image, row]  # (P, K)
     cells = None if valid is None else valid.flatten(1)[image]
     present = member if active is None else member | active[image]
-    plan = transport_weights(flat[image], valid=cells, present=present, epsilon=epsilon, stopping=stopping)  # (P, K, N)
+    plan = transport_weights(  # (P, K, N)
+        flat[image], valid=cells, present=present, epsilon=epsilon, stopping=stopping, backend=backend
+    )
     plan = plan.masked_fill(~member[..., None], 1.0)
     index = image[:, None, None].expand_as(plan)
     return torch.ones_like(flat).scatter_reduce(0, index, plan, "prod").view_as(heatmaps)
@@ -174,6 +178,7 @@ def final_weights(
     valid: Tensor | None = None,
     epsilon: float = 0.1,
     stopping: Stopping = "absolute",
+    backend: TransportBackend = "torch",
 ) -> Tensor:
     """Transport weights over all classes of an image.
 
@@ -186,6 +191,7 @@ def final_weights(
         valid: `(B, h, w)` bool, cells that count.
         epsilon: entropy weight of the plan.
         stopping: see `transport_weights`.
+        backend: see `transport_weights`.
 
     Returns:
         `(B, K, h, w)` in [0, 1].
@@ -201,6 +207,7 @@ def final_weights(
         present=active,
         epsilon=epsilon,
         stopping=stopping,
+        backend=backend,
         marginal=marginal,
         area=area,
     )

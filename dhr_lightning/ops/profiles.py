@@ -6,7 +6,8 @@ from typing import Any, Literal
 from dhr_lightning.ops._checks import check_choice, check_positive, check_range
 from dhr_lightning.ops.heatmaps import HeatmapMode
 from dhr_lightning.ops.seeds import SeedMode
-from dhr_lightning.ops.transport.plan import Stopping
+from dhr_lightning.ops.transport.plan import Stopping, TransportBackend, TransportOptions
+from dhr_lightning.ops.transport.pot import check_pot
 
 Guard = Literal["none", "heatmap", "seed", "both"]
 
@@ -17,7 +18,10 @@ class RebalanceSettings:
 
     Attributes:
         epsilon: entropy weight of every transport, > 0 (λ in the paper).
-        stopping: `"absolute"` as in the published code, or `"marginal"` to converge.
+        transport: solver of every transport: `"torch"`, ours, or `"pot"`, the batch solver of POT. That always
+            converges, all images of a batch together, and is slower; up to rounding its masks are those of `"torch"`
+            with `stopping="marginal"`.
+        stopping: of `"torch"`: `"absolute"` as in the published code, or `"marginal"` to converge.
         tau: cosine above which two classes form a group, in [0, 1] (τ).
         gamma: exponent of the background score of the seeds, > 0 (γ), or `"auto"`: from Otsu's threshold per image.
         seed_transport: weight the CAMs by their transport plan.
@@ -46,9 +50,14 @@ class RebalanceSettings:
         guard: restore a class that the last refinement has removed, from the `"heatmap"` before it, from the
             `"seed"`, or from `"both"` in turn; `min_pixels` and `min_share` say what removed means.
         preserve_ignore: keep 255 of the merged mask, which heatmaps otherwise relabel.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range.
+        DependencyError: if POT is asked for and not installed.
     """
 
     epsilon: float = 0.1
+    transport: TransportBackend = "torch"
     stopping: Stopping = "absolute"
     tau: float = 0.8
     gamma: float | Literal["auto"] = 2.0
@@ -82,6 +91,7 @@ class RebalanceSettings:
         check_range("tau", self.tau, 0.0, 1.0)
         check_range("min_share", self.min_share, 0.0, 1.0)
         check_range("min_pixels", self.min_pixels, 0, float("inf"))
+        check_choice("transport", self.transport, ("torch", "pot"))
         check_choice("stopping", self.stopping, ("absolute", "marginal"))
         check_choice("seed", self.seed, ("vanished", "all", "none"))
         check_choice("features", self.features, ("uss", "both"))
@@ -93,6 +103,14 @@ class RebalanceSettings:
         check_choice("final_order", self.final_order, ("after", "before"))
         check_choice("final_marginal", self.final_marginal, ("uniform", "area", "mix"))
         check_choice("guard", self.guard, ("none", "heatmap", "seed", "both"))
+        if self.transport == "pot":  # now, rather than at the first masks after a fit
+            check_pot("transport")
+
+    @property
+    def transport_options(self) -> TransportOptions:
+        """Arguments that all transports share; POT always converges."""
+        stopping: Stopping = "marginal" if self.transport == "pot" else self.stopping
+        return {"epsilon": self.epsilon, "stopping": stopping, "backend": self.transport}
 
 
 PROFILES = {
@@ -121,6 +139,7 @@ def rebalance_settings(profile: str = "default", **changes: Any) -> RebalanceSet
     Raises:
         ValueError: if the profile or a value is unknown.
         TypeError: if a field is unknown.
+        DependencyError: if POT is asked for and not installed.
     """
     check_choice("profile", profile, tuple(PROFILES))
     return replace(PROFILES[profile], **changes)

@@ -103,11 +103,10 @@ def _make_seed(inputs: RebalanceInputs, settings: RebalanceSettings, refine: Ref
         inputs.cam,
         inputs.classes,
         transport=settings.seed_transport,
-        epsilon=settings.epsilon,
         gamma=settings.gamma,
         background=settings.seed_background,
-        stopping=settings.stopping,
         refine=refine if settings.refine_seed else None,
+        **settings.transport_options,
     )
 
 
@@ -134,9 +133,7 @@ def _redraw(
     if settings.wss:
         separate = supervised_heatmaps(levels, init, classes, groups=groups, grid=grid, pooling=settings.pooling)
         rivals = active if settings.group_cost == "all" else None
-        heat = heat * group_weights(
-            separate, groups, active=rivals, valid=valid_grid, epsilon=settings.epsilon, stopping=settings.stopping
-        )
+        heat = heat * group_weights(separate, groups, active=rivals, valid=valid_grid, **settings.transport_options)
     if settings.final_transport and settings.final_order == "after":
         heat = _transport_all(heat, init, classes, active, settings)
     scaled = not settings.final_transport or settings.final_marginal == "uniform"
@@ -159,8 +156,7 @@ def _transport_all(
         marginal=settings.final_marginal,
         area=area,
         valid=classes.valid_cells(grid),
-        epsilon=settings.epsilon,
-        stopping=settings.stopping,
+        **settings.transport_options,
     )
 
 

@@ -11,7 +11,7 @@ from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.refine import Refine
 from dhr_lightning.ops.resize import resize_maps
 from dhr_lightning.ops.thresholds import exponent_of, foreground_histogram, otsu_threshold
-from dhr_lightning.ops.transport.plan import Stopping, transport_weights
+from dhr_lightning.ops.transport.plan import Stopping, TransportBackend, TransportOptions, transport_weights
 
 SeedMode = Literal["vanished", "all", "none"]
 
@@ -33,6 +33,7 @@ def transport_seed(
     gamma: float | Literal["auto"] = 2.0,
     background: bool = True,
     stopping: Stopping = "absolute",
+    backend: TransportBackend = "torch",
     refine: Refine | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
@@ -49,6 +50,7 @@ def transport_seed(
         background: let that score take part in the refinement; without it, a pixel is background where the refined
             classes all stay below one half, which one or two classes never do.
         stopping: see `transport_weights`.
+        backend: see `transport_weights`.
         refine: refinement over the background and the tagged classes.
         ignore_index: value where the background wins, which means "keep the initial mask".
 
@@ -66,7 +68,8 @@ def transport_seed(
         cam = cam * valid_grid[:, None]
     if transport:
         cells = None if valid_grid is None else valid_grid.flatten(1)
-        weights = transport_weights(cam.flatten(2), valid=cells, present=foreground, epsilon=epsilon, stopping=stopping)
+        options = TransportOptions(epsilon=epsilon, stopping=stopping, backend=backend)
+        weights = transport_weights(cam.flatten(2), valid=cells, present=foreground, **options)
         cam = cam * weights.view_as(cam)
     exponent = _auto_exponent(cam, valid_grid) if gamma == "auto" else gamma
     cam = resize_maps(cam, size, valid=valid_grid)  # (B, K, H, W)

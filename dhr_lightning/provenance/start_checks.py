@@ -80,6 +80,23 @@ def can_download(config: Mapping[str, Any]) -> bool:
     return wants and backbone not in (_FITTED, _WITHOUT_WEIGHTS)
 
 
+def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse optional packages that a step asks for and that are not installed.
+
+    Args:
+        configs: configurations by step.
+
+    Raises:
+        DependencyError: names the option and the extra.
+    """
+    for step, config in configs.items():
+        rebalance = (config["model"].get("init_args") or {}).get("rebalance") or {}
+        if rebalance.get("transport") == "pot":
+            from dhr_lightning.ops.transport.pot import check_pot  # imports torch
+
+            check_pot(f"{step}.rebalance.transport")
+
+
 def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_recipe: bool) -> None:
     """Refuse random weights on photos that nobody asked for, and files of weights that are not there.
 

@@ -8,11 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import DependencyError
 from dhr_lightning.methods import segmentation
 from dhr_lightning.methods.masks.dhr import task as module
 from dhr_lightning.methods.segmentation import initialise
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from dhr_lightning.ops.transport import plan, pot
+from dhr_lightning.pipeline.command import split_request
+from dhr_lightning.pipeline.plan import make_plan
 from tests.task_samples import NAMES, make_batch, make_task, training_loss
 
 TAGS = [[1, 3], [2]]
@@ -186,3 +190,23 @@ def test_logits_are_those_of_every_pixel():
         logits = task(image)
         assert logits.shape == (2, 5, 32, 48)
         assert torch.equal(logits, task.network(image).logits)
+
+
+def test_pot_solves_the_transports_of_the_masks_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    config = make_plan(split_request(["--swap", "uss=patches", "--dhr.rebalance.transport", "pot"]))[
+        "dhr"
+    ].identity.config
+    assert config["model"]["init_args"]["rebalance"]["transport"] == "pot"
+    task, batch = make_task("DHRTask", rebalance=config["model"]["init_args"]["rebalance"]), make_batch(TAGS, SIZES)
+    solved: list[int] = []
+    solve = plan.solve_with_pot
+    monkeypatch.setattr(plan, "solve_with_pot", lambda *a, **k: solved.append(1) or solve(*a, **k))
+    monkeypatch.setattr(plan, "scale", lambda *_, **__: pytest.fail("solved by another backend"))
+    assert task.pseudo_masks(batch).mask.shape == batch["inputs"]["masks"].shape
+    assert solved
+
+
+def test_without_pot_a_task_that_asks_for_it_is_refused_when_it_is_built(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pot, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"pip install 'dhr-lightning\[pot\]'"):
+        make_task("DHRTask", rebalance={"transport": "pot"})

@@ -50,6 +50,16 @@ def test_dry_touches_nothing(empty_workspace: Workspace, no_lightning: None, lin
     assert list(empty_workspace.folder.iterdir()) == []
 
 
+def test_a_step_that_needs_an_absent_package_is_refused_before_the_steps_ahead_of_it(
+    empty_workspace: Workspace, no_lightning: None, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("dhr_lightning.ops.transport.pot.find_spec", lambda name: None)
+    assert empty_workspace.run("--dhr.rebalance.transport", "pot") == 2
+    (message,) = lines.messages
+    assert message.startswith("error: POT is not installed, but `dhr.rebalance.transport` is 'pot'. Run `pip install")
+    assert list(empty_workspace.folder.iterdir()) == []
+
+
 def test_until_runs_a_step_and_what_it_needs(workspace: Workspace, ran: list[str], lines: Lines):
     assert workspace.run("--uss.scales=[0.5]", options=["--until", "mars"]) == 0
     assert ran == ["predict uss", "fit mars", "predict mars"]

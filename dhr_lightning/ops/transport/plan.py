@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +20,14 @@ TransportBackend = Literal["torch", "pot"]
 
 # A plan row is a constant if it varies less than this; rounding in the log domain stays below.
 _FLAT = 1e-4
+
+
+class TransportOptions(TypedDict):
+    """How every transport of a mask step is solved: arguments of `transport_weights` of the same names."""
+
+    epsilon: float
+    stopping: Stopping
+    backend: TransportBackend
 
 
 class _Options(NamedTuple):
