@@ -177,7 +177,7 @@ def _bf16(setup: Setup) -> torch.autocast:
 
 def _task(setup: Setup) -> DHRTask:
     names = ["background", *(f"class {i}" for i in range(TAGS))]
-    return DHRTask(names, backbone=setup.backbone, output_stride=8).to(setup.device)
+    return DHRTask(class_names=names, backbone=setup.backbone, output_stride=8).to(setup.device)
 
 
 def _training_batch(setup: Setup) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class BaseTask(L.LightningModule):
             raise ConfigError(
                 f"Expected model.init_args.frozen_norm to be false, statistics or true, but got {frozen_norm!r}."
             )
-        self.save_hyperparameters()  # also what the caller left at its default
+        self.save_hyperparameters()  # of subclasses too, and what the caller left at its default
         self.classes = ClassSet(tuple(class_names), has_background)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

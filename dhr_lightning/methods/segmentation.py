@@ -1,6 +1,7 @@
-"""What every segmenter shares: losses, validation, and the weights it starts from."""
+"""What every segmenter shares: its network, losses, validation, and the weights it starts from."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,84 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.evaluation.metrics import ConfusionMatrix, scores
 from dhr_lightning.methods.base import BaseTask, check_class_names
-from dhr_lightning.models.segmenter import SegmenterOutput
+from dhr_lightning.methods.inference import Inference
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")
 
 
-class SegmentationMixin:
-    """Validation of a segmenter against ground truth: mIoU over the split."""
+class SegmentationTask(BaseTask):
+    """Base of the tasks that train a segmenter on masks; subclasses add a `training_step` and a `predict_step`.
 
-    def setup_metric(self) -> None:
-        """Make the confusion matrix; call from the constructor."""
+    Args:
+        backbone: encoder name, see `models.backbones.build_encoder`.
+        pretrained: `false`, `true` (ImageNet, by name) or a path.
+        output_stride: 8 or 16.
+        decoder: decoder name, see `models.segmenter.SegmenterConfig`.
+        decoder_options: further arguments of the decoder.
+        loss_size: `decoder` or `full`, see `pixel_loss`.
+        ema: decay of the average of the weights that validation and prediction use, see
+            `callbacks.average.WeightAverage`; `null` for none. DHR masks come from the weights themselves.
+        ema_warmup: let the first steps count more in that average.
+        scales: relative image sizes at prediction, each with its mirror.
+        test_crf: dense CRF on predicted masks, see `methods.inference.Inference`; `null` for none.
+        force_masks: start from the masks named even if their gate calls them harmful.
+        **options: classes, optimiser and schedule, see `BaseTask`.
+    """
+
+    cam_head: ClassVar[bool] = False  # whether the network also classifies the tags
+
+    def __init__(
+        self,
+        *,
+        backbone: str = SegmenterConfig.backbone,
+        pretrained: bool | str = SegmenterConfig.pretrained,
+        output_stride: int = SegmenterConfig.output_stride,
+        decoder: str = SegmenterConfig.decoder,
+        decoder_options: dict[str, Any] | None = SegmenterConfig.decoder_options,
+        loss_size: str = "decoder",
+        ema: float | None = 0.999,
+        ema_warmup: bool = True,
+        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        test_crf: dict[str, Any] | None = None,
+        force_masks: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if loss_size not in LOSS_SIZES:
+            raise ConfigError(
+                f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {loss_size!r}."
+            )
+        config = SegmenterConfig(backbone, pretrained, output_stride, decoder, decoder_options)
+        tags = self.classes.num_tags if self.cam_head else 0
+        self.network = Segmenter(config, self.classes.num_classes, num_tags=tags)
+        self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.confusion = ConfusionMatrix(self.classes.num_classes, ignore_index=self.classes.ignore_index)
 
-    def update_metric(self, logits: Tensor, batch: Batch) -> None:
-        """Count one batch, if it has ground truth."""
+    def take_over_weights(self) -> None:
+        """Fill the encoder, and the CAM head if there is one, from the step read as `init`; see `initialise`."""
+        initialise(self, keys=("encoder", "classifier") if self.cam_head else ("encoder",))
+
+    def on_fit_start(self) -> None:
+        """Start from the weights of an earlier step, unless a run is being resumed."""
+        self.take_over_weights()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` normalised -> logits `(B, C, H, W)`."""
+        return self.network(image).logits
+
+    def mask_loss(self, output: SegmenterOutput, batch: Batch) -> Tensor:
+        """Pixel cross entropy on the masks of a batch, see `pixel_loss`."""
+        size, ignore_index = self.hparams.loss_size, self.classes.ignore_index
+        return pixel_loss(output, batch["inputs"]["masks"], size=size, ignore_index=ignore_index)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count predictions against the ground truth, where there is any."""
+        logits = self(batch["image"])
         if "gt_mask" in batch:
             self.confusion.update(logits.argmax(1), batch["gt_mask"])
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/miou` and one `val/iou/<class>` for each class that occurs."""
@@ -45,16 +108,6 @@ class SegmentationMixin:
 def allowed_classes(tags: Tensor, offset: int) -> Tensor:
     """Tags `(B, T)` plus background, if there is one -> `(B, C)` bool."""
     return F.pad(tags > 0, (offset, 0), value=True)
-
-
-def check_loss_size(size: str) -> None:
-    """Refuse a size that `pixel_loss` does not know.
-
-    Raises:
-        ConfigError: names it.
-    """
-    if size not in LOSS_SIZES:
-        raise ConfigError(f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {size!r}.")
 
 
 def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int) -> Tensor:

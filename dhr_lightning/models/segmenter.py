@@ -1,5 +1,6 @@
 """Segmentation network with an optional CAM head on the same encoder."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,17 +38,32 @@ class SegmenterOutput(NamedTuple):
         return logits[..., :height, :width]
 
 
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Architecture of a `Segmenter` and the weights it starts from, whatever the classes.
+
+    Args:
+        backbone: encoder name, see `build_encoder`.
+        pretrained: `False`, `True` (ImageNet, by name) or a path, see `build_encoder`.
+        output_stride: 8 or 16; for decoders that need feature maps up to stride 32 it is 32 whatever is given.
+        decoder: `deeplabv3plus`, or the name of another architecture of segmentation-models-pytorch, such as `fpn`.
+        decoder_options: further arguments of that decoder; of DeepLabv3+ see `models.deeplab.DeepLabDecoder`.
+    """
+
+    backbone: str = "resnet101"
+    pretrained: bool | str = False
+    output_stride: int = 8
+    decoder: str = DEEPLAB
+    decoder_options: dict[str, Any] | None = None
+
+
 class Segmenter(nn.Module):
     """An encoder, a decoder and, for DHR, a CAM head.
 
     Args:
-        backbone: encoder name, see `build_encoder`.
+        config: architecture and initial weights.
         num_classes: segmentation classes C, background included.
         num_tags: tags T for a CAM head; 0 for none.
-        decoder: `deeplabv3plus`, or the name of another architecture of segmentation-models-pytorch, such as `fpn`.
-        decoder_options: further arguments of that decoder; of DeepLabv3+ see `models.deeplab.DeepLabDecoder`.
-        pretrained: see `build_encoder`.
-        output_stride: 8 or 16; for decoders that need feature maps up to stride 32 it is 32 whatever is given.
 
     Raises:
         ConfigError: if the decoder or backbone is unknown, or they do not go together.
@@ -58,25 +74,16 @@ class Segmenter(nn.Module):
         can be made as published, see `methods.masks.dhr.task.DHRTask`).
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        *,
-        num_tags: int = 0,
-        decoder: str = DEEPLAB,
-        decoder_options: dict[str, Any] | None = None,
-        pretrained: bool | str = False,
-        output_stride: int = 16,
-    ) -> None:
+    def __init__(self, config: SegmenterConfig, num_classes: int, *, num_tags: int = 0) -> None:
         super().__init__()
+        backbone, decoder, options = config.backbone, config.decoder, config.decoder_options or {}
         # Pixels between two cells of the last feature map; sides of the image are padded to a multiple of it.
-        self.divisor = encoder_stride(decoder, output_stride, backbone=backbone)
-        self.encoder = build_encoder(backbone, pretrained=pretrained, output_stride=self.divisor)
+        self.divisor = encoder_stride(decoder, config.output_stride, backbone=backbone)
+        self.encoder = build_encoder(backbone, pretrained=config.pretrained, output_stride=self.divisor)
         if decoder == DEEPLAB:
             undilate_first_blocks(self.encoder)
         self.decoder, self.head = build_decoder(
-            decoder, backbone, self.encoder, num_classes, stride=self.divisor, options=decoder_options or {}
+            decoder, backbone, self.encoder, num_classes, stride=self.divisor, options=options
         )
         channels = self.encoder.out_channels[-1]
         self.classifier = nn.Conv2d(channels, num_tags, 1, bias=False) if num_tags else None

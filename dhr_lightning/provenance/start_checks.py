@@ -45,7 +45,9 @@ def backbone_of(config: Mapping[str, Any]) -> str:
     arguments = config["model"].get("init_args") or {}
     if "backbone" in arguments:
         return str(arguments["backbone"])
-    return str(inspect.signature(spec_of(config).task_class()).parameters["backbone"].default)
+    task_classes = spec_of(config).task_class().__mro__  # the first constructor that knows it sets the default
+    found = (inspect.signature(one).parameters.get("backbone") for one in task_classes)
+    return str(next(parameter.default for parameter in found if parameter is not None))
 
 
 def random_backbone(config: Mapping[str, Any]) -> str | None:

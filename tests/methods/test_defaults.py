@@ -1,5 +1,6 @@
 """What a configuration may leave out, and that what it says reaches the part that it is about."""
 
+from collections import Counter
 from collections.abc import Callable
 from inspect import signature
 from typing import Any
@@ -9,17 +10,17 @@ import torch
 from torch import nn
 
 from dhr_lightning.data.crops import FiveCrop
+from dhr_lightning.methods import segmentation
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features import task as uss
 from dhr_lightning.methods.features.task import USSTask
-from dhr_lightning.methods.masks.dhr import task as dhr
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from dhr_lightning.methods.propagation.task import PropagationTask
 from dhr_lightning.methods.seeds.cam import task as cam
 from dhr_lightning.methods.seeds.cam.task import CAMTask
-from dhr_lightning.methods.segmenters.wss import task as wss
 from dhr_lightning.methods.segmenters.wss.task import WSSTask
+from dhr_lightning.models.segmenter import SegmenterConfig
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.steps import StepSpec, get_method, methods
 from tests.task_samples import NAMES
@@ -70,7 +71,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         empty.cell = 8
         return empty
 
-    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (wss, "Segmenter"), (dhr, "Segmenter")):
+    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (segmentation, "Segmenter")):
         monkeypatch.setattr(module, name, network)
 
     def make(task_class: type[BaseTask], **options: Any) -> tuple[BaseTask, tuple[Any, ...], dict[str, Any]]:
@@ -96,7 +97,8 @@ def test_a_class_list_without_background_has_one_tag_for_each_class(made: Made, 
     task, arguments, options = made(task_class, has_background=False)
     assert task.classes.offset == 0
     assert task.classes.num_tags == 5
-    assert options.get("num_tags", arguments[1] if task_class is CAMTask else 5) == 5
+    tags = {CAMTask: arguments[1], DHRTask: options.get("num_tags")}
+    assert tags.get(task_class, 5) == 5
 
 
 def test_the_classifier_is_built_as_asked(made: Made):
@@ -110,8 +112,8 @@ def test_the_classifier_is_built_as_asked(made: Made):
 def test_the_segmenter_is_built_as_asked(made: Made, task_class: type[BaseTask]):
     settings = {"decoder": "fpn", "decoder_options": {"a": 1}, "pretrained": "path", "output_stride": 16}
     _, arguments, options = made(task_class, backbone="b", **settings)
-    assert arguments == ("b", 5)
-    assert options == {**settings, **({"num_tags": 4} if task_class is DHRTask else {})}
+    assert arguments == (SegmenterConfig("b", **settings), 5)
+    assert options == {"num_tags": 4 if task_class is DHRTask else 0}
 
 
 def test_the_network_of_stage_2_is_built_as_asked(made: Made):
@@ -168,11 +170,24 @@ def test_only_the_ground_truth_of_a_segmenter_may_be_learnt_from(name: str):
     assert truth == ({"masks"} if name == "wss" else set())
 
 
+def declared_arguments(task_class: type[BaseTask]) -> Counter[str]:
+    """How many constructors of a task and its bases name each argument."""
+    constructors = [
+        signature(one) for one in task_class.__mro__ if issubclass(one, BaseTask) and "__init__" in vars(one)
+    ]
+    return Counter(name for one in constructors for name, p in one.parameters.items() if p.kind != p.VAR_KEYWORD)
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_each_argument_of_a_task_is_declared_once(name: str):
+    task_class = get_method(name).spec.task_class()
+    assert {argument for argument, times in declared_arguments(task_class).items() if times > 1} == set()
+
+
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_settings_that_a_method_calls_special_are_arguments_of_its_task(name: str):
     spec = get_method(name).spec
-    known = set(signature(spec.task_class()).parameters)
-    assert set(spec.predict_only) <= known
+    assert set(spec.predict_only) <= set(declared_arguments(spec.task_class()))
     assert set(spec.forwards) <= set(spec.writes)
     assert set(spec.forwards.values()) <= set(spec.reads)
 

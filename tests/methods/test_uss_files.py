@@ -79,7 +79,7 @@ def test_published_scales_are_the_default_of_stego_and_one_scale_that_of_the_oth
     settings = {
         name: resolve([f"methods/{name}.yaml"])["model"]["init_args"] for name in ("stego", "encoder", "patches")
     }
-    default = USSTask(["background", "cat"], backbone=VIT, stego=SMALL).hparams
+    default = USSTask(class_names=["background", "cat"], backbone=VIT, stego=SMALL).hparams
     assert tuple(settings["stego"]["scales"]) == tuple(default.scales) == (2.0, 1.0, 1.5, 0.5)
     assert default.flip
     assert settings["encoder"]["scales"] == settings["patches"]["scales"] == [1.0]

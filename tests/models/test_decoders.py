@@ -6,7 +6,7 @@ import torch
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.decoders import NAMES
-from dhr_lightning.models.segmenter import Segmenter
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig
 
 STRIDES = {"deeplabv3": 16, "pspnet": 16, "linknet": 1, "manet": 1, "unet": 1, "unetplusplus": 1}
 LIGHT = {"upernet": {"decoder_channels": 16}, "manet": {"decoder_pab_channels": 8}}
@@ -15,7 +15,7 @@ LIGHT = {"upernet": {"decoder_channels": 16}, "manet": {"decoder_pab_channels": 
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", NAMES)
 def test_every_decoder_takes_an_image_of_any_size(decoder: str):
-    network = Segmenter("resnet18", 4, num_tags=3, decoder=decoder, decoder_options=LIGHT.get(decoder)).eval()
+    network = Segmenter(SegmenterConfig("resnet18", False, 16, decoder, LIGHT.get(decoder)), 4, num_tags=3).eval()
     output = network(torch.randn(1, 3, 161, 130))
     stride = STRIDES.get(decoder, 4)
     assert output.stride == stride
@@ -33,7 +33,7 @@ def test_all_architectures_of_the_library_are_known_but_that_of_vits():
 @pytest.mark.parametrize("decoder", ["fpn", "unet"])
 def test_logits_are_those_of_the_library(decoder: str):
     torch.manual_seed(0)
-    network = Segmenter("resnet18", 4, decoder=decoder).eval()
+    network = Segmenter(SegmenterConfig("resnet18", output_stride=16, decoder=decoder), 4).eval()
     theirs = smp.create_model(decoder, "resnet18", encoder_weights=None, classes=4).eval()
     theirs.encoder.load_state_dict(network.encoder.state_dict())
     theirs.decoder.load_state_dict(network.decoder.state_dict())
@@ -45,7 +45,7 @@ def test_logits_are_those_of_the_library(decoder: str):
 
 
 def test_options_of_the_library_are_handed_on():
-    network = Segmenter("resnet18", 4, decoder="fpn", decoder_options={"decoder_segmentation_channels": 64})
+    network = Segmenter(SegmenterConfig("resnet18", False, 16, "fpn", {"decoder_segmentation_channels": 64}), 4)
     assert network.head.in_channels == 64
 
 
@@ -61,4 +61,4 @@ def test_options_of_the_library_are_handed_on():
 )
 def test_what_does_not_go_together_is_refused(arguments: dict[str, Any], reason: str):
     with pytest.raises(ConfigError, match=reason):
-        Segmenter("resnet18", 4, **arguments)
+        Segmenter(SegmenterConfig("resnet18", **{"output_stride": 16, **arguments}), 4)

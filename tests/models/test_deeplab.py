@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder
-from dhr_lightning.models.segmenter import Segmenter
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig
 
 
 @pytest.fixture(scope="module", params=[8, 16])
 def published(request: pytest.FixtureRequest) -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter("resnet50", 21, num_tags=20, output_stride=request.param).eval()
+    return Segmenter(SegmenterConfig("resnet50", output_stride=request.param), 21, num_tags=20).eval()
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -49,7 +49,7 @@ def test_every_convolution_of_the_decoder_is_the_published_one(published: Segmen
 @pytest.mark.parametrize("backbone", ["resnet50", "tu-resnet50", "resnet18"])
 @pytest.mark.parametrize(("stride", "third", "fourth"), [(8, 2, 4), (16, 1, 2)])
 def test_the_first_block_of_a_dilated_stage_has_dilation_one(backbone: str, stride: int, third: int, fourth: int):
-    encoder = Segmenter(backbone, 3, output_stride=stride).encoder
+    encoder = Segmenter(SegmenterConfig(backbone, output_stride=stride), 3).encoder
     body = getattr(encoder, "model", encoder)
     for name, dilation in (("layer1", 1), ("layer2", 1), ("layer3", third), ("layer4", fourth)):
         for index, block in enumerate(getattr(body, name)):
@@ -62,7 +62,7 @@ def test_the_first_block_of_a_dilated_stage_has_dilation_one(backbone: str, stri
 
 def test_other_encoders_keep_their_dilation():
     for backbone, stride in (("mobilenet_v2", 16), ("small32", 8)):
-        encoder = Segmenter(backbone, 3, output_stride=stride).encoder
+        encoder = Segmenter(SegmenterConfig(backbone, output_stride=stride), 3).encoder
         assert max(convolution.dilation[0] for convolution in convolutions(encoder)) == 2
 
 
@@ -148,12 +148,12 @@ def test_dropout_acts_in_training_only():
 )
 def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], reason: str):
     with pytest.raises(ConfigError, match=reason):
-        Segmenter("small32", 3, decoder_options=options, output_stride=8)
+        Segmenter(SegmenterConfig("small32", decoder_options=options, output_stride=8), 3)
 
 
 def test_a_stride_without_dilation_is_refused():
     with pytest.raises(ConfigError, match="needs output_stride 8 or 16, but got 32"):
-        Segmenter("resnet18", 3, output_stride=32)
+        Segmenter(SegmenterConfig("resnet18", output_stride=32), 3)
 
 
 def test_training_on_a_single_image_is_refused():

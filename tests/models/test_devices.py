@@ -6,7 +6,7 @@ from torch import nn
 from dhr_lightning.losses.stego import Maps, draw_pairs, random_partners, stego_loss, stego_settings
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.segmenter import Segmenter, multi_scale_probability
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, multi_scale_probability
 from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
 
 META = torch.device("meta")
@@ -21,7 +21,7 @@ def test_maps_of_several_views_are_made_where_the_image_is():
 
 
 def test_a_segmenter_works_where_it_was_moved():
-    network = Segmenter("small32", 4, num_tags=3, output_stride=8).to(META).eval()
+    network = Segmenter(SegmenterConfig("small32", output_stride=8), 4, num_tags=3).to(META).eval()
     image = torch.zeros(1, 3, 29, 41, device=META)
     assert network(image).cam.device == META
     probability = multi_scale_probability(network, image, scales=(1.0, 2.0), flip=True, divisor=8)

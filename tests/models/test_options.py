@@ -10,7 +10,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.backbones import is_encoder
 from dhr_lightning.models.classifier import CAMClassifier
 from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder, undilate_first_blocks
-from dhr_lightning.models.segmenter import Segmenter
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig
 
 CHANNELS = [3, 4, 4, 4, 5, 6]
 
@@ -37,7 +37,7 @@ def test_a_classifier_has_stride_16_and_dilation_unless_told_otherwise(
 
 
 def test_a_segmenter_has_stride_16_and_no_cam_head_unless_told_otherwise():
-    network = Segmenter("resnet18", 3)
+    network = Segmenter(SegmenterConfig("resnet18", output_stride=16), 3)
     assert network.divisor == 16
     assert network.classifier is None
 
@@ -93,7 +93,7 @@ def test_deeplab_trains_on_two_images_and_predicts_one():
 
 @pytest.mark.parametrize(("decoder", "stride", "expected"), [("deeplabv3", 8, 8), ("pspnet", 8, 8), ("fpn", 8, 32)])
 def test_a_decoder_of_the_library_gets_the_stride_that_it_can_use(decoder: str, stride: int, expected: int):
-    network = Segmenter("resnet18", 3, decoder=decoder, output_stride=stride).eval()
+    network = Segmenter(SegmenterConfig("resnet18", decoder=decoder, output_stride=stride), 3).eval()
     assert network.divisor == expected
     features = network(torch.zeros(1, 3, 64, 64)).features
     assert 64 // features[-1].shape[-1] == expected
@@ -101,4 +101,4 @@ def test_a_decoder_of_the_library_gets_the_stride_that_it_can_use(decoder: str, 
 
 def test_a_decoder_far_from_every_name_is_refused_without_a_guess():
     with pytest.raises(ConfigError, match=r"Unknown decoder 'qqqqqq'\. Known: deeplabv3plus"):
-        Segmenter("resnet18", 3, decoder="qqqqqq")
+        Segmenter(SegmenterConfig("resnet18", decoder="qqqqqq"), 3)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.errors import CheckpointError, ConfigError
-from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput, multi_scale_probability
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput, multi_scale_probability
 
 LIGHT: dict[str, Any] = {"channels": 16, "rates": (2, 4, 6), "low_channels": 8}
 
@@ -27,7 +27,7 @@ class Fixed(nn.Module):
 @pytest.fixture(scope="module")
 def network() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter("small32", 4, num_tags=3, decoder_options=LIGHT, output_stride=8).eval()
+    return Segmenter(SegmenterConfig("small32", decoder_options=LIGHT, output_stride=8), 4, num_tags=3).eval()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_an_image_that_the_stride_does_not_divide_is_padded_with_zeros(network: 
 
 @torch.no_grad()
 def test_without_tags_there_is_no_map(image: Tensor):
-    network = Segmenter("small32", 4, decoder_options=LIGHT, output_stride=8).eval()
+    network = Segmenter(SegmenterConfig("small32", decoder_options=LIGHT, output_stride=8), 4).eval()
     assert network.classifier is None
     assert network(image).cam is None
 
@@ -85,7 +85,7 @@ def test_without_tags_there_is_no_map(image: Tensor):
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", ["deeplabv3plus", "fpn", "unet", "linknet"])
 def test_every_decoder_gives_logits_of_image_size(decoder: str):
-    network = Segmenter("resnet18", 4, num_tags=3, decoder=decoder).eval()
+    network = Segmenter(SegmenterConfig("resnet18", output_stride=16, decoder=decoder), 4, num_tags=3).eval()
     output = network(torch.zeros(1, 3, 64, 96))
     assert output.logits.shape == (1, 4, 64, 96)
     assert output.cam.shape[-2:] == ((4, 6) if decoder == "deeplabv3plus" else (2, 3))
@@ -94,26 +94,26 @@ def test_every_decoder_gives_logits_of_image_size(decoder: str):
 @pytest.mark.parametrize("decoder", ["fpn", "unet", "linknet"])
 def test_the_small_backbone_needs_deeplab(decoder: str):
     with pytest.raises(ConfigError, match=f"Decoder '{decoder}' needs strides up to 32.*Use deeplabv3plus"):
-        Segmenter("small32", 4, decoder=decoder, output_stride=8)
+        Segmenter(SegmenterConfig("small32", decoder=decoder, output_stride=8), 4)
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"Unknown decoder 'nothing'\. Known: deeplabv3plus, deeplabv3, fpn"):
-        Segmenter("small32", 4, decoder="nothing")
+        Segmenter(SegmenterConfig("small32", decoder="nothing"), 4)
     with pytest.raises(ConfigError, match=r"Unknown decoder 'Unet\+\+'\. Did you mean 'unet'\?"):
-        Segmenter("resnet18", 4, decoder="Unet++")
+        Segmenter(SegmenterConfig("resnet18", decoder="Unet++"), 4)
     with pytest.raises(ConfigError, match="Unknown backbone 'nothing'"):
-        Segmenter("nothing", 4)
+        Segmenter(SegmenterConfig("nothing"), 4)
 
 
 def test_the_encoder_starts_from_the_given_weights(network: Segmenter, tmp_path: Path):
     torch.save(network.encoder.state_dict(), tmp_path / "encoder.pth")
     options: dict[str, Any] = {"decoder_options": LIGHT, "output_stride": 8}
-    other = Segmenter("small32", 4, pretrained=str(tmp_path / "encoder.pth"), **options)
+    other = Segmenter(SegmenterConfig("small32", pretrained=str(tmp_path / "encoder.pth"), **options), 4)
     for name, value in network.encoder.state_dict().items():
         assert torch.equal(other.encoder.state_dict()[name], value), name
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
-        Segmenter("small32", 4, pretrained=str(tmp_path / "gone.pth"), **options)
+        Segmenter(SegmenterConfig("small32", pretrained=str(tmp_path / "gone.pth"), **options), 4)
 
 
 @torch.no_grad()

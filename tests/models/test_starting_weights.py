@@ -14,7 +14,7 @@ from dhr_lightning.errors import CheckpointError
 from dhr_lightning.models.backbones import FrozenEncoder, build_encoder
 from dhr_lightning.models.classifier import CAMClassifier
 from dhr_lightning.models.deeplab import DeepLabDecoder
-from dhr_lightning.models.segmenter import Segmenter
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig
 from dhr_lightning.models.uss import USSNetwork
 from dhr_lightning.models.vit import FrozenViT
 
@@ -26,7 +26,10 @@ FROM_FILE: dict[str, tuple[Callable[[str], nn.Module], Callable[[], nn.Module]]]
     "frozen": (lambda path: FrozenEncoder("resnet18", pretrained=path).encoder, lambda: build_encoder("resnet18")),
     "vit": (lambda path: FrozenViT(VIT, pretrained=path).model, lambda: FrozenViT(VIT).model),
     "cam": (lambda path: CAMClassifier("resnet18", 2, pretrained=path).encoder, lambda: build_encoder("resnet18")),
-    "segmenter": (lambda path: Segmenter("resnet18", 2, pretrained=path).encoder, lambda: build_encoder("resnet18")),
+    "segmenter": (
+        lambda path: Segmenter(SegmenterConfig("resnet18", path, output_stride=16), 2).encoder,
+        lambda: build_encoder("resnet18"),
+    ),
     "uss": (
         lambda path: USSNetwork("resnet18", "stego", pretrained=path, dimension=4).backbone.encoder,
         lambda: build_encoder("resnet18"),
@@ -74,7 +77,13 @@ def test_a_file_that_lacks_one_tensor_is_refused_and_names_it(kind: str, tmp_pat
         take(str(tmp_path / "weights.pth"))
 
 
-@pytest.mark.parametrize("make", [lambda: CAMClassifier("resnet18", 40), lambda: Segmenter("resnet18", 4, num_tags=40)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CAMClassifier("resnet18", 40),
+        lambda: Segmenter(SegmenterConfig("resnet18", output_stride=16), 4, num_tags=40),
+    ],
+)
 def test_a_cam_head_starts_as_small_normal_noise(make: Callable[[], Any]):
     torch.manual_seed(0)
     weight = make().classifier.weight.detach()  # 20480 values
@@ -86,7 +95,7 @@ def test_a_cam_head_starts_as_small_normal_noise(make: Callable[[], Any]):
 def test_the_last_layer_of_deeplab_starts_by_the_rule_of_xavier():
     """Uniform, with a variance of two over inputs plus outputs."""
     torch.manual_seed(0)
-    network = Segmenter("small32", 24, decoder_options={"channels": 40}, output_stride=8)
+    network = Segmenter(SegmenterConfig("small32", decoder_options={"channels": 40}, output_stride=8), 24)
     weight, bound = network.head.weight.detach(), (6 / (40 + 24)) ** 0.5
     assert 0.95 * bound < float(weight.abs().max()) <= bound
     assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.06)

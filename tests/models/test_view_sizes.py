@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dhr_lightning.models.backbones import FrozenEncoder, build_encoder
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput, multi_scale_probability
+from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput, multi_scale_probability
 
 
 class Recorder(nn.Module):
@@ -88,7 +88,7 @@ def test_cells_of_patches_of_any_size_are_twice_their_stride(size: int, stride: 
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [8, 16])
 def test_an_image_that_needs_no_padding_gets_none(stride: int):
-    network = Segmenter("resnet18", 3, decoder_options={"channels": 8}, output_stride=stride).eval()
+    network = Segmenter(SegmenterConfig("resnet18", decoder_options={"channels": 8}, output_stride=stride), 3).eval()
     image = torch.randn(1, 3, 2 * stride, 3 * stride)
     assert network(image).features[0].shape == image.shape
     wider = network(torch.randn(1, 3, 2 * stride + 1, 3 * stride + 1))

@@ -9,7 +9,7 @@ from dhr_lightning.artifacts.manifest import digest_config
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from dhr_lightning.methods.segmentation import SegmentationMixin
+from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.recipe import shipped_recipes
 from dhr_lightning.pipeline.request import Request
@@ -60,6 +60,6 @@ def test_every_step_of_every_recipe_can_be_built_trained_and_used(spec: Any, arg
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         if isinstance(task, DHRTask):
             assert task.pseudo_masks(batch).mask.shape == (2, 64, 64)
-        if isinstance(task, SegmentationMixin):
+        if isinstance(task, SegmentationTask):
             masks = task.predict_step(batch, 0)
             assert {len(one) for one in masks.values()} == {2}

@@ -29,11 +29,8 @@ class ToyTask(BaseTask):
 
     spec = SPEC
 
-    def __init__(
-        self, class_names: list[str], has_background: bool = True, sharpness: float = 1.0, **options: Any
-    ) -> None:
-        super().__init__(class_names, has_background, **options)
-        self.save_hyperparameters()
+    def __init__(self, *, sharpness: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
         self.network = nn.Conv2d(3, self.classes.num_tags, 3, padding=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -35,7 +35,7 @@ class USSTask(BaseTask):
             `losses.stego.StegoSettings`.
         scales: relative image sizes of the written features; the first one fixes their grid.
         flip: average each size with its mirror.
-        **options: optimiser and schedule, see `BaseTask`.
+        **options: classes, optimiser and schedule, see `BaseTask`.
 
     Source: STEGO (arXiv:2203.08414); scales and mirror as DHR (arXiv:2404.00380) writes its features.
     Differs: neighbours are never crops of the same image, and are found without dropout.
@@ -45,8 +45,7 @@ class USSTask(BaseTask):
 
     def __init__(
         self,
-        class_names: list[str],
-        has_background: bool = True,
+        *,
         backbone: str = "vit_base_patch8_224.dino",
         pretrained: bool | str = False,
         head: str = "stego",
@@ -58,12 +57,11 @@ class USSTask(BaseTask):
         flip: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(class_names, has_background, **options)
+        super().__init__(**options)
         if head not in HEADS:
             raise ConfigError(f"Expected model.init_args.head to be one of {', '.join(HEADS)}, but got {head!r}.")
         if not scales or min(scales) <= 0:
             raise ConfigError(f"Expected model.init_args.scales to be positive numbers, but got {scales}.")
-        self.save_hyperparameters()
         self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=dimension)
         self.automatic_optimization = False
         self._collected: list[Tensor] = []

@@ -11,19 +11,19 @@ from torch import Tensor
 from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.base import BaseTask, cut_masks
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.propagation.crf.spec import SPEC
+from dhr_lightning.methods.refinement import RefiningTask
 from dhr_lightning.ops.cam import background_score, labels_from_scores
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
 from dhr_lightning.ops.crf.dense import CRFSettings
-from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 
 BACKGROUND_IMAGES = 128
 log = logging.getLogger("dhr_lightning")
 
 
-class PropagationTask(BaseTask):
+class PropagationTask(RefiningTask):
     """Predict masks from the CAMs of an earlier step.
 
     Args:
@@ -31,11 +31,8 @@ class PropagationTask(BaseTask):
             images, chosen once before prediction. No pixel label is read.
         confident: masks that leave unsure pixels out: `foreground` and `background` thresholds, see
             `ops.confident.ConfidentThresholds`, in place of `background`; `null` to label every pixel.
-        refine: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf: dense CRF settings; those of IRNet's `cam_to_ir_label` are the default of `confident`.
-        workers: processes for pydensecrf.
-        refine_scale: refine at this fraction of the image size, in (0, 1].
-        **options: see `BaseTask`; no optimiser is used.
+        **options: refinement, see `RefiningTask`; no optimiser is used.
 
     Source: base masks of IRNet (arXiv:1904.05044) and DHR (arXiv:2404.00380).
     """
@@ -44,25 +41,20 @@ class PropagationTask(BaseTask):
 
     def __init__(
         self,
-        class_names: list[str],
-        has_background: bool = True,
+        *,
         background: float | Literal["auto"] = "auto",
         confident: dict[str, float] | None = None,
-        refine: str = "auto",
         crf: dict[str, float] | None = None,
-        workers: int = 2,
-        refine_scale: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(class_names, has_background, **options)
-        self.save_hyperparameters()
+        super().__init__(**options)
         if background != "auto" and (isinstance(background, str) or not 0 < background < 1):
             raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
         self.background = None if background == "auto" else background
         self.background_rule = "given"
         self.confident = None if confident is None else self._thresholds(confident)
         settings = CRFSettings(**(crf or {})) if confident is None else replace(LABEL_CRF, **(crf or {}))
-        self.refiner = Refiner(refine, settings, workers=workers, scale=refine_scale)
+        self.refiner = self.build_refiner(settings)
 
     def _thresholds(self, confident: dict[str, float]) -> ConfidentThresholds:
         if not self.classes.has_background:

@@ -8,52 +8,36 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.base import BaseTask, cut_masks
-from dhr_lightning.methods.inference import Inference
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.spec import SPEC
-from dhr_lightning.methods.segmentation import SegmentationMixin, check_loss_size, initialise, pixel_loss
+from dhr_lightning.methods.refinement import RefiningTask
+from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
-from dhr_lightning.models.segmenter import Segmenter
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
-from dhr_lightning.ops.refine import Refiner
 
 SEED_VIEWS = ("default", "paper")
 
 
-class DHRTask(SegmentationMixin, BaseTask):
+class DHRTask(RefiningTask, SegmentationTask):
     """Train segmentation and classification together on masks that this network's own features rebalance.
 
     The masks are regenerated between epochs by the refresh callback, which calls `pseudo_masks`.
 
     Args:
-        backbone: encoder name, see `models.backbones.build_encoder`.
-        pretrained: `false`, `true` (ImageNet, by name) or a path.
-        output_stride: 8 or 16.
-        decoder: decoder name, see `models.segmenter.Segmenter`.
-        decoder_options: further arguments of the decoder.
-        loss_size: `decoder` or `full`, see `methods.segmentation.pixel_loss`.
-        ema: decay of the average of the weights that validation and prediction use, see
-            `callbacks.average.WeightAverage`; `null` for none. DHR masks come from the weights themselves.
-        ema_warmup: let the first steps count more in that average.
         seed_view: CAM behind the seeds. `default`: sum over `cam_scales` and their mirrors on a grid twice as fine as
             the features; `paper`: the image as it is, at stride 16.
         cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror; for `default` only.
-        scales: relative image sizes at prediction, each with its mirror.
-        test_crf: dense CRF on predicted masks, see `methods.inference.Inference`; `null` for none.
         rebalance: `profile` (`default` or `reference`) and what differs from it, see `ops.profiles.RebalanceSettings`.
-        refine: refinement of seeds and final masks: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
         crf_seed: dense CRF settings of the seeds.
         crf_final: dense CRF settings of the final masks.
-        workers: processes for pydensecrf.
-        refine_scale: refine at this fraction of the image size, in (0, 1].
         weight_cls: weight of the classification loss beside the segmentation loss.
-        force_masks: start from the masks named even if their gate calls them harmful.
-        **options: optimiser and schedule, see `BaseTask`.
+        **options: network, training and prediction, see `SegmentationTask`; refinement of seeds and final masks, see
+            `RefiningTask`.
 
     Source: DHR (arXiv:2404.00380), Sec. 3.
     Differs: masks are regenerated between epochs, in the geometry of the whole image, not at every step on the crop.
@@ -61,81 +45,37 @@ class DHRTask(SegmentationMixin, BaseTask):
     """
 
     spec = SPEC
+    cam_head = True
 
     def __init__(
         self,
-        class_names: list[str],
-        has_background: bool = True,
-        backbone: str = "resnet101",
-        pretrained: bool | str = False,
-        output_stride: int = 8,
-        decoder: str = "deeplabv3plus",
-        decoder_options: dict[str, Any] | None = None,
-        loss_size: str = "decoder",
-        ema: float | None = 0.999,
-        ema_warmup: bool = True,
+        *,
         seed_view: str = "default",
         cam_scales: tuple[float, ...] = (1.0, 1.5),
-        scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
-        test_crf: dict[str, Any] | None = None,
         rebalance: dict[str, Any] | None = None,
-        refine: str = "auto",
         crf_seed: dict[str, float] | None = None,
         crf_final: dict[str, float] | None = None,
-        workers: int = 2,
-        refine_scale: float = 1.0,
         weight_cls: float = 1.0,
-        force_masks: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(class_names, has_background, **options)
-        self.save_hyperparameters()
-        check_loss_size(loss_size)
+        super().__init__(**options)
         if seed_view not in SEED_VIEWS:
             raise ConfigError(
                 f"Expected model.init_args.seed_view to be {' or '.join(SEED_VIEWS)}, but got {seed_view!r}."
             )
-        self.network = Segmenter(
-            backbone,
-            self.classes.num_classes,
-            num_tags=self.classes.num_tags,
-            decoder=decoder,
-            decoder_options=decoder_options,
-            pretrained=pretrained,
-            output_stride=output_stride,
-        )
         self.rebalance_settings = rebalance_settings(**(rebalance or {}))
-        self.refine_seed = Refiner(refine, CRFSettings(**(crf_seed or {})), workers=workers, scale=refine_scale)
-        final = CRFSettings(**(crf_final or {}))
-        cache = self.refine_seed.cache  # with equal kernels, both refinements of an image share a lattice
-        self.refine_final = Refiner(refine, final, workers=workers, scale=refine_scale, cache=cache)
-        self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
-        self.setup_metric()
-
-    def on_fit_start(self) -> None:
-        """Start from encoder and CAM head of the step read as `init`, unless a run is being resumed."""
-        initialise(self, keys=("encoder", "classifier"))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` normalised -> logits `(B, C, H, W)`."""
-        return self.network(image).logits
+        self.refine_seed = self.build_refiner(CRFSettings(**(crf_seed or {})))
+        # With equal kernels, both refinements of an image share a lattice.
+        self.refine_final = self.build_refiner(CRFSettings(**(crf_final or {})), cache=self.refine_seed.cache)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pixel cross entropy on the current masks plus multi-label soft margin on the tags."""
         output = self.network(batch["image"])
-        loss_seg = pixel_loss(
-            output, batch["inputs"]["masks"], size=self.hparams.loss_size, ignore_index=self.classes.ignore_index
-        )
+        loss_seg = self.mask_loss(output, batch)
         loss_cls = F.multilabel_soft_margin_loss(masked_mean(output.cam, batch["valid"]), batch["tags"])
         size = len(batch["image"])
         self.log_dict({"train/loss_seg": loss_seg, "train/loss_cls": loss_cls}, prog_bar=True, batch_size=size)
         return self.check_loss(loss_seg + self.hparams.weight_cls * loss_cls, batch, batch_idx)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions against the ground truth, where there is any."""
-        self.update_metric(self(batch["image"]), batch)
-
-    test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size from all classes: tags are unknown at test time."""

@@ -11,8 +11,9 @@ from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.gate import Gate, measure_removal
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError
-from dhr_lightning.methods.base import BaseTask, cut_masks
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.mars.spec import SPEC
+from dhr_lightning.methods.refinement import RefiningTask
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.mars import (
@@ -23,7 +24,6 @@ from dhr_lightning.ops.mars import (
     image_centroids,
     reject_biased,
 )
-from dhr_lightning.ops.refine import Refiner
 from dhr_lightning.ops.resize import valid_cells
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from dhr_lightning.progress import track
@@ -32,7 +32,7 @@ THRESHOLD_IMAGES = 128
 log = logging.getLogger("dhr_lightning")
 
 
-class MARSTask(BaseTask):
+class MARSTask(RefiningTask):
     """Fit one debiased centroid per class; predict the masks without the pixels that look like background.
 
     Nothing is trained: one epoch collects k-means centroids of every class in every image, its end keeps those that are
@@ -46,15 +46,12 @@ class MARSTask(BaseTask):
         rejected: what a rejected pixel becomes: `background` or `ignore`.
         threshold: similarity to the debiased centroids that is as much foreground as background, in (0, 1), or `auto`:
             Otsu's threshold of the similarities in some training images, chosen once before prediction.
-        refine: refinement of the foreground map: `auto`, `lattice`, `pydensecrf`, `pamr` or `none`.
-        crf: its dense CRF settings.
-        workers: processes for pydensecrf.
-        refine_scale: refine at this fraction of the image size, in (0, 1].
+        crf: dense CRF settings of the refinement of the foreground map.
         max_lost_tags: the masks are harmful if more than this share of the tags with a pixel in the masks read has none
             left, in [0, 1]; the next step then reads the latter instead.
         max_rejected: the same if more than this share of the foreground pixels of the masks read is rejected.
         force_masks: start from the masks named even if they are harmful themselves.
-        **options: see `BaseTask`; no optimiser is used.
+        **options: refinement, see `RefiningTask`; no optimiser is used.
 
     Source: MARS (arXiv:2304.09913), Eq. 1-4.
     Differs: rejected pixels become background or ignored; the EMA teacher that completes them is not part of this.
@@ -65,25 +62,21 @@ class MARSTask(BaseTask):
 
     def __init__(
         self,
-        class_names: list[str],
-        has_background: bool = True,
+        *,
         k_fg: int = 2,
         k_bg: int = 2,
         alpha: float = 0.4,
         weighting: str = "cells",
         rejected: str = "background",
         threshold: float | Literal["auto"] = 0.5,
-        refine: str = "auto",
         crf: dict[str, float] | None = None,
-        workers: int = 2,
-        refine_scale: float = 1.0,
         max_lost_tags: float = 0.05,
         max_rejected: float = 0.45,
         force_masks: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(class_names, has_background, **options)
-        if not has_background:
+        super().__init__(**options)
+        if not self.classes.has_background:
             raise ConfigError(
                 "MARS needs a background class, which this dataset lacks. Run the recipe with --drop mars."
             )
@@ -96,10 +89,9 @@ class MARSTask(BaseTask):
         for name, limit in (("max_lost_tags", max_lost_tags), ("max_rejected", max_rejected)):
             if not 0 <= limit <= 1:
                 raise ConfigError(f"Expected model.init_args.{name} in [0, 1], but got {limit}.")
-        self.save_hyperparameters()
         self.automatic_optimization = False
         self.threshold = None if threshold == "auto" else threshold
-        self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers, scale=refine_scale)
+        self.refiner = self.build_refiner(CRFSettings(**(crf or {})))
         self.register_buffer("centroids", torch.zeros(0))
         self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -6,7 +6,6 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.rebalance.spec import SPEC
-from dhr_lightning.methods.segmentation import initialise
 
 
 class RebalanceTask(DHRTask):
@@ -25,7 +24,7 @@ class RebalanceTask(DHRTask):
 
     def on_predict_start(self) -> None:
         """Take encoder and CAM head of the step read as `init`."""
-        initialise(self, keys=("encoder", "classifier"))
+        self.take_over_weights()
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of whole training images."""

@@ -25,7 +25,7 @@ class CAMTask(BaseTask):
         dilation: whether stages beyond the output stride are dilated, see `models.backbones.build_encoder`.
         scales: relative image sizes summed in the CAM.
         cam_stride: pixels per CAM cell on disk.
-        **options: optimiser and schedule, see `BaseTask`.
+        **options: classes, optimiser and schedule, see `BaseTask`.
 
     Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
     Differs: IRNet averages its maps over the whole padded crop, here padding has no vote.
@@ -35,8 +35,7 @@ class CAMTask(BaseTask):
 
     def __init__(
         self,
-        class_names: list[str],
-        has_background: bool = True,
+        *,
         backbone: str = "resnet50",
         pretrained: bool | str = False,
         output_stride: int = 16,
@@ -45,8 +44,7 @@ class CAMTask(BaseTask):
         cam_stride: int = 4,
         **options: Any,
     ) -> None:
-        super().__init__(class_names, has_background, **options)
-        self.save_hyperparameters()
+        super().__init__(**options)
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
