@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from ratio_base import Options, Ratio
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from dhr_lightning.methods.segmenters.wss.task import segmentation_loss
+from dhr_lightning.methods.segmentation import segmentation_loss
 from dhr_lightning.ops.crf.dense import dense_crf
 from dhr_lightning.ops.refine import Refiner
 
@@ -136,7 +137,7 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
     def step(every_step: bool = False) -> None:
         with _bf16(setup):
             output = task.network(images["image"])
-            mask = images["mask"]
+            mask = images["inputs"]["masks"]
             if every_step:
                 mask = task.pseudo_masks(images).mask
             loss = segmentation_loss(output.logits, mask, ignore_index=255)
@@ -165,7 +166,7 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
         yield Ratio(name, slow / plain, OVERHEAD, at_most=True, detail=detail + times)
 
 
-def _refresh(task: DHRTask, images: dict[str, Tensor], setup: Setup) -> Tensor:
+def _refresh(task: DHRTask, images: dict[str, Any], setup: Setup) -> Tensor:
     with _bf16(setup):
         return task.pseudo_masks(images).mask
 
@@ -179,7 +180,7 @@ def _task(setup: Setup) -> DHRTask:
     return DHRTask(class_names=names, backbone=setup.backbone, output_stride=8).to(setup.device)
 
 
-def _training_batch(setup: Setup) -> dict[str, Tensor]:
+def _training_batch(setup: Setup) -> dict[str, Any]:
     """Photos of noise in blobs, whose masks and features agree with them."""
     size = (setup.side, setup.side)
     drawn = make_batch([3] * setup.batch, size=size, grid=setup.grid, deep=(2, 2), channels=(1, 1))
@@ -189,12 +190,11 @@ def _training_batch(setup: Setup) -> dict[str, Tensor]:
     batch = {
         "image": image,
         "pixels": pixels,
-        "mask": drawn.mask,
-        "uss": drawn.uss,
         "tags": drawn.tags,
         "valid": torch.ones(setup.batch, *size, dtype=torch.bool),
     }
-    return {name: value.to(setup.device) for name, value in batch.items()}
+    inputs = {"masks": drawn.mask.to(setup.device), "features": drawn.uss.to(setup.device)}
+    return {**{name: value.to(setup.device) for name, value in batch.items()}, "inputs": inputs}
 
 
 def _where(setup: Setup) -> str:
