@@ -187,10 +187,14 @@ def _training_batch(setup: Setup) -> dict[str, Any]:
     colour = torch.randint(0, 256, (256, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels = colour[drawn.mask].permute(0, 3, 1, 2).contiguous()
     image = pixels.float() / 127.5 - 1
-    batch = {"image": image, "pixels": pixels, "tags": drawn.tags, "valid": torch.ones(setup.batch, *size).bool()}
-    inputs = {"masks": drawn.mask, "features": drawn.uss}
-    moved = ({name: value.to(setup.device) for name, value in part.items()} for part in (batch, inputs))
-    return {**next(moved), "inputs": next(moved)}
+    batch = {
+        "image": image,
+        "pixels": pixels,
+        "tags": drawn.tags,
+        "valid": torch.ones(setup.batch, *size, dtype=torch.bool),
+    }
+    inputs = {"masks": drawn.mask.to(setup.device), "features": drawn.uss.to(setup.device)}
+    return {**{name: value.to(setup.device) for name, value in batch.items()}, "inputs": inputs}
 
 
 def _where(setup: Setup) -> str:

@@ -22,6 +22,7 @@ from dhr_lightning.methods.seeds.cam.task import CAMTask
 from dhr_lightning.methods.segmenters.wss.task import WSSTask
 from dhr_lightning.models.segmenter import SegmenterConfig
 from dhr_lightning.ops.crf.dense import CRFSettings
+from dhr_lightning.provenance.start_checks import backbone_of
 from dhr_lightning.steps import StepSpec, get_method, methods
 from tests.task_samples import NAMES
 
@@ -90,6 +91,13 @@ def test_settings_that_may_be_left_out(made: Made, task_class: type[BaseTask]):
         assert found[name] == expected[name], name
     assert task.classes.names == tuple(NAMES)
     assert task.classes.has_background
+
+
+@pytest.mark.parametrize("name", sorted(name for name, one in methods().items() if one.spec.trains_backbone))
+def test_weights_are_checked_for_the_backbone_that_is_built_where_none_is_named(made: Made, name: str):
+    spec = get_method(name).spec
+    task, _, _ = made(spec.task_class())
+    assert backbone_of({"model": {"class_path": spec.task}, "data": {"method": name}}) == task.hparams.backbone
 
 
 @pytest.mark.parametrize("task_class", [CAMTask, USSTask, WSSTask, DHRTask])
