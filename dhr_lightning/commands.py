@@ -67,7 +67,7 @@ def prepare(arguments: Sequence[str]) -> int:
         """Make the built-in dataset, or build what a benchmark needs, and check that every file can be used.
 
         Args:
-            data: name of a file in configs/data, a YAML file, or a folder of photos with tags.
+            data: name of a dataset, a YAML file, or a folder of photos with tags.
             root: folder of the dataset; default: the one in its configuration.
             workspace: folder that holds artifacts/.
             download: fetch missing official files of a benchmark from their public addresses.
@@ -139,7 +139,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
         Args:
             pred: folder of masks.
-            data: name of a file in configs/data, a YAML file, or a folder of photos with tags.
+            data: name of a dataset, a YAML file, or a folder of photos with tags.
             root: folder of the dataset; default: the one in its configuration.
             split: train or val; a test split has no ground truth.
             missing: error, or background to count a missing file as all background.

@@ -30,6 +30,10 @@ IGNORED_TRAINER = (
     "check_val_every_n_epoch",
 )
 
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the files of a clone's folder `configs` within the package.
+_SHIPPED = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent / "configs"
+
 
 def find_config(name: str | Path) -> Path:
     """Locate a configuration file: as given, or among those shipped with the package.
@@ -40,16 +44,19 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    package = Path(__file__).resolve().parent
     relative = Path(*path.parts[1:]) if path.parts and path.parts[0] == "configs" else path
-    for folder in (package.parent / "configs", package / "_configs"):
-        if (folder / relative).is_file():
-            return folder / relative
+    if (_SHIPPED / relative).is_file():
+        return _SHIPPED / relative
     method = methods().get(relative.stem) if relative.parent in (Path("methods"), Path()) else None
     if method is not None and method.config is not None and relative.suffix == ".yaml":
         return method.config
-    shipped = sorted(p.relative_to(package.parent).as_posix() for p in (package.parent / "configs").rglob("*.yaml"))
+    shipped = sorted(f"configs/{file.relative_to(_SHIPPED).as_posix()}" for file in _SHIPPED.rglob("*.yaml"))
     raise ConfigError(f"There is no configuration file {str(name)!r}. Shipped: {', '.join(shipped)}.")
+
+
+def has_data_file(dataset: str) -> bool:
+    """Whether a configuration of a dataset is shipped, `configs/data/NAME.yaml`."""
+    return (_SHIPPED / "data" / f"{dataset}.yaml").is_file()
 
 
 def data_file(dataset: str) -> str:

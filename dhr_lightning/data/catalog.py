@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,10 @@ class DatasetInfo:
         read: `(root, split, classes) -> records`; those of `test` have neither tags nor `gt_mask`.
         root: default folder.
         has_test: whether the files at a root hold a test split.
-        prepare: makes the files of the built-in dataset; `None` for photos, which the user must bring.
+        prepare: `(root, options)`; makes what `read` needs of the files that the user brings, and nothing where it is
+            there: every run calls it. `None` where `read` takes the files as they are, or only the command `prepare`
+            does the work.
+        is_builtin: whether `prepare` draws the images, so that they are no photos.
         adjacent: pairs (minor, large neighbour) whose minor class propagation tends to lose.
         background_pairs: pairs (stuff, class) that co-occur so often that a class activation map confuses them.
         head: frequent classes of the long tail.
@@ -129,7 +132,8 @@ class DatasetInfo:
     read: Callable[[Path, str, ClassSet], list[Record]]
     root: Path
     has_test: Callable[[Path], bool] = _no_test
-    prepare: Callable[[Path, Mapping[str, int]], None] | None = None
+    prepare: Callable[[Path, Mapping[str, Any]], None] | None = None
+    is_builtin: bool = False
     adjacent: tuple[tuple[str, str], ...] = ()
     background_pairs: tuple[tuple[str, str], ...] = ()
     head: tuple[str, ...] = ()
@@ -141,10 +145,15 @@ class DatasetInfo:
         """Splits that the dataset has at a root: `train`, `val`, and `test` where there is one."""
         return SPLITS if self.has_test(root) else TAGGED_SPLITS
 
-    @property
-    def is_builtin(self) -> bool:
-        """Whether the images are drawn here, and no photos."""
-        return self.prepare is not None
+
+def refuse_options(dataset: str, options: Mapping[str, Any]) -> None:
+    """Refuse `data.options` of a dataset that has none.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if options:
+        raise ConfigError(f"{dataset} has no data.options, but got {sorted(options)[0]!r}. Remove it.")
 
 
 def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.float32]:

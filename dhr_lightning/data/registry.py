@@ -15,7 +15,7 @@ from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES, STUFF_NAM
 from dhr_lightning.errors import ConfigError
 
 
-def _prepare_microworld(root: Path, options: Mapping[str, int]) -> None:
+def _prepare_microworld(root: Path, options: Mapping[str, Any]) -> None:
     unknown = set(options) - {"seed", "train", "val"}
     if unknown:
         raise ConfigError(f"Unknown data.options {sorted(unknown)[0]!r} of microworld. Known: seed, train, val.")
@@ -41,6 +41,7 @@ DATASETS = {
         read=read_voc,
         root=Path("data/microworld"),
         prepare=_prepare_microworld,
+        is_builtin=True,
         adjacent=(("bottle", "table"), ("rider", "bike"), ("dog", "cat"), ("bus", "car")),
         background_pairs=(("rails", "train"), ("water", "boat")),
         head=("cat", "car", "table"),

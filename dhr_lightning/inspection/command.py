@@ -56,7 +56,7 @@ def doctor(
     """Look at every file and tag of a dataset. Exit status 0 without problems, 1 with problems, 2 if it cannot run.
 
     Args:
-        data: name of a file in configs/data, a YAML file, or a folder of photos with tags.
+        data: name of a dataset, a YAML file, or a folder of photos with tags.
         root: folder of the dataset; default: the one in its configuration.
         workspace: folder that holds artifacts/.
         json: also write all findings to this file, with every file that they concern.

@@ -53,7 +53,8 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
     options = _parser(stage).parse_args(words)
     if stage is not None and options.recipe_option:
         options.recipe = options.recipe_option
-    plan = prepared_plan(to_request(options, overrides))
+    request = to_request(options, overrides)
+    plan = make_plan(request) if options.dry else prepared_plan(request)
     steps = chosen_steps(plan, until=options.until, stage=stage)
     force = _forced(options.force, steps)
     if options.dry:
@@ -73,7 +74,7 @@ def split_request(words: Sequence[str]) -> Request:
 
 
 def prepared_plan(request: Request) -> RecipePlan:
-    """The plan of a request, after the built-in dataset has been drawn if it is the one."""
+    """The plan of a request, after its dataset has made the files that it is read from."""
     plan = make_plan(request)
     if plan.view.info.prepare is not None:
         config = next(step.identity.config for step in plan.steps if step.identity)

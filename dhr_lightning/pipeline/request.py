@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.config import data_file, find_config, read_yaml, split_options
-from dhr_lightning.data.registry import resolve_dataset
+from dhr_lightning.config import data_file, find_config, has_data_file, read_yaml, split_options
+from dhr_lightning.data.registry import DATASETS, resolve_dataset
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.recipe import Recipe, load_recipe, shipped_recipes
 
@@ -22,7 +22,7 @@ class Request:
     Args:
         recipe: name or file; default: `quickstart` for the built-in data, `no_background` for data without background,
             `dhr` otherwise.
-        data: name of a file in `configs/data/`, a YAML file, or a folder of photos with tags.
+        data: name of a dataset, a YAML file, or a folder of photos with tags.
         root: folder of the dataset, instead of the one in its configuration.
         workspace: folder that holds `artifacts/`, `runs/` and `reports/`.
         overlays: files merged last.
@@ -96,12 +96,15 @@ def data_section(data: str, root: str | None = None, workspace: str | None = Non
     """A configuration with the `data` section that command-line options give.
 
     Args:
-        data: name of a file in `configs/data/`, a YAML file, or a folder of photos with tags.
+        data: name of a dataset, whose file in `configs/data/` is read if there is one, a YAML file, or a folder of
+            photos with tags.
         root: folder of the dataset, instead of the one in its configuration.
         workspace: folder that holds `artifacts/` and `runs/`.
     """
     if Path(data).is_dir():
         section: dict[str, Any] = {"data": {"dataset": "folder", "root": data}}
+    elif data in DATASETS and not has_data_file(data):  # its own defaults will do
+        section = {"data": {"dataset": data}}
     else:
         section = read_yaml(find_config(data_file(data)))
     chosen = {name: value for name, value in (("root", root), ("workspace", workspace)) if value}
@@ -132,7 +135,7 @@ def _several(parser: argparse.ArgumentParser, name: str, metavar: str, text: str
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command about a dataset shares."""
-    text = "a file of configs/data, a YAML file, or a folder of photos (default: microworld)"
+    text = "a dataset, a YAML file, or a folder of photos (default: microworld)"
     parser.add_argument("--data", default=BUILTIN, metavar="NAME|FILE|FOLDER", help=text)
     parser.add_argument("--root", metavar="DIR", help="folder of the dataset (default: the one in its configuration)")
     parser.add_argument(

@@ -47,6 +47,7 @@ def test_dry_says_what_changed_and_what_follows(workspace: Workspace, no_lightni
 def test_dry_touches_nothing(empty_workspace: Workspace, no_lightning: None, lines: Lines):
     assert empty_workspace.run(options=["--dry"]) == 0
     assert {row[1] for name, row in table(lines).items() if name != "step"} == {"absent"}
+    assert main(["run", "--root", "nowhere", "--dry"]) == 0
     assert list(empty_workspace.folder.iterdir()) == []
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.catalog import ClassSet, refuse_options
 from dhr_lightning.data.preparation.official_masks import id_table, prepare_mask_folders
 from dhr_lightning.data.preparation.prepared_test import prepare_test
-from dhr_lightning.errors import ConfigError
 
 _FOLDERS = {
     "train": ("images/training", "annotations/training"),
@@ -26,8 +25,7 @@ def prepare_ade(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> No
         DataError: if a split is empty.
         MaskError: if a mask holds values above 150.
     """
-    if options:
-        raise ConfigError(f"ade has no data.options, but got {sorted(options)[0]!r}. Remove it.")
+    refuse_options("ade", options)
     table = id_table(range(1, 151), ignored=(0,))
     prepare_mask_folders(root, classes, _FOLDERS, table)
     prepare_test(root, _TEST, classes)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dhr_lightning.data.catalog import IGNORE_INDEX, TAGGED_SPLITS, ClassSet
+from dhr_lightning.data.catalog import IGNORE_INDEX, TAGGED_SPLITS, ClassSet, refuse_options
 from dhr_lightning.data.datasets.labels import CONTEXT_CLASSES, CONTEXT_IDS
 from dhr_lightning.data.datasets.prepared import Source, keeps_table, prepare_split, remap
 from dhr_lightning.data.files import read_truth
 from dhr_lightning.data.preparation.official_masks import id_table
 from dhr_lightning.data.preparation.regions import region_mask
-from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.errors import DataError
 
 ANNOTATIONS = "trainval_merged.json"
 CONVERTED = "SegmentationClassContext"
@@ -39,8 +39,7 @@ def prepare_context(root: Path, classes: ClassSet, options: Mapping[str, Any]) -
         DataError: if the annotations are of another kind, or a photo is missing.
         MaskError: if a converted mask holds values above 59.
     """
-    if options:
-        raise ConfigError(f"context has no data.options, but got {sorted(options)[0]!r}. Remove it.")
+    refuse_options("context", options)
     content = _read(root / ANNOTATIONS) if (root / ANNOTATIONS).is_file() else None
     for split in TAGGED_SPLITS:
         if keeps_table(root, split, source=root / (ANNOTATIONS if content else CONVERTED)):

@@ -50,26 +50,55 @@ def prepare_mask_folders(
             continue
         truths = {p.stem: p for p in (root / masks).glob("*.png") if not (skip_suffix and p.stem.endswith(skip_suffix))}
         photos = {p.stem: p for p in (root / images).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
-        sources = [
-            Source(
-                name, f"{images}/{photos[name].name}", partial(_convert, truth, table), changed=truth.stat().st_mtime
-            )
-            for name, truth in _common(split, root / images, photos, truths).items()
-        ]
-        prepare_split(root, split, sources, classes, tag_source="mask", settings={"table": table.tolist()})
+        prepare_masks(root, split, classes, photos=photos, masks=truths, table=table)
 
 
-def _common(split: str, folder: Path, photos: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, Path]:
-    """Masks of photos that are there, by name in order."""
-    both = sorted(photos.keys() & truths.keys())
+def prepare_masks(
+    root: Path,
+    split: str,
+    classes: ClassSet,
+    *,
+    photos: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    table: npt.NDArray[np.int16],
+) -> None:
+    """Convert the masks of one split and take the tags from them; what is done already is kept.
+
+    A photo without a mask is left out and a mask without a photo is counted: neither can be used.
+
+    Args:
+        root: folder of the dataset.
+        split: `train` or `val`.
+        classes: class list.
+        photos: files below the root, by image id.
+        masks: files of raw ids, by image id.
+        table: class value of each raw id, see `id_table`.
+
+    Raises:
+        DataError: if no photo has a mask.
+        MaskError: if a mask holds ids that the dataset does not have, or colours.
+    """
+    sources = [
+        Source(name, photo, partial(_convert, masks[name], table), changed=masks[name].stat().st_mtime)
+        for name, photo in _common(root, split, photos, masks).items()
+    ]
+    prepare_split(root, split, sources, classes, tag_source="mask", settings={"table": table.tolist()})
+
+
+def _common(root: Path, split: str, photos: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, str]:
+    """Photos that have a mask, below the root, by name in order."""
+    both = sorted(photos.keys() & masks.keys())
     if not both:
-        raise DataError(f"No photo in {folder} has a mask of its name. Check the folders of photos and masks.")
-    if len(both) < max(len(photos), len(truths)):
+        raise DataError(
+            f"{split} in {root}: none of {len(photos)} photos has one of {len(masks)} masks of its name. "
+            "Check the folders of photos and masks."
+        )
+    if len(both) < max(len(photos), len(masks)):
         log.warning(
             "WARNING: %s: %d photos and %d masks, %d of both; the others are left out, first %s.",
-            split, len(photos), len(truths), len(both), min(photos.keys() ^ truths.keys()),
+            split, len(photos), len(masks), len(both), min(photos.keys() ^ masks.keys()),
         )  # fmt: skip
-    return {name: truths[name] for name in both}
+    return {name: photos[name].relative_to(root).as_posix() for name in both}
 
 
 def _convert(path: Path, table: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.catalog import ClassSet, refuse_options
 from dhr_lightning.data.datasets.prepared import FOLDER
 from dhr_lightning.data.datasets.voc import list_path, read_ids
 from dhr_lightning.data.preparation.ade import prepare_ade
@@ -16,7 +16,7 @@ from dhr_lightning.data.preparation.downloads import fetch, verify
 from dhr_lightning.data.preparation.official_files import BENCHMARKS, Benchmark, OfficialFile, describe
 from dhr_lightning.data.preparation.sbd import build_train_aug, find_sbd
 from dhr_lightning.data.preparation.stuff import prepare_stuff
-from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.errors import DataError
 from dhr_lightning.progress import log
 
 
@@ -97,8 +97,7 @@ def _compare_counts(name: str, benchmark: Benchmark, root: Path) -> None:
 
 
 def _prepare_voc(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> None:
-    if options:
-        raise ConfigError(f"voc has no data.options, but got {sorted(options)[0]!r}. Remove it.")
+    refuse_options("voc", options)
     sbd = find_sbd(root)
     if sbd is not None:
         written = build_train_aug(root, sbd, classes)

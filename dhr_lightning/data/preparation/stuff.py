@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.catalog import ClassSet, refuse_options
 from dhr_lightning.data.datasets.labels import STUFF_IDS
 from dhr_lightning.data.preparation.official_masks import id_table, prepare_mask_folders
 from dhr_lightning.data.preparation.prepared_test import prepare_test
-from dhr_lightning.errors import ConfigError
 
 _FOLDERS = {
     "train": ("images/train2017", "annotations/train2017"),
@@ -28,8 +27,7 @@ def prepare_stuff(root: Path, classes: ClassSet, options: Mapping[str, Any]) -> 
         DataError: if a split is empty.
         MaskError: if a mask holds a value of the holes.
     """
-    if options:
-        raise ConfigError(f"stuff has no data.options, but got {sorted(options)[0]!r}. Remove it.")
+    refuse_options("stuff", options)
     table = id_table(STUFF_IDS, ignored=(255,))
     prepare_mask_folders(root, classes, _FOLDERS, table, skip_suffix="_labelTrainIds")
     prepare_test(root, _TEST, classes)

@@ -80,7 +80,7 @@ def test_photos_without_mask_are_left_out_and_named(ade: Path, caplog: pytest.Lo
 def test_without_any_pair_nothing_is_prepared(ade: Path):
     for mask in (ade / "annotations" / "validation").iterdir():
         mask.rename(mask.with_name("other.png"))
-    with pytest.raises(DataError, match=r"No photo in .*validation has a mask of its name"):
+    with pytest.raises(DataError, match=r"val in .*: none of \d photos has one of \d masks of its name"):
         prepare_ade(ade, CLASSES, {})
 
 
