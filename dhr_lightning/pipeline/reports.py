@@ -12,7 +12,7 @@ from dhr_lightning.evaluation.kinds import Entry, report_key
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.progress import track
 from dhr_lightning.reporting.graph import GraphStep, RecipeGraph
-from dhr_lightning.reporting.report import DatasetTruth, build_report
+from dhr_lightning.reporting.report import DatasetTruth, ReportParts, build_report
 
 
 def report_folder(plan: RecipePlan) -> Path:
@@ -32,12 +32,8 @@ def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: in
     view, store = plans[0].view, plans[0].view.store
     entries = entries_of(plans)
     names = plans[0].recipe.name if len(plans) == 1 else f"{len(plans)} recipes side by side"
-    build_report(
-        store,
-        DatasetTruth(view.info, view.root),
+    parts = ReportParts(
         entries,
-        split="train",
-        output=target,
         title=f"{view.info.name}: {'recipe ' if len(plans) == 1 else ''}{names}",
         seconds=step_seconds(plans),
         notes=[
@@ -45,9 +41,9 @@ def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: in
             *gate_notes(store, {(one.address, one.split): one.step for one in entries}),
         ],
         graphs=[graph_of(plan, entries, title) for plan, title in zip(plans, titles(plans), strict=True)],
-        max_images=images,
-        progress=track,
     )
+    truth = DatasetTruth(view.info, view.root)
+    build_report(store, truth, parts, split="train", output=target, max_images=images, progress=track)
 
 
 def titles(plans: Sequence[RecipePlan]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,36 @@ from dhr_lightning.reporting.html import PageContent, render_page
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
 from dhr_lightning.reporting.verdict import write_verdict
 
-__all__ = ["DatasetTruth", "GroundTruth", "Progress", "build_report"]
+__all__ = ["DatasetTruth", "GroundTruth", "Progress", "ReportParts", "build_report"]
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportParts:
+    """What a report is about.
+
+    Args:
+        entries: artifacts of the recipes; every complete one that holds masks is judged.
+        title: heading of the page.
+        seconds: duration of each step, in the order to show.
+        notes: remarks for the reader.
+        graphs: the recipes, drawn with the figures of their steps; several are also compared.
+    """
+
+    entries: Sequence[Entry]
+    title: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    graphs: Sequence[RecipeGraph] = ()
 
 
 def build_report(
     store: ArtifactStore,
     truth: GroundTruth,
-    entries: Sequence[Entry],
+    parts: ReportParts,
     *,
     split: str,
     output: Path,
-    title: str,
-    seconds: Mapping[str, float],
-    notes: Sequence[str],
-    graphs: Sequence[RecipeGraph] = (),
     max_images: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -42,19 +57,15 @@ def build_report(
 
     Args:
         store: the artifacts.
-        entries: artifacts of the recipe; every complete one that holds masks is judged.
         truth: ground truth; where it has no masks only label-free figures are reported, and the page says so.
+        parts: what the report is about.
         split: split of the ladder on top, where each step is compared with the one before.
         output: folder for the two files; made if absent.
-        title: heading of the page.
-        seconds: duration of each step, in the order to show.
-        notes: remarks for the reader.
-        graphs: the recipes, drawn with the figures of their steps; several are also compared.
         max_images: pictured images per split.
         progress: wrapper `(ids, description) -> iterable of the same ids`, such as `tqdm`.
 
     Returns:
-        What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `evaluation.metrics` by
+        What `report.json` holds: `schema`, `dataset`, `title`, `split`, `verdict`, `units`, `metrics` by
         `<step>[/round_KK]/<split>`, `sweep` of the background score or null, `comparison` of several recipes or null,
         `seconds`, `notes`. A figure that cannot be known is null.
 
@@ -62,8 +73,8 @@ def build_report(
         ArtifactError: if a mask of a complete kind cannot be read.
         MaskError: if a mask and its truth differ in size, or the truth holds an unknown value.
     """
-    facts = resolve_truth(truth)
-    kinds, remarks = _kinds(store, truth, entries, split)
+    facts, graphs = resolve_truth(truth), parts.graphs
+    kinds, remarks = _kinds(store, truth, parts.entries, split)
     results = _evaluate(store, truth, kinds, facts=facts, progress=progress)
     figures = all_figures(results, facts)
     remarks += _remarks(results)
@@ -78,7 +89,7 @@ def build_report(
     sweep = _sweep(store, truth, facts, kinds, split=split)
     scored = any(figure["miou"] is not None for figure in figures.values())
     content = PageContent(
-        title, split, verdict, kinds, figures, galleries, seconds, [*notes, *remarks], sweep,
+        parts.title, split, verdict, kinds, figures, galleries, parts.seconds, [*parts.notes, *remarks], sweep,
         drawings=[draw_graph(graph, figures, scored=scored) for graph in graphs],
         comparison=_comparison(store, graphs, kinds, figures, scored=scored),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.protocol import EvaluationProtocol
 from dhr_lightning.reporting.pictures import overlay_uri
-from dhr_lightning.reporting.report import build_report
+from dhr_lightning.reporting.report import ReportParts, build_report
 from dhr_lightning.reporting.tables import duration, heat_cell
 from tests.reporting.conftest import entries_in
 
@@ -42,8 +42,10 @@ class Page(HTMLParser):
 @pytest.fixture
 def report(store, truth, tmp_path):
     def build(**options):
-        settings = {"split": "train", "title": "Squares", "seconds": {"stage 1": 75.0}, "notes": [], **options}
-        summary = build_report(store, truth, entries_in(store), output=tmp_path / "report", **settings)
+        named = {"title": "Squares", "seconds": {"stage 1": 75.0}}
+        named |= {name: options.pop(name) for name in ("title", "seconds", "notes", "graphs") if name in options}
+        parts = ReportParts(entries_in(store), **named)
+        summary = build_report(store, truth, parts, output=tmp_path / "report", **{"split": "train", **options})
         text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
         assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == summary
         return summary, Page(text), text
