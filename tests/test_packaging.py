@@ -137,7 +137,7 @@ def test_an_installed_copy_runs_in_an_empty_folder(installed: Path, tmp_path: Pa
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
