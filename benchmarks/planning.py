@@ -7,8 +7,9 @@ The images and masks are links to one file each, so only names, sizes and digest
 
 import argparse
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from dhr_lightning.pipeline.request import Request
 from dhr_lightning.provenance import views
 
 Result = TypeVar("Result")
+LINKS = 30_000
 
 
 def main() -> None:
@@ -53,11 +55,22 @@ def make_photos(workspace: Path, count: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         table.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(root / "one.jpg")
-        for k in range(part):
-            os.link(root / "one.jpg", folder / f"{k:012d}.jpg")
+        link(root / "one.jpg", [folder / f"{k:012d}.jpg" for k in range(part)])
         rows = [f"{k:012d},images/{split}2017/{k:012d}.jpg,{'person' if k % 3 else 'dog'},masks" for k in range(part)]
         table.write_text("\n".join(("id,image,tags,source", *rows)) + "\n")
     return root
+
+
+def link(source: Path, targets: Sequence[Path]) -> None:
+    """Links to a file, and from time to time a copy: file systems allow some ten thousand links to one."""
+    for k, target in enumerate(targets):
+        if target.exists():
+            continue
+        if k % LINKS == 0:
+            shutil.copyfile(source, target)
+            source = target
+        else:
+            os.link(source, target)
 
 
 def finish(plan: RecipePlan) -> None:
@@ -70,10 +83,7 @@ def finish(plan: RecipePlan) -> None:
             source = folder.parent / f"one{codec.extension}"
             source.write_bytes(b"x")
             ids = [record.id for record in plan.view.records(split)]
-            for one in ids:
-                target = folder / f"{one}{codec.extension}"
-                if not target.exists():
-                    os.link(source, target)
+            link(source, [folder / f"{one}{codec.extension}" for one in ids])
             (folder / IDS).write_text("".join(f"{one}\n" for one in ids))
             step.identity.describe(address, split).save(folder / MANIFEST)  # type: ignore[union-attr]
 
