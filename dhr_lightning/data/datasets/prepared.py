@@ -140,9 +140,11 @@ def read_prepared(root: Path, split: str, classes: ClassSet, *, dataset: str) ->
         raise DataError(f"Split {split!r} of {dataset} is not prepared: {table} is missing. Run {command}.")
     files = _Folders(root)
     masks = files.names(PurePosixPath(FOLDER, "masks", split))
-    records = []
+    records, known = [], dict[str, tuple[int, ...]]()
     for where, image_id, image, names in _rows(table, command):
-        tags = tuple(sorted(tag_value(name, classes, where) for name in names.split(";") if name))
+        tags = known.get(names)
+        if tags is None:
+            tags = known[names] = tuple(sorted(tag_value(name, classes, where) for name in names.split(";") if name))
         mask = table.parent / "masks" / split / f"{image_id}.png" if f"{image_id}.png" in masks else None
         records.append(Record(id=image_id, image=files.find(image, where), tags=tags, gt_mask=mask))
     if not records:
