@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dhr_lightning.artifacts.runs import read_state
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.config import (
     SECTIONS,
@@ -63,6 +64,14 @@ class PlannedStep:
             return store.status(address, split)
         ids = [record.id for record in self.view.records(split)]
         return store.status(address, split, expected=self.identity.describe(address, split), ids=ids)
+
+    def seconds(self) -> float | None:
+        """Seconds of fit and prediction, mask refreshes included; None if it has not run."""
+        if self.identity is None:
+            return None
+        fit = float(read_state(self.identity.run_folder).get("seconds") or 0)
+        manifests = [self.view.store.manifest(*output) for output in self.identity.outputs_of_prediction()]
+        return fit + max((float(one.info.get("seconds") or 0) for one in manifests if one), default=0.0) or None
 
     def statuses(self) -> dict[tuple[str, str], Status]:
         """State of every output."""

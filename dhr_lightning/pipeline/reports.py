@@ -62,17 +62,8 @@ def graph_of(plan: RecipePlan, entries: Sequence[Entry], title: str) -> RecipeGr
         found = [names[output] for output in step.outputs() if output in names]
         keys = tuple(dict.fromkeys(report_key(one.step, one.address, one.split) for one in found))
         reads = tuple(dict.fromkeys(source for _, source in step.step.sources()))
-        steps.append(GraphStep(step.name, step.step.use, reads, keys, seconds_of(step)))
+        steps.append(GraphStep(step.name, step.step.use, reads, keys, step.seconds()))
     return RecipeGraph(title, tuple(steps))
-
-
-def seconds_of(step: PlannedStep) -> float | None:
-    """Seconds of fit and prediction; None if it has not run."""
-    if step.identity is None:
-        return None
-    fit = float(read_state(step.identity.run_folder).get("seconds") or 0)
-    manifests = [step.view.store.manifest(*output) for output in step.identity.outputs_of_prediction()]
-    return fit + max((float(one.info.get("seconds") or 0) for one in manifests if one), default=0.0) or None
 
 
 def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:

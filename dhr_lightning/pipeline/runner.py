@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from dhr_lightning.artifacts.kinds import round_number
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.runs import find_checkpoint, next_version, read_state, write_state
 from dhr_lightning.artifacts.store import Status
@@ -60,9 +61,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
             if not status.fresh:
                 log.info("%s: %s/%s is %s", step.name, address, split, status)
         check_inputs(step.identity, advice=_advice(plan, step))
-        rounds = step.identity.spec.has_rounds and any(
-            not statuses[output].fresh for output in statuses if "/round_" in output[0]
-        )
+        rounds = any(not one.fresh for (address, _), one in statuses.items() if round_number(address) is not None)
         run_step(step.identity, force=step.name in force, refit=rounds)
     log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
     return ran

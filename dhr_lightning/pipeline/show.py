@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-from dhr_lightning.artifacts.runs import read_state
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.pipeline.records import remembered
@@ -69,9 +68,5 @@ def _in_words(changes: Sequence[str]) -> str:
 
 def last_seconds(step: PlannedStep) -> str:
     """How long fit and prediction took, in words."""
-    if step.identity is None:
-        return "imported"
-    fit = float(read_state(step.identity.run_folder).get("seconds") or 0)
-    manifests = [step.view.store.manifest(*output) for output in step.outputs() if "/round_" not in output[0]]
-    predict = max((float(one.info.get("seconds") or 0) for one in manifests if one), default=0.0)
-    return duration(fit + predict) if fit + predict else "-"
+    seconds = step.seconds()
+    return "imported" if step.identity is None else duration(seconds) if seconds else "-"
