@@ -151,8 +151,11 @@ def _planned(
         "data": {**(config.get("data") or {}), "method": step.use, "step": step.name, "inputs": inputs},
     }
     check_run_config(config)
-    if can_download(config) and (request.download or request.weights):
-        config["model"]["init_args"]["pretrained"] = request.weights or True
+    arguments = config["model"]["init_args"]
+    if request.weights and (can_download(config) or arguments.get("pretrained") is True):
+        arguments["pretrained"] = request.weights
+    elif request.download and can_download(config):
+        arguments["pretrained"] = True
     check_background(config, step=step.name)
     return PlannedStep(step, StepIdentity(config, views), views.of(config))
 

@@ -1,11 +1,13 @@
 """What a command line asks for, and that its words make the same request again."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.command import split_request
+from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.request import Request, split_overrides
 
 REQUESTS = [
@@ -73,3 +75,14 @@ def test_malformed_options_are_refused(words: list[str], message: str):
 def test_a_value_that_looks_like_an_option_belongs_to_no_override():
     assert split_overrides(["--cam.flag", "--dry"]) == (["--dry"], ["--cam.flag"])
     assert split_overrides(["--cam.lr=1", "dhr"]) == (["dhr"], ["--cam.lr=1"])
+
+
+def test_a_file_of_weights_is_for_every_step_that_starts_from_a_backbone_of_its_own(tmp_path: Path):
+    """Also in place of weights by name, which would be fetched; a step that an earlier one fills needs none."""
+    steps = make_plan(Request("photos", "voc", root=str(tmp_path), weights="w.pth")).steps
+    found = {step.name: step.identity.arguments.get("pretrained") for step in steps if step.identity}
+    assert found == {"cam": "w.pth", "uss": "w.pth", "propagation": None, "baseline": None, "dhr": None}
+    named = make_plan(Request("photos", "voc", root=str(tmp_path), download=True)).steps
+    assert {step.name: step.identity.arguments.get("pretrained") for step in named if step.identity} == {
+        **found, "cam": True, "uss": True
+    }  # fmt: skip
