@@ -1,7 +1,6 @@
 """Where an artifact lies: `<root>/<dataset>/<address>/<split>/<image id><extension>`."""
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +11,6 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial.json"
 IDS = "ids.txt"
 LOCK = ".lock"
-_TYPE, _FILE = 0o170000, stat.S_IFREG  # bits of a mode that tell files, folders and links
 
 
 def check_id(image_id: str) -> str:
@@ -53,33 +51,20 @@ def has_content(path: Path) -> bool:
         return False
 
 
-def filled_files(folder: Path | str, prefix: str = "") -> set[str]:
-    """Names of all files below a folder with at least one byte; links to folders are not followed.
+def names_below(folder: Path | str, prefix: str = "") -> set[str]:
+    """Names of all files below a folder, relative to it; links to folders are not followed.
 
     Args:
-        folder: where to look.
+        folder: where to look; only folders are read and no file is asked for its state, which takes long for 10^6.
         prefix: put before each name.
     """
-    # Relative to the open folder where the system can: that takes a third off the time of 10^6 files.
-    descriptor = os.open(folder, os.O_RDONLY) if os.stat in os.supports_dir_fd else None
-    where, look = "" if descriptor is not None else f"{folder}{os.sep}", os.stat
-    names, others = set(), []
-    try:
-        for name in os.listdir(folder):
-            state = look(where + name, dir_fd=descriptor, follow_symlinks=False)
-            if state.st_mode & _TYPE != _FILE:
-                others.append(name)
-            elif state.st_size:
-                names.add(prefix + name)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-    for name in others:
-        path = Path(folder, name)
-        if path.is_dir() and not path.is_symlink():
-            names |= filled_files(path, f"{prefix}{name}/")
-        elif has_content(path):  # a link to a file
-            names.add(prefix + name)
+    names = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                names |= names_below(entry.path, f"{prefix}{entry.name}/")
+            else:
+                names.add(prefix + entry.name)
     return names
 
 

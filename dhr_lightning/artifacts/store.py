@@ -172,7 +172,7 @@ class ArtifactStore:
                 ids = []
             if len(set(ids)) != len(ids) or digest_ids(ids) != sealed.ids:
                 return Status("partial", f"{folder / layout.IDS} is absent or was changed; make the artifact again")
-        extension, there = kind_of(address).codec.extension, layout.filled_files(folder)
+        extension, there = kind_of(address).codec.extension, layout.names_below(folder)
         missing = [one for one in ids if f"{one}{extension}" not in there]
         if missing:
             return Status(

@@ -1,5 +1,6 @@
 """Write one artifact so that a kill at any moment leaves a state that can be resumed and is never called complete."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,6 +149,8 @@ class ArtifactWriter:
         if seconds is not None:
             facts["seconds"] = round(seconds, 3)
         manifest = self.identity.with_info(**facts)
+        if hasattr(os, "sync"):
+            os.sync()  # or a power cut could leave empty files under a manifest that calls them complete
         manifest.save(self.folder / layout.MANIFEST)
         (self.folder / layout.PARTIAL).unlink(missing_ok=True)
         return manifest

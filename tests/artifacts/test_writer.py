@@ -62,6 +62,19 @@ def test_empty_file_left_by_a_power_cut_is_not_done(store, describe, opened, ids
         assert not writer.done(ids[0])
 
 
+def test_all_files_are_on_the_disk_before_the_manifest_is_written(store, describe, opened, ids, monkeypatch):
+    seen = []
+    monkeypatch.setattr("os.sync", lambda: seen.append(names(store)))
+    with opened(describe()) as writer:
+        for one in ids:
+            writer.write(one, MASK)
+        assert not seen
+        writer.seal()
+    (then,) = seen
+    assert {f"{one}.png" for one in ids} <= then
+    assert "manifest.json" not in then
+
+
 @pytest.mark.parametrize("sealed", [True, False])
 def test_other_identity_starts_from_nothing(store, describe, opened, fill, ids, sealed):
     if sealed:
