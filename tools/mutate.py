@@ -143,12 +143,20 @@ def _choose_places() -> None:
     def skip_others(self: file_mutation.MutationVisitor, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.Raise) or m.matches(node, MESSAGE):
             self.texts = getattr(self, "texts", []) + m.findall(node, m.FormattedString())
+        if isinstance(node, cst.FunctionDef) and node.name.value == "__init__" and _keeps_arguments(node):
+            return True
         if isinstance(node, cst.FunctionDef) and len(node.decorators) == 1:
             name = cst.Module([]).code_for_node(node.decorators[0].decorator).partition("(")[0]
             return name not in TRANSPARENT
         return any(node is text for text in getattr(self, "texts", ())) or skip(self, node)
 
     file_mutation.MutationVisitor._skip_node_and_children = skip_others
+
+
+def _keeps_arguments(constructor: cst.FunctionDef) -> bool:
+    """Whether it is that of a task: Lightning takes hyper-parameters from its frame, which must be that of the code."""
+    parameters = constructor.params
+    return parameters.star_kwarg is not None or any(one.name.value == "class_names" for one in parameters.params)
 
 
 def _keep_names_of_constructors() -> None:
