@@ -18,6 +18,7 @@ class EvaluationProtocol:
         crf: settings of the dense CRF on the averaged probabilities; None without it.
         backend: which code runs the CRF; None without it.
         prune: the CRF sees only classes whose probability exceeds this somewhere in the image, in [0, 1).
+        gate: whether the probability of a class is multiplied by that of its tag, as a tag classifier sees the image.
         tags: whether the masks are restricted to the tags of the image, as only training images allow.
         ignore_index: mask value that a score leaves out.
 
@@ -32,6 +33,7 @@ class EvaluationProtocol:
     crf: Mapping[str, float] | None = None
     backend: str | None = None
     prune: float = 0.05
+    gate: bool = False
     tags: bool = False
     ignore_index: int = 255
 
@@ -59,6 +61,8 @@ class EvaluationProtocol:
         if self.crf is not None:
             settings = ", ".join(f"{name} {value:g}" for name, value in self.crf.items())
             words[1] = f"CRF {self.backend} ({settings}) over classes above {self.prune:g}"
+        if self.gate:
+            words.append("gated by predicted tags")
         words.append("classes restricted to the image's tags" if self.tags else "all classes")
         return "; ".join(words)
 

@@ -23,10 +23,12 @@ class Read:
     Args:
         kinds: artifact kinds that will do; none if it is the weights of a step.
         fit: whether training batches hold it.
-        predict: whether batches of whole training images hold it, for prediction and for threshold choice.
+        predict: whether batches of whole images hold it, for prediction and for threshold choice; of weights, whether
+            prediction alone needs them.
         refresh: whether batches of a mask refresh hold it.
         truth: whether the ground truth may stand in its place.
         optional: whether the step runs without it.
+        splits: splits of the dataset whose whole images have it, where prediction reads it.
     """
 
     kinds: tuple[str, ...] = ()
@@ -35,6 +37,7 @@ class Read:
     refresh: bool = False
     truth: bool = False
     optional: bool = False
+    splits: tuple[str, ...] = ("train",)
 
     @property
     def weights(self) -> bool:
@@ -44,7 +47,7 @@ class Read:
     @property
     def in_fit(self) -> bool:
         """Whether the weights of the reader depend on it."""
-        return self.fit or self.refresh or self.weights
+        return self.fit or self.refresh or (self.weights and not self.predict)
 
 
 @dataclass(frozen=True)

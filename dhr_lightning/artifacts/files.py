@@ -7,7 +7,7 @@ import secrets
 import shutil
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -225,15 +225,23 @@ def features_grid(path: Path) -> tuple[int, int]:
     return features.shape[1], features.shape[2]
 
 
-def read_features(path: Path) -> NDArray[np.float16]:
-    """Read what `write_features` wrote: `(D, h, w)` float16.
+def read_features(path: Path, channels: Sequence[slice] | None = None) -> NDArray[np.float16]:
+    """Read what `write_features` wrote: `(D, h, w)` float16, or some of its channels, without reading the others.
+
+    Args:
+        path: of the file.
+        channels: ranges to read, one after another in the result.
 
     Raises:
         ArtifactError: if the file is absent, truncated, corrupt, pickled, or holds another array.
     """
     try:
-        with path.open("rb") as stream:
-            features: NDArray[np.float16] = np.lib.format.read_array(stream, allow_pickle=False)
+        if channels is None:
+            with path.open("rb") as stream:
+                features: NDArray[np.float16] = np.lib.format.read_array(stream, allow_pickle=False)
+        else:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            features = np.concatenate([stored[part] for part in channels])
         _expect(features, "features", np.float16, "(D, h, w)", 3)
     except FileNotFoundError as error:
         raise _absent(path) from error

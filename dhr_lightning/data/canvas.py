@@ -26,12 +26,15 @@ class Canvas(NamedTuple):
     grid: tuple[int, int] | None = None
 
 
-def canvases_of(records: Sequence[Record], *, features: PathOf | None = None) -> list[Canvas]:
+def canvases_of(
+    records: Sequence[Record], *, features: PathOf | None = None, divisor: int = CANVAS_DIVISOR
+) -> list[Canvas]:
     """Canvas of every image, from the headers of its files.
 
     Args:
         records: images.
         features: where to find their features, by image id.
+        divisor: sides of a canvas are multiples of this many pixels; 1 for tasks that pad nothing.
 
     Raises:
         DataError: if an image cannot be read.
@@ -40,7 +43,7 @@ def canvases_of(records: Sequence[Record], *, features: PathOf | None = None) ->
 
     def of(record: Record) -> Canvas:
         size = image_size(record.image)
-        canvas = canvas_size(size, divisor=CANVAS_DIVISOR)
+        canvas = canvas_size(size, divisor=divisor)
         if features is None:
             return Canvas(canvas)
         return Canvas(canvas, feature_grid(features_grid(features(record.id)), size, canvas))

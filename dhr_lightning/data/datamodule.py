@@ -1,14 +1,14 @@
 """The datamodule that every task shares."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
@@ -22,6 +22,7 @@ from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
+from dhr_lightning.data.stored import StoredDataset, collate_stored
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.steps import TRUTH
@@ -88,7 +89,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         self.mask_round: int | None = None
         self.written: frozenset[tuple[str, str]] = frozenset()
         self.neighbours: Tensor | None = None
-        self._training: SegmentationDataset | CropPairs | None = None
+        self._training: SegmentationDataset | CropPairs | StoredDataset | None = None
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -168,7 +169,11 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             dataset, LazyWorkerDataLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last
         )
 
-    def _training_dataset(self) -> SegmentationDataset | CropPairs:
+    def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset:
+        grid_crop = getattr(self.task, "grid_crop", None)
+        if grid_crop is not None:
+            inputs, truth = self._sources("fit"), self._truth_port()
+            return StoredDataset(self.records("train"), self.classes, inputs, grid_crop, truth=truth, seed=self.seed)
         five_crop = getattr(self.task, "five_crop", None)
         if five_crop is not None:
             crops = FiveCrops(self.records("train"), self.classes, five_crop)
@@ -193,18 +198,19 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
-        return self._whole(SegmentationDataset(self.records("val"), self.classes, gt_mask=True))
+        inputs = self._sources("predict", "val")
+        return self._whole(SegmentationDataset(self.records("val"), self.classes, inputs=inputs, gt_mask=True))
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each split that the task predicts, without the images that are already written."""
-        return [
-            self.whole_dataloader(
-                [record for record in self.records(split) if (split, record.id) not in self.written], split
-            )
+        left = {
+            split: [record for record in self.records(split) if (split, record.id) not in self.written]
             for split in self.predict_splits
-        ]
+        }
+        own: Callable[[list[Record]], DataLoader[Any]] | None = getattr(self.task, "records_dataloader", None)
+        return [own(records) if own else self.whole_dataloader(records, split) for split, records in left.items()]
 
     def whole_dataloader(
         self, records: Sequence[Record], split: str = "train", when: Literal["predict", "refresh"] = "predict"
@@ -223,16 +229,23 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
     def _batches(self, dataset: SegmentationDataset, sampler: SizedSampler, size: int) -> CanvasBatches:
         """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
         features = next((one.path for one in dataset.inputs.values() if one.kind.geometry == "sampled"), None)
-        return CanvasBatches(sampler, size, canvases=canvases_of(dataset.records, features=features))
+        canvases = canvases_of(dataset.records, features=features, divisor=self._divisor)
+        return CanvasBatches(sampler, size, canvases=canvases)
+
+    @property
+    def _divisor(self) -> int:
+        """Sides of the canvas of a whole image are multiples of this many pixels."""
+        return int(getattr(self.task, "canvas_divisor", CANVAS_DIVISOR))
 
     def _loader(
-        self, dataset: SegmentationDataset | CropPairs | FiveCrops, loader: type[DataLoader[Any]], **options: Any
+        self, dataset: Dataset[Any], loader: type[DataLoader[Any]], **options: Any
     ) -> DataLoader[Any]:
-        divisor = CANVAS_DIVISOR if dataset.augmentation is None else 1
+        divisor = self._divisor if getattr(dataset, "augmentation", None) is None else 1
+        stored = isinstance(dataset, StoredDataset)
         return loader(
             dataset,
             num_workers=self.num_workers,
-            collate_fn=functools.partial(collate, divisor=divisor),
+            collate_fn=collate_stored if stored else functools.partial(collate, divisor=divisor),
             pin_memory=torch.cuda.is_available(),
             **options,
         )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.artifacts.files import read_features, read_mask
 from dhr_lightning.artifacts.kinds import ArtifactKind
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.files import check_mask, read_image, read_truth
@@ -26,10 +26,12 @@ class Source(NamedTuple):
     Args:
         kind: what they are.
         path: file of an image, by its id.
+        channels: ranges of the channels of features to read; default all.
     """
 
     kind: ArtifactKind
     path: PathOf
+    channels: tuple[slice, ...] | None = None
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -99,11 +101,10 @@ class SegmentationDataset(Dataset[Sample]):
 
     def _read(self, port: str, record: Record) -> GridMaps:
         """Maps on a grid over the whole image: features, or class scores in the order of the tags."""
-        kind, path = self.inputs[port]
-        arrays = kind.codec.read(path(record.id))
-        if kind.role != "cam":
-            return GridMaps(torch.from_numpy(arrays[0].astype(np.float32)), kind.geometry)
-        keys, maps = arrays
+        kind, path, channels = self.inputs[port]
+        if kind.role == "features":
+            return GridMaps(torch.from_numpy(read_features(path(record.id), channels).astype(np.float32)), kind.geometry)
+        keys, maps = kind.codec.read(path(record.id))
         place = {int(key): index for index, key in enumerate(keys)}
         own = np.zeros((len(record.tags), *maps.shape[1:]), np.float32)  # a class that the file lacks has no score
         for row, tag in enumerate(record.tags):

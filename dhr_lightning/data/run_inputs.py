@@ -1,6 +1,7 @@
 """What the running step reads and writes, from the addresses that its recipe names."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +13,7 @@ from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.dataset import Source
 from dhr_lightning.data.gate import address_to_read
-from dhr_lightning.errors import ArtifactError
+from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.steps import TRUTH, StepSpec, get_method
 
 NO_METHOD = StepSpec("none", "none", "images and tags alone")
@@ -115,13 +116,36 @@ class RunInputs:
         """Where to find each input that batches of a kind hold."""
         sources = {}
         for port, read in self.spec.reads.items():
-            address = self.input_address(port) if getattr(read, when) and split == "train" else None
+            address = self.input_address(port) if getattr(read, when) and split in read.splits else None
             if address is not None and address != TRUTH:
-                sources[port] = Source(kind_of(address), functools.partial(self.store.path, address, split))
+                path = functools.partial(self.store.path, address, split)
+                sources[port] = Source(kind_of(address), path, self._channels(port))
         if when == "fit" and self.spec.has_rounds:
             address = round_address(self.output_address("mask"), self.mask_round or 0)
             sources["masks"] = Source(kind_of(address), functools.partial(self.round_path, split))
         return sources
+
+    def tap_channels(self, port: str) -> dict[str, int]:
+        """Channels of each tap of the features read at a port, in the order of their files; empty without taps."""
+        address = self.input_address(port)
+        manifest = self.store.manifest(address, "train") if address else None
+        return dict((manifest.info if manifest else {}).get("taps") or {})
+
+    def _channels(self, port: str) -> tuple[slice, ...] | None:
+        """Ranges of the channels that the task wants of stored features; None for all of them."""
+        wanted = getattr(self.task, "taps", None)
+        if wanted is None or kind_of(str(self.input_address(port))).role != "features":
+            return None
+        taps = self.tap_channels(port)
+        unknown = [name for name in wanted if name not in taps]
+        if unknown:
+            held = f"hold the taps {', '.join(taps)}" if taps else "have no taps"
+            raise ConfigError(
+                f"{self.step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads {held}. Name one "
+                "of these, or add it to the taps of the step that writes them."
+            )
+        ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
+        return tuple(slice(ends[name] - taps[name], ends[name]) for name in wanted)
 
     def round_path(self, split: str, image_id: str) -> Path:
         """File of a mask of the current round."""

@@ -104,6 +104,8 @@ def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, 
     Source: DHR matches features and masks cell by cell (arXiv:2404.00380, Eq. 3).
     Differs: the published code leaves the features unaligned with the crop; here flip, scale and box are undone.
     """
+    if (geometry.size, tuple(features.shape[-2:])) == (canvas, grid) and not geometry.flip and geometry.scale == (1, 1):
+        return features  # the whole image on its own grid
     rows = (torch.arange(grid[0]) + 0.5) * canvas[0] / grid[0]  # canvas pixels
     columns = (torch.arange(grid[1]) + 0.5) * canvas[1] / grid[1]
     left, top, right, bottom = geometry.destination

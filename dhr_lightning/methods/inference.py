@@ -84,6 +84,16 @@ class Inference:
         probability = multi_scale_probability(
             network, batch["image"], scales=self.settings.scales, flip=self.settings.flip
         )
+        return self.masks(probability, batch, allowed=allowed)
+
+    def masks(self, probability: Tensor, batch: Batch, *, allowed: Tensor | None = None) -> Tensor:
+        """Masks from class probabilities that are already there.
+
+        Args:
+            probability: `(B, C, H, W)` in [0, 1].
+            batch: needs `pixels` and `valid` for the CRF.
+            allowed: as for `__call__`.
+        """
         if allowed is not None:
             probability = probability * allowed[:, :, None, None]
         if self.refiner is None:

@@ -160,14 +160,22 @@ class StepIdentity:
             if address != TRUTH and not self.spec.reads[port].weights
         }
 
-    def input_digests(self, *, fit_only: bool = False) -> dict[str, str]:
-        """Digest of everything the step reads; `absent` where it is not made yet."""
+    def input_digests(self, split: str = "train", *, fit_only: bool = False) -> dict[str, str]:
+        """Digest of everything that the outputs of a split are made from; `absent` where it is not made yet.
+
+        Args:
+            split: of the outputs. Besides its own files they depend on those of the training images, which fit reads.
+            fit_only: leave out what prediction alone reads.
+        """
         digests = {"data/train": self.data.digest("train")}
         for port, address in self.used_inputs().items():
-            if fit_only and not self.spec.reads[port].in_fit:
+            read = self.spec.reads[port]
+            if fit_only and not read.in_fit:
                 continue
-            manifest = self.store.manifest(address, "train")
-            digests[f"{address}/train"] = manifest.digest if manifest else "absent"
+            for one in dict.fromkeys(("train", split)):
+                if one in read.splits:
+                    manifest = self.store.manifest(address, one)
+                    digests[f"{address}/{one}"] = manifest.digest if manifest else "absent"
         for port, run in self.inputs.items():
             if self.spec.reads[port].weights:
                 checkpoint = finished_checkpoint(self.data.workspace / "runs" / self.data.info.name / run)
@@ -187,7 +195,7 @@ class StepIdentity:
         """
         in_fit = round_number(address) is not None  # then no setting or input of prediction counts
         settings = {"method": self.spec.name, **self.fit_settings} if in_fit else self.settings
-        inputs = {**self.input_digests(fit_only=in_fit), f"data/{split}": self.data.digest(split)}
+        inputs = {**self.input_digests(split, fit_only=in_fit), f"data/{split}": self.data.digest(split)}
         manifest = Manifest(
             address=address,
             dataset=self.store.dataset,

@@ -1,5 +1,6 @@
 """Today's state of artifacts, judged by the configuration recorded in their manifests (no torch)."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,9 +60,11 @@ def check_inputs(identity: StepIdentity, *, advice: Mapping[str, str]) -> None:
     """
     store, named = identity.store, identity.inputs
     for port, used in identity.used_inputs().items():
-        for address in dict.fromkeys((named[port], used)):  # what is named, too: whether it is read depends on its gate
-            status = recorded_status(store, address, "train")
+        splits = [split for split in identity.data.splits if split in identity.spec.reads[port].splits]
+        # what is named, too: whether it is read depends on its gate
+        for address, split in itertools.product(dict.fromkeys((named[port], used)), splits):
+            status = recorded_status(store, address, split)
             if not status.fresh:
-                what = f"{identity.step} needs {port}, {address}/train, which is {status}"
+                what = f"{identity.step} needs {port}, {address}/{split}, which is {status}"
                 command = advice.get(port)
                 raise ArtifactError(f"{what}." if command is None else f"{what}. Run `{command}` first.")

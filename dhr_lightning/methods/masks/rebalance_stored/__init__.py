@@ -1,0 +1,1 @@
+"""The mask step of DHR on stored features."""

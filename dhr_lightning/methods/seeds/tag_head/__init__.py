@@ -1,0 +1,1 @@
+"""CAM of a light head on stored features."""

@@ -1,0 +1,131 @@
+"""A light classifier on stored features whose maps are the CAMs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.data.stored import GridCrop
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.seeds.tag_head.spec import SPEC
+from dhr_lightning.methods.stored import StoredTask
+from dhr_lightning.models.tag_head import TagHead
+from dhr_lightning.ops.cam import gather_classes, normalize_cam
+from dhr_lightning.ops.learnt_background import BackgroundCells, fit_background, foreground_probability
+from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags
+
+BACKGROUND_IMAGES = 256
+
+
+class TagHeadTask(StoredTask):
+    """Train a light head on stored features and tags; predict CAMs of the training images on their grid.
+
+    Args:
+        hidden: channels of a hidden layer; none for a linear head.
+        pooling: how the map of a class becomes its logit: `name` (`mean`, `topk`, `logsumexp` or `generalised_mean`)
+            and its constant, see `ops.tag_pooling.TagPooling`.
+        background: `scores` leaves the background to the propagation, by a threshold of the CAM; `learnt` also fits,
+            after the last epoch, a foreground/background classifier to the cells about which the CAM is sure, and
+            multiplies the CAM by its probability: a threshold of 0.5 is then meant.
+        background_cells: `high` and `low`, the CAM values beyond which a cell is sure.
+        **options: layers, see `StoredTask`; classes, optimiser and schedule, see `BaseTask`.
+
+    Source: CAM (arXiv:1512.04150) on frozen features; pooling by log-sum-exp of Pinheiro and Collobert
+        (arXiv:1411.6228). The learnt background is ours.
+    """
+
+    spec = SPEC
+    grid_crop = GridCrop()
+
+    def __init__(
+        self,
+        *,
+        hidden: int | None = None,
+        pooling: dict[str, Any] | None = None,
+        background: str = "scores",
+        background_cells: dict[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if background not in ("scores", "learnt"):
+            raise ConfigError(f"Expected model.init_args.background to be scores or learnt, but got {background!r}.")
+        self.pooling = TagPooling(**(pooling or {"name": "logsumexp"}))
+        self.cells = {"high": 0.7, "low": 0.15, **(background_cells or {})}
+        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
+
+    def configure_model(self) -> None:
+        """Build the head once the number of channels is known."""
+        if not hasattr(self, "network"):
+            channels = sum(self.tap_channels().values())
+            self.network = TagHead(channels, self.classes.num_tags, hidden=self.hparams.hidden)
+            self.register_buffer("background_weight", torch.zeros(channels))
+            self.register_buffer("background_bias", torch.zeros(()))
+        super().configure_model()
+
+    def on_fit_start(self) -> None:
+        """Standardise the features, unless a run is being resumed."""
+        if self.trainer.ckpt_path is None:
+            self.network.set_statistics(*self.feature_statistics())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, D, h, w)` stored features -> logits `(B, T, h, w)`."""
+        logits: Tensor = self.network(features.float())
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Multi-label soft margin loss on the pooled maps."""
+        logits = pool_tags(self(batch["inputs"]["features"]), batch["valid"], self.pooling)  # (B, T)
+        loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        self.log("train/loss_cls", loss, prog_bar=True, batch_size=len(logits))
+        return self.check_loss(loss, batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        """Fit the background to the finished head."""
+        if self.hparams.background == "learnt" and self.current_epoch + 1 == self.trainer.max_epochs:
+            self._fit_background()
+
+    @torch.no_grad()
+    def _fit_background(self) -> None:
+        cells = BackgroundCells(**self.cells)
+        for batch in self.stored_batches(BACKGROUND_IMAGES, "background"):
+            features = batch["inputs"]["features"].float()
+            cam = self._normalised(features, batch["tags"], batch["valid"])
+            cells.update(self.network.standardise(features), cam.amax(1), batch["valid"])
+        self.background_weight, self.background_bias = fit_background(cells)
+
+    def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
+        classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
+        return normalize_cam(gather_classes(self(features), classes), valid=valid)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
+        maps = self(batch["inputs"]["features"])
+        inside = torch.ones(len(maps), *maps.shape[-2:], dtype=torch.bool, device=maps.device)
+        logits = pool_tags(maps, inside, self.pooling).float()
+        self.average_precision.update(logits, batch["tags"].long())
+        self.log("val/loss_cls", F.multilabel_soft_margin_loss(logits, batch["tags"]), batch_size=len(logits))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/tag_map`, the mean over the classes that some image shows; nothing where no image has a tag."""
+        found = self.average_precision.compute()  # (T,); a class has 0 only if no image shows it
+        if bool((found > 0).any()):
+            self.log("val/tag_map", found[found > 0].mean(), prog_bar=True, sync_dist=True)
+        self.average_precision.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
+        """CAMs `(keys, maps)` of a batch of whole images, on the grid of their features."""
+        features, classes = batch["inputs"]["features"].float(), self.tagged(batch)
+        cam = self._normalised(features, batch["tags"])
+        if self.hparams.background == "learnt":
+            foreground = foreground_probability(
+                self.network.standardise(features), self.background_weight, self.background_bias
+            )
+            cam = cam / cam.amax(1, keepdim=True).clamp_min(1e-5) * foreground[:, None]
+        named = zip(classes.keys.cpu(), classes.present.cpu(), cam.cpu(), strict=True)
+        return {"cam": [(keys[present], maps[present]) for keys, present, maps in named]}

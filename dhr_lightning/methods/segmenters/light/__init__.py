@@ -1,0 +1,1 @@
+"""Light segmenter on stored features."""

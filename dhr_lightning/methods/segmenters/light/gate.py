@@ -1,0 +1,73 @@
+"""Probability of each class by a tag classifier that sees the same features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.errors import CheckpointError, ConfigError
+from dhr_lightning.methods.base import check_class_names
+from dhr_lightning.models.tag_head import TagHead
+from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags
+
+
+class TagGate(nn.Module):
+    """A trained tag head on some of the channels of stored features.
+
+    Args:
+        head: the classifier.
+        pooling: of its maps.
+        channels: index of its channels within the features that it is given.
+        offset: classes before the first tag: 1 for a background, which always passes.
+    """
+
+    def __init__(self, head: TagHead, pooling: TagPooling, channels: Tensor, *, offset: int) -> None:
+        super().__init__()
+        self.head, self.pooling, self.offset = head.eval(), pooling, offset
+        self.register_buffer("channels", channels)
+
+    @classmethod
+    def load(cls, path: Path, taps: Mapping[str, int], classes: ClassSet) -> "TagGate":
+        """Read the checkpoint of a `TagHeadTask`.
+
+        Args:
+            path: of the checkpoint.
+            taps: channels of each layer of the features that the gate will be given, in order.
+            classes: today's class list.
+
+        Raises:
+            CheckpointError: if it is none of a tag head, or of other classes.
+            ConfigError: if the head reads a layer that the features lack.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings = checkpoint.get("hyper_parameters", {})
+        state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+        if "pooling" not in settings or "mean" not in state:
+            raise CheckpointError(f"{path} holds no tag head, which the gate needs. Read `tagger` from such a step.")
+        check_class_names(settings.get("class_names"), classes, where=f"Checkpoint {path}")
+        wanted = list(settings.get("taps") or taps)
+        missing = [name for name in wanted if name not in taps]
+        if missing:
+            raise ConfigError(
+                f"The tag head of the gate reads {missing[0]!r}, which the segmenter does not. Give both the same taps."
+            )
+        starts = dict(zip(taps, _starts(list(taps.values())), strict=True))
+        channels = torch.cat([torch.arange(starts[name], starts[name] + taps[name]) for name in wanted])
+        head = TagHead(len(channels), classes.num_tags, hidden=settings.get("hidden"))
+        head.load_state_dict(state)
+        pooling = TagPooling(**(settings.get("pooling") or {"name": "logsumexp"}))
+        return cls(head, pooling, channels, offset=classes.offset)
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, D, h, w)` stored features of whole images -> `(B, C)` in [0, 1]; 1 for the background."""
+        maps = self.head(features[:, self.channels].float())
+        inside = torch.ones(len(maps), *maps.shape[-2:], dtype=torch.bool, device=maps.device)
+        return F.pad(pool_tags(maps, inside, self.pooling).sigmoid(), (self.offset, 0), value=1.0)
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:index]) for index in range(len(lengths))]

@@ -1,0 +1,52 @@
+"""What tasks share that read stored features instead of photos."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.data.catalog import Record, subsample_evenly
+from dhr_lightning.data.stored import GridCrop
+from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.ops.feature_statistics import FeatureStatistics
+
+STATISTICS_IMAGES = 256
+
+
+class StoredTask(BaseTask):
+    """Base of the tasks on stored features.
+
+    Args:
+        taps: layers to read, in this order; default all that are stored.
+        **options: of `BaseTask`.
+    """
+
+    canvas_divisor: ClassVar[int] = 1  # nothing is padded: features lie on the grid of the image itself
+    grid_crop: GridCrop | None = None
+
+    def __init__(self, *, taps: Sequence[str] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.taps = None if taps is None else tuple(taps)
+
+    def tap_channels(self) -> dict[str, int]:
+        """Channels of each tap that is read, in order; one nameless tap for features that have none."""
+        datamodule = self.trainer.datamodule
+        stored = datamodule.tap_channels("features")
+        if stored:
+            return {name: stored[name] for name in (self.taps or stored)}
+        return {"features": datamodule.channels("features")}
+
+    @torch.no_grad()
+    def feature_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation `(D,)` of each channel over the cells of some training images."""
+        statistics = FeatureStatistics()
+        for batch in self.stored_batches(STATISTICS_IMAGES, "statistics"):
+            statistics.update(batch["inputs"]["features"].float(), batch["valid"])
+        return statistics.result()
+
+    def stored_batches(self, count: int, what: str) -> Iterator[dict[str, Any]]:
+        """Features of some training images, evenly over the list, on the device; no photo is read."""
+        datamodule = self.trainer.datamodule
+        records: list[Record] = subsample_evenly(datamodule.records("train"), count)
+        yield from self.batches(datamodule.stored_dataloader(records), what)
