@@ -11,6 +11,7 @@ from dhr_lightning.provenance.identity import spec_of
 
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
+_PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -92,11 +93,23 @@ def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:
         DependencyError: names the option and the extra.
     """
     for step, config in configs.items():
-        rebalance = (config["model"].get("init_args") or {}).get("rebalance") or {}
-        if rebalance.get("transport") == "pot":
-            from dhr_lightning.ops.transport.pot import check_pot  # imports torch
+        for option, package in _PACKAGES.items():
+            if _setting(config["model"].get("init_args"), option) == package:
+                _check_package(package, f"{step}.{option}")
 
-            check_pot(f"{step}.rebalance.transport")
+
+def _setting(arguments: Any, option: str) -> Any:  # noqa: ANN401 - what YAML gave
+    """An argument, or `a.b` of one that is a mapping; `None` where it is not given."""
+    for name in option.split("."):
+        arguments = arguments.get(name) if isinstance(arguments, Mapping) else None
+    return arguments
+
+
+def _check_package(package: str, option: str) -> None:
+    from dhr_lightning.ops.crf.dense import check_pydensecrf  # imports torch
+    from dhr_lightning.ops.transport.pot import check_pot
+
+    {"pydensecrf": check_pydensecrf, "pot": check_pot}[package](option)
 
 
 def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_recipe: bool) -> None:
