@@ -7,8 +7,11 @@ from typing import Any
 
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import CheckpointError, ConfigError
+from dhr_lightning.provenance.arguments import constructor_arguments
 from dhr_lightning.provenance.identity import spec_of
+from dhr_lightning.steps import did_you_mean
 
+_DATAMODULE, _TRAINER = "dhr_lightning.data.datamodule.WSSSDataModule", "lightning.Trainer"
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
 _PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
@@ -32,6 +35,34 @@ def check_background(config: Mapping[str, Any], *, step: str) -> None:
             f"{step} ({spec.name}) needs a background class, which {info.name} lacks. Leave the step out "
             f"(--drop {step}), or use the recipe no_background."
         )
+
+
+def check_arguments(config: Mapping[str, Any], *, step: str) -> None:
+    """Refuse arguments that the task, the data or the trainer of a step does not have.
+
+    A task of another package whose source does not tell its arguments is left to the fit.
+
+    Args:
+        config: configuration of the step.
+        step: its name.
+
+    Raises:
+        ConfigError: names the argument and the nearest ones.
+    """
+    model = config["model"]
+    sections = (
+        ("model.init_args", model["class_path"], model.get("init_args")),
+        ("data", _DATAMODULE, config.get("data")),
+        ("trainer", _TRAINER, config.get("trainer")),
+    )
+    for section, owner, given in sections:
+        known = constructor_arguments(owner)
+        unknown = [name for name in given or {} if known is not None and name not in known]
+        if unknown:
+            raise ConfigError(
+                f"{step}: {owner.rpartition('.')[2]} has no argument {unknown[0]!r} ({section}). "
+                f"{did_you_mean(unknown[0], dict.fromkeys(sorted(known or ())))}"
+            )
 
 
 def filled_from(config: Mapping[str, Any]) -> str | None:
