@@ -53,7 +53,8 @@ def _minimize(problem: "_Logistic", *, iterations: int, tol: float) -> Tensor:
             break
         step = _solve(problem, solution, gradient)
         loss, size = problem.loss(solution), 1.0
-        while size > 1e-4 and problem.loss(solution + size * step) > loss + 1e-4 * size * (gradient @ step):
+        allowed = loss + 8 * torch.finfo(loss.dtype).eps * loss.abs()  # what rounding may hide
+        while size > 1e-4 and problem.loss(solution + size * step) > allowed + 1e-4 * size * (gradient @ step):
             size /= 2
         if size <= 1e-4:  # rounding ends the descent
             break
