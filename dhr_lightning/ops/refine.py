@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.errors import DependencyError
 from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_range, check_shape
-from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings, check_scores, dense_crf, has_pydensecrf
+from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings, check_pydensecrf, check_scores, dense_crf, has_pydensecrf
 from dhr_lightning.ops.crf.lattice import LatticeCache
 from dhr_lightning.ops.pixel_adaptive import PAMR_DILATIONS, pamr
 from dhr_lightning.ops.resize import resize_maps
@@ -64,11 +63,8 @@ class Refiner:
         check_positive("pamr_iterations", self.pamr_iterations)
         check_positive("sigma", self.sigma)
         check_range("workers", self.workers, 0, 4096)
-        if self.backend == "pydensecrf" and not has_pydensecrf():  # now, rather than at the first image after a fit
-            raise DependencyError(
-                "The refinement `pydensecrf` is not installed. "
-                "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
-            )
+        if self.backend == "pydensecrf":  # now, rather than at the first image after a fit
+            check_pydensecrf("backend")
 
     def resolve(self, device: torch.device) -> Resolved:
         """The backend that runs for tensors on `device`."""

@@ -7,10 +7,14 @@ from typing import Any
 
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import CheckpointError, ConfigError
+from dhr_lightning.provenance.arguments import constructor_arguments
 from dhr_lightning.provenance.identity import spec_of
+from dhr_lightning.steps import did_you_mean
 
+_DATAMODULE, _TRAINER = "dhr_lightning.data.datamodule.WSSSDataModule", "lightning.Trainer"
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
+_PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -31,6 +35,34 @@ def check_background(config: Mapping[str, Any], *, step: str) -> None:
             f"{step} ({spec.name}) needs a background class, which {info.name} lacks. Leave the step out "
             f"(--drop {step}), or use the recipe no_background."
         )
+
+
+def check_arguments(config: Mapping[str, Any], *, step: str) -> None:
+    """Refuse arguments that the task, the data or the trainer of a step does not have.
+
+    A task of another package whose source does not tell its arguments is left to the fit.
+
+    Args:
+        config: configuration of the step.
+        step: its name.
+
+    Raises:
+        ConfigError: names the argument and the nearest ones.
+    """
+    model = config["model"]
+    sections = (
+        ("model.init_args", model["class_path"], model.get("init_args")),
+        ("data", _DATAMODULE, config.get("data")),
+        ("trainer", _TRAINER, config.get("trainer")),
+    )
+    for section, owner, given in sections:
+        known = constructor_arguments(owner)
+        unknown = [name for name in given or {} if known is not None and name not in known]
+        if unknown:
+            raise ConfigError(
+                f"{step}: {owner.rpartition('.')[2]} has no argument {unknown[0]!r} ({section}). "
+                f"{did_you_mean(unknown[0], dict.fromkeys(sorted(known or ())))}"
+            )
 
 
 def filled_from(config: Mapping[str, Any]) -> str | None:
@@ -92,11 +124,23 @@ def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:
         DependencyError: names the option and the extra.
     """
     for step, config in configs.items():
-        rebalance = (config["model"].get("init_args") or {}).get("rebalance") or {}
-        if rebalance.get("transport") == "pot":
-            from dhr_lightning.ops.transport.pot import check_pot  # imports torch
+        for option, package in _PACKAGES.items():
+            if _setting(config["model"].get("init_args"), option) == package:
+                _check_package(package, f"{step}.{option}")
 
-            check_pot(f"{step}.rebalance.transport")
+
+def _setting(arguments: Any, option: str) -> Any:  # noqa: ANN401 - what YAML gave
+    """An argument, or `a.b` of one that is a mapping; `None` where it is not given."""
+    for name in option.split("."):
+        arguments = arguments.get(name) if isinstance(arguments, Mapping) else None
+    return arguments
+
+
+def _check_package(package: str, option: str) -> None:
+    from dhr_lightning.ops.crf.dense import check_pydensecrf  # imports torch
+    from dhr_lightning.ops.transport.pot import check_pot
+
+    {"pydensecrf": check_pydensecrf, "pot": check_pot}[package](option)
 
 
 def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_recipe: bool) -> None:

@@ -6,8 +6,11 @@ from torch.nn import functional as F
 
 from dhr_lightning.artifacts.files import read_cam
 from dhr_lightning.data.registry import read_records
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.classifier import masked_mean
+from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags
 from tests.pipeline_workspace import Workspace
-from tests.task_samples import NAMES, make_batch, make_task
+from tests.task_samples import NAMES, make_batch, make_task, training_loss
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
@@ -86,3 +89,46 @@ def test_an_image_without_tags_counts_against_every_class_in_the_validation():
     task.validation_step(make_batch([[], []], [(32, 32)] * 2), 0)
     task.on_validation_epoch_end()
     assert "val/tag_map" not in logged
+
+
+def gradients(pooling: dict | None) -> list[torch.Tensor]:
+    task = make_task("CAMTask", pooling=pooling)
+    training_loss(task, make_batch(TAGS, SIZES)).backward()
+    return [parameter.grad for parameter in task.network.parameters()]
+
+
+@pytest.mark.parametrize("pooling", [None, {"name": "mean"}])
+def test_the_mean_is_the_masked_mean_to_the_last_bit(pooling: dict | None):
+    task, batch = make_task("CAMTask", pooling=pooling), make_batch(TAGS, SIZES)
+    found = training_loss(task, batch)
+    expected = F.multilabel_soft_margin_loss(masked_mean(task.network(batch["image"]), batch["valid"]), batch["tags"])
+    assert torch.equal(found, expected)
+
+
+def test_each_pooling_trains_in_its_own_way():
+    found = [gradients({"name": name}) for name in ("mean", "topk", "logsumexp", "generalised_mean")]
+    found += [gradients({"name": "topk", "share": 0.5}), gradients({"name": "logsumexp", "sharpness": 4.0})]
+    for index, one in enumerate(found):
+        assert all(gradient.isfinite().all() for gradient in one)
+        for other in found[:index]:
+            assert not torch.allclose(one[-1], other[-1], rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_training_and_validation_pool_alike_and_only_what_is_image():
+    task, batch = make_task("CAMTask", pooling={"name": "topk", "share": 0.3}), make_batch(TAGS, SIZES)
+    logged = {}
+    task.log = lambda name, value, **options: logged.update({name: float(value)})
+    maps = task.network(batch["image"])
+    shares = F.adaptive_avg_pool2d(batch["valid"][:, None].float(), maps.shape[-2:])[:, 0]
+    logits = pool_tags(maps, shares, TagPooling("topk", share=0.3))
+    expected = float(F.multilabel_soft_margin_loss(logits, batch["tags"]))
+    assert not torch.allclose(logits, pool_tags(maps, None, TagPooling("topk", share=0.3)))
+    task.training_step(batch, 0)
+    task.validation_step(batch, 0)
+    assert logged == {"train/loss_cls": pytest.approx(expected), "val/loss_cls": pytest.approx(expected)}
+
+
+def test_a_pooling_that_there_is_not_is_refused_when_the_task_is_built():
+    with pytest.raises(ConfigError, match=r"model\.init_args\.pooling is \{'name': 'max'\}: .* one of mean, topk"):
+        make_task("CAMTask", pooling={"name": "max"})

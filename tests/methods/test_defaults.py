@@ -41,7 +41,7 @@ REFINE = {"refine": "auto", "workers": 2, "refine_scale": 1.0}
 DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
     CAMTask: {
         "backbone": "resnet50", "pretrained": False, "output_stride": 16, "dilation": True, "scales": FOUR,
-        "cam_stride": 4,
+        "cam_stride": 4, "pooling": None,
     },
     PropagationTask: {"background": "auto", "confident": None, "crf": None, **REFINE},
     USSTask: {

@@ -65,7 +65,7 @@ def test_the_first_unknown_key_is_named_with_those_that_are_known():
 
 
 def test_a_backend_that_is_not_installed_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: False)
+    monkeypatch.setattr("dhr_lightning.ops.crf.dense.has_pydensecrf", lambda: False)
     with pytest.raises(DependencyError):
         Inference((1.0,), test_crf={"backend": "pydensecrf"})
 

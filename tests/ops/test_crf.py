@@ -317,7 +317,7 @@ def test_wrong_arguments_are_named(monkeypatch):
     with pytest.raises(ValueError, match="Expected `gaussian_compat` in"):
         CRFSettings(gaussian_compat=-1)
     monkeypatch.setattr(crf, "has_pydensecrf", lambda: False)
-    with pytest.raises(DependencyError, match=r"pip install 'dhr-lightning\[crf\]'` or set `refine: lattice`"):
+    with pytest.raises(DependencyError, match=r"pip install 'dhr-lightning\[crf\]'` or use 'lattice'"):
         dense_crf(image, probability, backend="pydensecrf")
 
 

@@ -14,16 +14,20 @@ from dhr_lightning.ops import (
     correlation,
     heatmaps,
     kmeans,
+    learnt_background,
     mars,
     pixel_adaptive,
     pooling,
     resize,
     seeds,
+    soft_labels,
+    tag_pooling,
     thresholds,
 )
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf import lattice
 from dhr_lightning.ops.crf.dense import CRFSettings, dense_crf
+from dhr_lightning.ops.feature_statistics import FeatureStatistics
 from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.ops.rebalancing import rebalance
@@ -73,6 +77,21 @@ def mask_step(profile: str, **changes: Any) -> Any:
 def class_tensors(classes: ImageClasses) -> tuple[torch.Tensor, ...]:
     some = classes.take(torch.tensor([1], device="cpu"))
     return classes.keys, classes.present, classes.foreground, classes.valid_cells(GRID), some.keys, some.valid
+
+
+def statistics() -> tuple[torch.Tensor, ...]:
+    found = FeatureStatistics()
+    found.update(USS, NEAR)
+    found.update(USS)
+    return found.result()
+
+
+def learnt() -> tuple[torch.Tensor, ...]:
+    cells = learnt_background.ConfidentCells(low=0.5, high=0.6, limit=20)
+    cells.update(USS, CAM[:, :2], ["a", "b"], valid=NEAR)
+    weight, bias = learnt_background.fit_background(cells)
+    probability = learnt_background.foreground_probability(USS, weight, bias)
+    return weight, bias, probability, learnt_background.apply_background(CAM, probability)
 
 
 def lost_tags() -> Any:
@@ -133,6 +152,12 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "rebalance, automatic background": lambda: mask_step("default", gamma="auto", guard="both"),
     "resize_maps": lambda: resize.resize_maps(CAM, (H, W), valid=NEAR),
     "merge_seed": lambda: seeds.merge_seed(MASK, MASK.flip(0), IN_IMAGE),
+    "pool_tags": lambda: tuple(
+        tag_pooling.pool_tags(CAM, NEAR, tag_pooling.TagPooling(name)) for name in tag_pooling.POOLINGS
+    ),
+    "FeatureStatistics": statistics,
+    "learnt background": learnt,
+    "class_shares": lambda: soft_labels.class_shares(MASK, K, grid=(5, 7)),
     "foreground_histogram": lambda: thresholds.foreground_histogram(CAM, valid=NEAR),
     "otsu_threshold": lambda: thresholds.otsu_threshold(torch.ones_like(ROWS)),
     "transport_weights": lambda: transport.transport_weights(CELLS, valid=NEAR.flatten(1), present=PRESENT),

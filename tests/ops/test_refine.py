@@ -201,8 +201,8 @@ def test_auto_runs_what_is_installed(monkeypatch):
 
 
 def test_a_refinement_that_is_not_installed_is_refused_before_any_work_with_its_extra(monkeypatch):
-    monkeypatch.setattr(refine, "has_pydensecrf", lambda: False)
-    with pytest.raises(DependencyError, match=r"`pip install 'dhr-lightning\[crf\]'` or set `refine: lattice`"):
+    monkeypatch.setattr(crf, "has_pydensecrf", lambda: False)
+    with pytest.raises(DependencyError, match=r"^pydensecrf is not installed, .*`pip install 'dhr-lightning\[crf\]'`"):
         Refiner("pydensecrf")
 
 

@@ -51,13 +51,43 @@ def test_dry_touches_nothing(empty_workspace: Workspace, no_lightning: None, lin
     assert list(empty_workspace.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "package", "extra"),
+    [
+        ("dhr.rebalance.transport", "pot", "POT", "pot"),
+        ("mars.refine", "pydensecrf", "pydensecrf", "crf"),
+        ("dhr.test_crf.backend", "pydensecrf", "pydensecrf", "crf"),
+    ],
+)
 def test_a_step_that_needs_an_absent_package_is_refused_before_the_steps_ahead_of_it(
-    empty_workspace: Workspace, no_lightning: None, lines: Lines, monkeypatch: pytest.MonkeyPatch
-):
+    empty_workspace: Workspace, no_lightning: None, lines: Lines, monkeypatch: pytest.MonkeyPatch,
+    option: str, value: str, package: str, extra: str,
+):  # fmt: skip
     monkeypatch.setattr("dhr_lightning.ops.transport.pot.find_spec", lambda name: None)
-    assert empty_workspace.run("--dhr.rebalance.transport", "pot") == 2
+    monkeypatch.setattr("dhr_lightning.ops.crf.dense.has_pydensecrf", lambda: False)
+    assert empty_workspace.run(f"--{option}", value) == 2
     (message,) = lines.messages
-    assert message.startswith("error: POT is not installed, but `dhr.rebalance.transport` is 'pot'. Run `pip install")
+    assert message.startswith(f"error: {package} is not installed, but `{option}` is '{value}'. Run `pip install")
+    assert f"'dhr-lightning[{extra}]'" in message
+    assert list(empty_workspace.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--dry"]])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--dhr.weight_cl", "dhr: DHRTask has no argument 'weight_cl' (model.init_args). Did you mean weight_cls"),
+        ("--mars.refin", "mars: MARSTask has no argument 'refin' (model.init_args). Did you mean refine"),
+        ("--data.crop_siz", "cam: WSSSDataModule has no argument 'crop_siz' (data). Did you mean crop_size?"),
+        ("--uss.trainer.max_epoch", "uss: Trainer has no argument 'max_epoch' (trainer). Did you mean max_epochs"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_refused_before_any_work(
+    empty_workspace: Workspace, no_lightning: None, lines: Lines, options: list[str], override: str, message: str
+):
+    assert empty_workspace.run(override, "1", options=options) == 2
+    (found,) = lines.messages
+    assert found.startswith(f"error: {message}")
     assert list(empty_workspace.folder.iterdir()) == []
 
 

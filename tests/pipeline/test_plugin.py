@@ -66,6 +66,12 @@ def test_a_method_from_outside_runs_from_plan_to_report(
     assert ran == ["predict cam"]
 
 
+def test_an_argument_that_a_method_from_outside_lacks_is_refused_before_any_work(install: Install, lines: Lines):
+    install("tests.pipeline.toy:SPEC")
+    assert main(["run", "--swap", "cam=toy", "--cam.sharpnes", "2.0", "--dry"]) == 2
+    assert "ToyTask has no argument 'sharpnes' (model.init_args). Did you mean sharpness?" in lines.text
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

@@ -51,6 +51,22 @@ def has_pydensecrf() -> bool:
     return find_spec("pydensecrf") is not None
 
 
+def check_pydensecrf(option: str) -> None:
+    """Refuse the backend where pydensecrf is absent.
+
+    Args:
+        option: name of the option that asks for it.
+
+    Raises:
+        DependencyError: if pydensecrf is not installed.
+    """
+    if not has_pydensecrf():
+        raise DependencyError(
+            f"pydensecrf is not installed, but `{option}` is 'pydensecrf'. "
+            "Run `pip install 'dhr-lightning[crf]'` or use 'lattice'."
+        )
+
+
 def dense_crf(
     image: Tensor,
     probability: Tensor,
@@ -148,11 +164,7 @@ def _run_pydensecrf(
     workers: int,
 ) -> Tensor:
     """Cut every image to its classes and valid box, refine, and put the results back."""
-    if not has_pydensecrf():
-        raise DependencyError(
-            "The backend `pydensecrf` of the dense CRF is not installed. "
-            "Run `pip install 'dhr-lightning[crf]'` or set `refine: lattice`."
-        )
+    check_pydensecrf("backend")
     pixels, scores = image.cpu().numpy(), probability.float().cpu().numpy()
     exists = present.cpu().numpy()
     # pydensecrf works on one image at a time, so there is a job per image

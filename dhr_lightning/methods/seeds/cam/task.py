@@ -13,6 +13,7 @@ from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_sc
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.resize import valid_cells
+from dhr_lightning.ops.tag_pooling import pool_tags, tag_pooling
 
 
 class CAMTask(BaseTask):
@@ -25,6 +26,8 @@ class CAMTask(BaseTask):
         dilation: whether stages beyond the output stride are dilated, see `models.backbones.build_encoder`.
         scales: relative image sizes summed in the CAM.
         cam_stride: pixels per CAM cell on disk.
+        pooling: how the map of a class becomes its logit in training and validation: `name` (`mean`, `topk`,
+            `logsumexp`, `generalised_mean`) and its constants, see `ops.tag_pooling.TagPooling`; `null` for the mean.
         **options: classes, optimiser and schedule, see `BaseTask`.
 
     Source: CAM (arXiv:1512.04150); recipe of IRNet (arXiv:1904.05044).
@@ -42,9 +45,11 @@ class CAMTask(BaseTask):
         dilation: bool = True,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         cam_stride: int = 4,
+        pooling: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.pooling = tag_pooling(**(pooling or {}))
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
@@ -54,16 +59,24 @@ class CAMTask(BaseTask):
         """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
         return self.network(image)
 
+    def image_logits(self, batch: Batch) -> Tensor:
+        """Pooled maps `(B, T)` of the images of a batch; padding has no vote."""
+        maps, valid = self.network(batch["image"]), batch["valid"]
+        if self.pooling.name == "mean":
+            return masked_mean(maps, valid)
+        shares = F.adaptive_avg_pool2d(valid[:, None].float(), maps.shape[-2:])[:, 0]  # (B, h, w)
+        return pool_tags(maps, shares, self.pooling)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Multi-label soft margin loss on the mean of each map."""
-        logits = masked_mean(self.network(batch["image"]), batch["valid"])  # (B, T)
+        """Multi-label soft margin loss on the pooled maps."""
+        logits = self.image_logits(batch)  # (B, T)
         loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
         self.log("train/loss_cls", loss, prog_bar=True, batch_size=len(logits))
         return self.check_loss(loss, batch, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
-        logits = masked_mean(self.network(batch["image"]), batch["valid"]).float()
+        logits = self.image_logits(batch).float()
         self.average_precision.update(logits, batch["tags"].long())
         loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
         self.log("val/loss_cls", loss, batch_size=len(logits), sync_dist=True)
