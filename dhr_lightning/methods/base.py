@@ -1,6 +1,7 @@
 """What all tasks have in common: optimiser, schedule, class list, weights of an earlier step."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -12,6 +13,7 @@ from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
+from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
 from dhr_lightning.models.freezing import frozen_parts
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.progress import track
@@ -48,6 +50,7 @@ class BaseTask(L.LightningModule):
     augment: bool = True  # random crops in training batches; whole images otherwise
     five_crop: FiveCrop | None = None  # these crops instead, each with a crop of one of its nearest neighbours
     network: nn.Module
+    card: WeightsCard = IMAGENET_CARD  # how images are normalised for the backbone
 
     def __init__(
         self,
@@ -172,8 +175,17 @@ class BaseTask(L.LightningModule):
         """
         torch.manual_seed(hash((self.trainer.datamodule.seed, self.current_epoch, batch_idx)))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how images were normalised beside the weights."""
+        checkpoint["card"] = asdict(self.card)
+
+    def take_over_card(self, checkpoint: dict[str, Any]) -> None:
+        """Normalise images as the weights of a checkpoint learnt them; older checkpoints say nothing."""
+        if "card" in checkpoint:
+            self.card = WeightsCard(**checkpoint["card"])
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained on another class list.
+        """Refuse weights that were trained on another class list; take over how images are normalised.
 
         Raises:
             CheckpointError: shows both lists.
@@ -181,6 +193,7 @@ class BaseTask(L.LightningModule):
         check_class_names(
             checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint"
         )
+        self.take_over_card(checkpoint)
 
     def check_loss(self, loss: Tensor, batch: Batch, batch_idx: int) -> Tensor:
         """Pass a finite loss through.

@@ -13,6 +13,7 @@ from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.evaluation.metrics import ConfusionMatrix, scores
 from dhr_lightning.methods.base import BaseTask, check_class_names
 from dhr_lightning.methods.inference import Inference
+from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")
@@ -60,6 +61,7 @@ class SegmentationTask(BaseTask):
             raise ConfigError(
                 f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {loss_size!r}."
             )
+        self.card = card_of(backbone, pretrained)
         config = SegmenterConfig(backbone, pretrained, output_stride, decoder, decoder_options)
         tags = self.classes.num_tags if self.cam_head else 0
         self.network = Segmenter(config, self.classes.num_classes, num_tags=tags)
@@ -149,10 +151,11 @@ def initialise(task: BaseTask, *, keys: tuple[str, ...]) -> None:
     """Fill parts of a task's network from the weights of the step it reads as `init`, unless a run is being resumed."""
     path = task.trainer.datamodule.weights("init") if task.trainer.ckpt_path is None else None
     if path is not None:
-        load_encoder(task.network, path, task.classes, keys=keys)
+        checkpoint = load_encoder(task.network, path, task.classes, keys=keys)
+        task.take_over_card(checkpoint)  # images are normalised as these weights learnt them
 
 
-def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tuple[str, ...]) -> None:
+def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tuple[str, ...]) -> dict[str, Any]:
     """Copy parts of an earlier step's network, such as encoder and CAM classifier, from its checkpoint.
 
     Args:
@@ -160,6 +163,9 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
         path: a Lightning checkpoint.
         classes: today's class list; the checkpoint must have the same.
         keys: names of the parts to copy.
+
+    Returns:
+        the checkpoint.
 
     Raises:
         CheckpointError: if the file is absent, of other classes, or a tensor has another shape.
@@ -169,7 +175,7 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
             f"Checkpoint {path} is missing. Run the step that made it again, or take `init` out of what this step "
             "reads."
         )
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), classes, where=f"Checkpoint {path}")
     prefix = "network."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -182,3 +188,4 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
             "Use the same backbone in both steps, or take `init` out of what this step reads."
         )
     network.load_state_dict({**own, **state})
+    return checkpoint

@@ -1,6 +1,5 @@
 """Encoders by name: our small one for a CPU, and every encoder of segmentation-models-pytorch and timm (`tu-...`)."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
-from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+from dhr_lightning.errors import ConfigError, DependencyError
+from dhr_lightning.models.weights import load_weights, source_of
 
 
 class _Block(nn.Module):
@@ -77,9 +77,9 @@ def is_encoder(name: str) -> bool:
 
 
 def build_encoder(
-    name: str, *, pretrained: bool | str = False, output_stride: int = 16, dilation: bool = True
+    name: str, *, pretrained: bool | str = False, output_stride: int = 16, dilation: bool = True, depth: int = 5
 ) -> nn.Module:
-    """Build an encoder that returns a list of six feature maps, finest first.
+    """Build an encoder that returns a list of its input and `depth` feature maps, finest first.
 
     Args:
         name: `small32`, a name of segmentation-models-pytorch (`resnet50`), or `tu-` and a timm name.
@@ -87,6 +87,7 @@ def build_encoder(
         output_stride: 8 or 16; stages beyond it keep the resolution.
         dilation: the stages beyond it are dilated, as libraries do; `false` leaves their convolutions as they are, only
             without stride (the ResNet of IRNet and SFC).
+        depth: number of feature maps, 3 to 5; the stages behind them do not run.
 
     Raises:
         ConfigError: if the name is unknown, has no ImageNet weights, or cannot have this output stride or dilation.
@@ -99,11 +100,11 @@ def build_encoder(
         raise ConfigError("Backbone 'small32' has no pretrained weights. Set pretrained: false.")
     weights: Any = (True if name.startswith("tu-") else "imagenet") if pretrained is True else None
     try:
-        encoder: nn.Module = get_encoder(name, weights=weights, output_stride=output_stride)
+        encoder: nn.Module = get_encoder(name, weights=weights, output_stride=output_stride, depth=depth)
     except OSError as error:
         raise DependencyError(
-            f"ImageNet weights of {name!r} could not be downloaded ({type(error).__name__}). "
-            "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
+            f"ImageNet weights of {name!r} could not be downloaded ({type(error).__name__}). Download "
+            f"{source_of(name)} elsewhere and set pretrained: PATH, or set pretrained: false."
         ) from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(
@@ -112,7 +113,7 @@ def build_encoder(
     if not dilation:
         _remove_dilation(encoder, name)
     if isinstance(pretrained, str):
-        load_weights(encoder, Path(pretrained), what=f"backbone {name!r}")
+        load_weights(encoder, Path(pretrained), what=f"backbone {name!r}", source=source_of(name))
     return encoder
 
 
@@ -148,27 +149,6 @@ def encoder_stages(encoder: nn.Module) -> list[list[nn.Module]]:
         return []
     stem = [module for name, module in children.items() if name not in names]
     return [stem, *([children[name]] for name in names)]
-
-
-def load_weights(module: nn.Module, path: Path, *, what: str) -> None:
-    """Load a plain state dict; classifier weights that the module lacks are ignored, anything else must fit.
-
-    Raises:
-        CheckpointError: if the file is absent, holds no state dict, or its tensors do not fit.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"Weights of {what} are missing: {path}. Put the file there or set pretrained: false.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        # the base class, because encoders override this without returning the missing keys
-        result = nn.Module.load_state_dict(module, state, strict=False)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"Weights of {what} cannot be taken from {path}: {error}") from error
-    if result.missing_keys:
-        raise CheckpointError(
-            f"{path} does not fit {what}: {len(result.missing_keys)} tensors missing, first {result.missing_keys[0]!r}."
-        )
 
 
 class FrozenEncoder(nn.Module):

@@ -1,12 +1,13 @@
 """Frozen vision transformers of timm as dense feature extractors."""
 
-import pickle
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.weights import CLASSIFIER, create_timm, load_weights, source_of
 from dhr_lightning.ops.resize import resize_to_multiple
 
 
@@ -15,7 +16,7 @@ class FrozenViT(nn.Module):
 
     Args:
         name: timm model name, for example `vit_base_patch8_224.dino`.
-        pretrained: `False` (random), `True` (downloads by name on first use), or the path of a timm state dict.
+        pretrained: `False` (random), `True` (downloads by name on first use), or a path, see `models.weights`.
 
     Raises:
         ConfigError: if timm does not know the name or the model has no patches.
@@ -34,29 +35,18 @@ class FrozenViT(nn.Module):
             raise ConfigError(
                 f"timm knows no model {name!r}. Look names up with timm.list_models('*dino*', pretrained=True)."
             )
-        try:
-            self.model = timm.create_model(name, pretrained=pretrained is True, num_classes=0, dynamic_img_size=True)
-        except OSError as error:
-            raise DependencyError(
-                f"Weights of {name!r} could not be downloaded ({type(error).__name__}). "
-                "Download them elsewhere and set pretrained: PATH, or set pretrained: false."
-            ) from error
-        except (TypeError, RuntimeError) as error:
-            raise ConfigError(f"{name!r} is no vision transformer with a free image size ({error}).") from error
+        kind = "vision transformer with a free image size"
+        self.model: nn.Module = create_timm(
+            name, pretrained=pretrained, kind=kind, num_classes=0, dynamic_img_size=True
+        )
         if not hasattr(self.model, "num_prefix_tokens"):
             raise ConfigError(f"{name!r} is no plain vision transformer: it has no patch tokens. Use a `vit_` name.")
         if isinstance(pretrained, str):
-            self._load(pretrained, name)
+            load_weights(self.model, Path(pretrained), what=repr(name), unused=CLASSIFIER, source=source_of(name))
         self.requires_grad_(False)
         self.eval()
         self.patch = self.cell = int(self.model.patch_embed.patch_size[0])
         self.out_channels = int(self.model.num_features)
-
-    def _load(self, path: str, name: str) -> None:
-        try:
-            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-        except (OSError, RuntimeError, TypeError, LookupError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"Weights of {name!r} cannot be taken from {path}: {error}") from error
 
     def train(self, mode: bool = True) -> "FrozenViT":
         """Stay in evaluation mode whatever is asked."""

@@ -17,6 +17,7 @@ from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.config import IGNORED_DATA, IGNORED_TRAINER, PREPARATION_DATA
 from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.models.cards import card_file
 from dhr_lightning.provenance.views import DataViews
 from dhr_lightning.steps import TRUTH, StepSpec, get_method, method_of_task, methods
 
@@ -88,9 +89,11 @@ class StepIdentity:
         return {"method": self.spec.name, **self.fit_settings, **data, "prediction": prediction}
 
     def _content(self, name: str, value: Any) -> Any:  # noqa: ANN401 - a setting
-        """A file of weights counts by its content, not by where it lies."""
+        """A file of weights counts by its content, not by where it lies; so does a card beside it."""
         if name == "pretrained" and isinstance(value, str) and Path(value).is_file():
-            return {"sha256": digest_file(Path(value))}
+            card = card_file(value)
+            beside = {"card": digest_file(card)} if card.is_file() else {}
+            return {"sha256": digest_file(Path(value)), **beside}
         return value
 
     def _data_settings(self, ignored: Sequence[str]) -> dict[str, Any]:

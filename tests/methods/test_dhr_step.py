@@ -148,8 +148,9 @@ def test_the_loss_follows_the_masks_and_leaves_unlabelled_pixels_out(name: str, 
 class Filled:
     """Which parts a task took over, and from where."""
 
-    def __call__(self, network: Any, path: Any, classes: Any, *, keys: tuple[str, ...]) -> None:
+    def __call__(self, network: Any, path: Any, classes: Any, *, keys: tuple[str, ...]) -> dict[str, Any]:
         self.call = (network, path, classes, keys)
+        return {}
 
 
 @pytest.mark.parametrize(("name", "keys"), [("WSSTask", ("encoder",)), ("DHRTask", ("encoder", "classifier"))])

@@ -187,7 +187,7 @@ def test_neighbours_are_the_nearest_crops_of_other_images(photos: WSSSDataModule
     """Against an independent search, on crops that are cut and normalised here."""
     task = make_uss("stego")
     fit(task)
-    crop, mean, std = FiveCrop(32), *(torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    crop, mean, std = FiveCrop(32), *(torch.tensor(v).view(1, 3, 1, 1) for v in (task.card.mean, task.card.std))
     vectors = []
     for record in photos.records("train"):
         for place in range(CROPS):

@@ -157,13 +157,17 @@ def test_missing_weights_are_named(tmp_path: Path):
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(CheckpointError, match=r"linear\.pth does not fit backbone 'small32': \d+ tensors missing"):
+    with pytest.raises(
+        CheckpointError, match=r"backbone 'small32' .*linear\.pth.*: 50 of 60 tensors missing, first stages"
+    ):
         build_encoder("small32", pretrained=str(tmp_path / "linear.pth"), output_stride=8)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path):
     torch.save(nn.Linear(2, 4).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(CheckpointError, match=r"(?s)layer cannot be taken from .*linear\.pth.*size mismatch"):
+    with pytest.raises(
+        CheckpointError, match=r"layer cannot be taken from .*linear\.pth.*of another shape, first weight \(4, 2\)"
+    ):
         load_weights(nn.Linear(2, 3), tmp_path / "linear.pth", what="layer")
 
 

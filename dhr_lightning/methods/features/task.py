@@ -13,6 +13,7 @@ from dhr_lightning.losses.stego import PAIRS, Maps, draw_pairs, stego_loss, steg
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features.images import equal_sizes, images_of, space_on_disk
 from dhr_lightning.methods.features.stego.spec import SPEC
+from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.patches import PatchEncoder
 from dhr_lightning.models.uss import HEADS, USSNetwork
 from dhr_lightning.ops.neighbours import nearest_neighbours
@@ -63,6 +64,7 @@ class USSTask(BaseTask):
         if not scales or min(scales) <= 0:
             raise ConfigError(f"Expected model.init_args.scales to be positive numbers, but got {scales}.")
         self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=dimension)
+        self.card = card_of(backbone, pretrained)
         self.automatic_optimization = False
         self._collected: list[Tensor] = []
         self.stego = stego_settings(**(stego or {}))

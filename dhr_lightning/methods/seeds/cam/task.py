@@ -9,6 +9,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from dhr_lightning.data.sample import Batch, Geometry, sample_features
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.seeds.cam.spec import SPEC
+from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
@@ -53,6 +54,7 @@ class CAMTask(BaseTask):
         self.network = CAMClassifier(
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
+        self.card = card_of(backbone, pretrained)
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
 
     def forward(self, image: Tensor) -> Tensor:
