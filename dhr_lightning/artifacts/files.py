@@ -209,8 +209,8 @@ def write_features(path: Path, features: NDArray[np.float16]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def features_grid(path: Path) -> tuple[int, int]:
-    """Rows and columns `(h, w)` of the features in a file of `write_features`; only the header is read.
+def features_shape(path: Path) -> tuple[int, int, int]:
+    """Shape `(D, h, w)` of the features in a file of `write_features`; only the header is read.
 
     Raises:
         ArtifactError: if the file is absent, corrupt, or holds another array.
@@ -222,7 +222,7 @@ def features_grid(path: Path) -> tuple[int, int]:
         raise _absent(path) from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    return features.shape[1], features.shape[2]
+    return features.shape[0], features.shape[1], features.shape[2]
 
 
 def read_features(path: Path, channels: Sequence[slice] | None = None) -> NDArray[np.float16]:

@@ -19,7 +19,6 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
 from dhr_lightning.data.files import read_image, read_truth
-from dhr_lightning.data.sample import collate
 from dhr_lightning.methods.base import BaseTask
 
 
@@ -104,14 +103,13 @@ def _pictures(datamodule: WSSSDataModule, record: Record, image: Pixels) -> dict
 @torch.no_grad()
 def _predicted(task: BaseTask, datamodule: WSSSDataModule, record: Record) -> dict[str, Any]:
     """What the network says now, if it is one that segments."""
-    if not hasattr(task, "confusion"):
+    if not hasattr(task, "probability"):
         return {}
-    dataset = datamodule.dataset_of([record])
-    batch = datamodule.transfer_batch_to_device(collate([dataset[0]], divisor=32), task.device, 0)
+    batch = datamodule.transfer_batch_to_device(datamodule.whole_batch([record]), task.device, 0)
     batch = datamodule.on_after_batch_transfer(batch, 0)
     training = task.training
     task.eval()
-    logits: Tensor = task(batch["image"])
+    probability: Tensor = task.probability(batch)
     task.train(training)
     height, width = batch["geometry"][0].size
-    return {"prediction": logits.argmax(1)[0, :height, :width].to(torch.uint8).cpu().numpy()}
+    return {"prediction": probability.argmax(1)[0, :height, :width].to(torch.uint8).cpu().numpy()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dhr_lightning.artifacts.files import features_grid
+from dhr_lightning.artifacts.files import features_shape
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.dataset import PathOf
 from dhr_lightning.data.files import image_size
@@ -46,7 +46,7 @@ def canvases_of(
         canvas = canvas_size(size, divisor=divisor)
         if features is None:
             return Canvas(canvas)
-        return Canvas(canvas, feature_grid(features_grid(features(record.id)), size, canvas))
+        return Canvas(canvas, feature_grid(features_shape(features(record.id))[1:], size, canvas))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(of, records))

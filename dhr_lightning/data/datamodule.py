@@ -22,7 +22,7 @@ from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
-from dhr_lightning.data.stored import StoredDataset, collate_stored
+from dhr_lightning.data.stored import GridCrop, StoredDataset, collate_stored
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.models.cards import IMAGENET_CARD, Colours
@@ -192,6 +192,12 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Port at which the ground truth stands in for masks, or None."""
         return next((port for port, address in self.inputs.items() if address == TRUTH), None)
 
+    def stored_dataloader(self, records: Sequence[Record]) -> DataLoader[Any]:
+        """Stored features of some training images, in order, whole and without their photos."""
+        sources = {port: one for port, one in self._sources("predict").items() if one.kind.role == "features"}
+        dataset = StoredDataset(records, self.classes, sources, GridCrop())
+        return self._loader(dataset, DataLoader, batch_size=self.predict_batch_size)
+
     def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
         """All crops of the training images in order, five for each image."""
         crops = FiveCrops(self.records("train"), self.classes, crop)
@@ -219,9 +225,10 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Whole images of a split, in order, with the inputs that prediction or a mask refresh reads."""
         return self._whole(SegmentationDataset(records, self.classes, inputs=self._sources(when, split)))
 
-    def dataset_of(self, records: list[Record]) -> SegmentationDataset:
-        """Whole images without inputs."""
-        return SegmentationDataset(records, self.classes)
+    def whole_batch(self, records: Sequence[Record]) -> Batch:
+        """Whole training images with what prediction reads, on the host."""
+        dataset = SegmentationDataset(records, self.classes, inputs=self._sources("predict"))
+        return collate([dataset[index] for index in range(len(dataset))], divisor=self._divisor)
 
     def _whole(self, dataset: SegmentationDataset) -> DataLoader[Any]:
         batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from dhr_lightning.artifacts.files import features_shape
 from dhr_lightning.artifacts.kinds import kind_of, round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.runs import finished_checkpoint
@@ -126,10 +127,17 @@ class RunInputs:
         return sources
 
     def tap_channels(self, port: str) -> dict[str, int]:
-        """Channels of each tap of the features read at a port, in the order of their files; empty without taps."""
-        address = self.input_address(port)
-        manifest = self.store.manifest(address, "train") if address else None
-        return dict((manifest.info if manifest else {}).get("taps") or {})
+        """Channels of each tap of the features read at a port, in the order of their files.
+
+        Features that do not come from named layers are one tap called `features`.
+        """
+        address = str(self.input_address(port))
+        manifest = self.store.manifest(address, "train")
+        taps = (manifest.info if manifest else {}).get("taps")
+        if taps:
+            return dict(taps)
+        first = self.store.path(address, "train", self.records("train")[0].id)
+        return {"features": features_shape(first)[0]}
 
     def _channels(self, port: str) -> tuple[slice, ...] | None:
         """Ranges of the channels that the task wants of stored features; None for all of them."""
@@ -139,10 +147,9 @@ class RunInputs:
         taps = self.tap_channels(port)
         unknown = [name for name in wanted if name not in taps]
         if unknown:
-            held = f"hold the taps {', '.join(taps)}" if taps else "have no taps"
             raise ConfigError(
-                f"{self.step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads {held}. Name one "
-                "of these, or add it to the taps of the step that writes them."
+                f"{self.step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads hold "
+                f"{', '.join(taps)}. Name one of these, or add it to the taps of the step that writes them."
             )
         ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
         return tuple(slice(ends[name] - taps[name], ends[name]) for name in wanted)

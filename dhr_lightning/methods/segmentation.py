@@ -10,16 +10,16 @@ from torch.nn import functional as F
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError
-from dhr_lightning.evaluation.metrics import ConfusionMatrix, scores
 from dhr_lightning.methods.base import BaseTask, check_class_names
 from dhr_lightning.methods.inference import Inference
+from dhr_lightning.methods.scored import ScoredTask
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")
 
 
-class SegmentationTask(BaseTask):
+class SegmentationTask(ScoredTask):
     """Base of the tasks that train a segmenter on masks; subclasses add a `training_step` and a `predict_step`.
 
     Args:
@@ -66,7 +66,6 @@ class SegmentationTask(BaseTask):
         tags = self.classes.num_tags if self.cam_head else 0
         self.network = Segmenter(config, self.classes.num_classes, num_tags=tags)
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
-        self.confusion = ConfusionMatrix(self.classes.num_classes, ignore_index=self.classes.ignore_index)
 
     def take_over_weights(self) -> None:
         """Fill the encoder, and the CAM head if there is one, from the step read as `init`; see `initialise`."""
@@ -80,31 +79,14 @@ class SegmentationTask(BaseTask):
         """`(B, 3, H, W)` normalised -> logits `(B, C, H, W)`."""
         return self.network(image).logits
 
+    def probability(self, batch: Batch) -> Tensor:
+        """Class probabilities `(B, C, H, W)` of whole images in a single pass."""
+        return self(batch["image"]).softmax(1)
+
     def mask_loss(self, output: SegmenterOutput, batch: Batch) -> Tensor:
         """Pixel cross entropy on the masks of a batch, see `pixel_loss`."""
         size, ignore_index = self.hparams.loss_size, self.classes.ignore_index
         return pixel_loss(output, batch["inputs"]["masks"], size=size, ignore_index=ignore_index)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions against the ground truth, where there is any."""
-        logits = self(batch["image"])
-        if "gt_mask" in batch:
-            self.confusion.update(logits.argmax(1), batch["gt_mask"])
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/miou` and one `val/iou/<class>` for each class that occurs."""
-        if not int(self.confusion.compute().sum()):
-            return
-        result = scores(self.confusion.compute())
-        self.log("val/miou", result.miou, prog_bar=True, sync_dist=True)
-        for name, value in zip(self.classes.names, result.iou.tolist(), strict=True):
-            if value == value:
-                self.log(f"val/iou/{name}", value, sync_dist=True)
-        self.confusion.reset()
-
-    on_test_epoch_end = on_validation_epoch_end
 
 
 def allowed_classes(tags: Tensor, offset: int) -> Tensor:

@@ -30,12 +30,9 @@ class StoredTask(BaseTask):
         self.taps = None if taps is None else tuple(taps)
 
     def tap_channels(self) -> dict[str, int]:
-        """Channels of each tap that is read, in order; one nameless tap for features that have none."""
-        datamodule = self.trainer.datamodule
-        stored = datamodule.tap_channels("features")
-        if stored:
-            return {name: stored[name] for name in (self.taps or stored)}
-        return {"features": datamodule.channels("features")}
+        """Channels of each tap that is read, in order, see `RunInputs.tap_channels`."""
+        stored = self.trainer.datamodule.tap_channels("features")
+        return {name: stored[name] for name in (self.taps or stored)}
 
     @torch.no_grad()
     def feature_statistics(self) -> tuple[Tensor, Tensor]:

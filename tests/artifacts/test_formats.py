@@ -16,7 +16,7 @@ from dhr_lightning.artifacts import files, layout
 from dhr_lightning.artifacts.manifest import digest_config, digest_file, digest_ids, flatten
 from dhr_lightning.errors import ArtifactError
 
-READERS = (files.read_mask, files.read_cam, files.read_features, files.features_grid, files.read_json)
+READERS = (files.read_mask, files.read_cam, files.read_features, files.features_shape, files.read_json)
 
 
 def test_json_is_indented_text_with_letters_as_they_are_and_on_the_disk(tmp_path, disk_events):
@@ -65,7 +65,7 @@ def test_features_of_another_form_are_neither_written_nor_read(tmp_path, array, 
     with pytest.raises(ValueError, match=message):
         files.write_features(tmp_path / "a.npy", array)
     np.save(tmp_path / "a.npy", array)
-    for read in (files.read_features, files.features_grid):
+    for read in (files.read_features, files.features_shape):
         with pytest.raises(ArtifactError, match=rf"a\.npy cannot be read \({message}"):
             read(tmp_path / "a.npy")
 
@@ -86,7 +86,7 @@ def test_the_grid_is_read_from_the_header_alone(tmp_path):
         np.lib.format.write_array_header_1_0(stream, header)
         start = stream.tell()
     os.truncate(path, start + (1 << 40))
-    assert files.features_grid(path) == (1 << 15, 1 << 15)
+    assert files.features_shape(path)[1:] == (1 << 15, 1 << 15)
     path.unlink()
 
 
@@ -104,7 +104,7 @@ def test_a_pickle_in_place_of_features_is_not_executed_for_their_grid(tmp_path):
     path, canary = tmp_path / "a.npy", tmp_path / "executed"
     path.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(ArtifactError, match=r"a\.npy cannot be read"):
-        files.features_grid(path)
+        files.features_shape(path)
     assert not canary.exists()
     np.load(path, allow_pickle=True)
     assert canary.exists(), "the pickle itself must work, or this test proves nothing"

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.files import image_size
 from dhr_lightning.data.run_inputs import NO_METHOD
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.steps import Read, StepSpec, Write
@@ -44,10 +45,9 @@ def put(
     """Seal an artifact of the training split: arrays by index and size `(height, width)` of an image."""
     records = datamodule.records("train")
     identity = Manifest.create(address, "voc", "train", ids=[record.id for record in records], settings={})
-    dataset = datamodule.dataset_of(records)
     with datamodule.writer(identity, owner=True) as writer:
         for index, record in enumerate(records):
-            writer.write(record.id, *arrays_of(index, dataset[index]["geometry"].size))
+            writer.write(record.id, *arrays_of(index, image_size(record.image)))
         writer.seal(**info)
 
 

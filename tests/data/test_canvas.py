@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_lightning.artifacts.files import features_grid, write_features
+from dhr_lightning.artifacts.files import features_shape, write_features
 from dhr_lightning.data.canvas import Canvas, canvases_of
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.files import image_size, read_image
@@ -63,10 +63,10 @@ def test_canvases_follow_size_orientation_and_features(tmp_path: Path):
 
 def test_the_grid_of_features_is_read_from_their_header(tmp_path: Path):
     write_features(tmp_path / "a.npy", np.zeros((3, 5, 7), np.float16))
-    assert features_grid(tmp_path / "a.npy") == (5, 7)
+    assert features_shape(tmp_path / "a.npy")[1:] == (5, 7)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:40])
     np.save(tmp_path / "flat.npy", np.zeros((3, 5), np.float16))
     np.save(tmp_path / "object.npy", np.array([None]), allow_pickle=True)
     for name in ("cut", "flat", "object", "absent"):
         with pytest.raises(ArtifactError, match=name):
-            features_grid(tmp_path / f"{name}.npy")
+            features_shape(tmp_path / f"{name}.npy")

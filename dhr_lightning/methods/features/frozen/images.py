@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.files import image_size, read_image
 from dhr_lightning.data.normalize import normalize
-from dhr_lightning.data.transforms import cells_size, resize_to_cells
+from dhr_lightning.data.resizing import cell_grid, resize_to_cells
 from dhr_lightning.errors import ArtifactError, DataError
 from dhr_lightning.models.taps import TapEncoder
 from dhr_lightning.progress import human
@@ -42,8 +42,7 @@ class FeatureReader:
 
     def grid(self, record: Record) -> tuple[int, int]:
         """Rows and columns of cells of a photo; only its header is read."""
-        height, width = cells_size(image_size(record.image), side=self.side, cell=self.cell)
-        return height // self.cell, width // self.cell
+        return cell_grid(image_size(record.image), side=self.side, cell=self.cell, path=record.image)
 
     @torch.no_grad()
     def read(self, record: Record) -> dict[str, Any]:
@@ -53,11 +52,15 @@ class FeatureReader:
             DataError: if the photo cannot be read, or its features are not finite numbers in half precision.
         """
         image = resize_to_cells(
-            read_image(record.image), side=self.side, cell=self.cell, interpolation=self.card.interpolation
+            read_image(record.image),
+            side=self.side,
+            cell=self.cell,
+            interpolation=self.card.interpolation,
+            path=record.image,
         )
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         inside = torch.ones(1, *pixels.shape[-2:], dtype=torch.bool)
-        normalised = normalize(pixels, inside, self.card)
+        normalised = normalize(pixels, inside, mean=self.card.mean, std=self.card.std)
         if self.network is None:
             return {"id": [record.id], "image": normalised[0]}
         features: Tensor = self.network(normalised)[0].half()

@@ -52,12 +52,10 @@ class FrozenTask(BaseTask):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if compute not in ("bfloat16", "float32"):
-            raise ConfigError(f"Expected model.init_args.compute to be bfloat16 or float32, but got {compute!r}.")
         if processes != "auto" and (isinstance(processes, str) or processes < 0):
             raise ConfigError(f"Expected model.init_args.processes to be auto or >= 0, but got {processes!r}.")
-        dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
-        self.network = TapEncoder(backbone, taps=tuple(taps), pretrained=pretrained, dtype=dtype)
+        self.network = TapEncoder(backbone, taps=tuple(taps), pretrained=pretrained, dtype=compute)
+        self.card = self.network.card
         self.reader = FeatureReader(self.network, side)
 
     def configure_optimizers(self) -> None:
@@ -81,7 +79,7 @@ class FrozenTask(BaseTask):
         if not self.trainer.is_global_zero:
             return
         datamodule, card = self.trainer.datamodule, self.network.card
-        log.info("%s: %s, %s (licence: %s)", self.step, self.hparams.backbone, card.supervision, card.licence)
+        log.info("%s: %s, %s, licence: %s", self.step, self.hparams.backbone, card.words, card.licence or "not stated")
         left = {
             split: [record for record in datamodule.records(split) if (split, record.id) not in datamodule.written]
             for split in datamodule.predict_splits
@@ -101,4 +99,4 @@ class FrozenTask(BaseTask):
     def inference_info(self) -> dict[str, Any]:
         """Channels of each tap in the order of the files, and whose features they are."""
         card = self.network.card
-        return {"taps": dict(self.network.channels), "supervision": card.supervision, "licence": card.licence}
+        return {"taps": dict(self.network.channels), "supervision": card.words, "licence": card.licence}

@@ -14,8 +14,13 @@ from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
-from dhr_lightning.ops.learnt_background import BackgroundCells, fit_background, foreground_probability
-from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags
+from dhr_lightning.ops.learnt_background import (
+    ConfidentCells,
+    apply_background,
+    fit_background,
+    foreground_probability,
+)
+from dhr_lightning.ops.tag_pooling import pool_tags, tag_pooling
 
 BACKGROUND_IMAGES = 256
 
@@ -52,7 +57,7 @@ class TagHeadTask(StoredTask):
         super().__init__(**options)
         if background not in ("scores", "learnt"):
             raise ConfigError(f"Expected model.init_args.background to be scores or learnt, but got {background!r}.")
-        self.pooling = TagPooling(**(pooling or {"name": "logsumexp"}))
+        self.pooling = tag_pooling(**{"name": "logsumexp", **(pooling or {})})
         self.cells = {"high": 0.7, "low": 0.15, **(background_cells or {})}
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
 
@@ -89,11 +94,11 @@ class TagHeadTask(StoredTask):
 
     @torch.no_grad()
     def _fit_background(self) -> None:
-        cells = BackgroundCells(**self.cells)
+        cells = ConfidentCells(**self.cells)
         for batch in self.stored_batches(BACKGROUND_IMAGES, "background"):
             features = batch["inputs"]["features"].float()
             cam = self._normalised(features, batch["tags"], batch["valid"])
-            cells.update(self.network.standardise(features), cam.amax(1), batch["valid"])
+            cells.update(self.network.standardize(features), cam, batch["id"], valid=batch["valid"])
         self.background_weight, self.background_bias = fit_background(cells)
 
     def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -123,9 +128,9 @@ class TagHeadTask(StoredTask):
         features, classes = batch["inputs"]["features"].float(), self.tagged(batch)
         cam = self._normalised(features, batch["tags"])
         if self.hparams.background == "learnt":
-            foreground = foreground_probability(
-                self.network.standardise(features), self.background_weight, self.background_bias
+            standardized = self.network.standardize(features)
+            cam = apply_background(
+                cam, foreground_probability(standardized, self.background_weight, self.background_bias)
             )
-            cam = cam / cam.amax(1, keepdim=True).clamp_min(1e-5) * foreground[:, None]
         named = zip(classes.keys.cpu(), classes.present.cpu(), cam.cpu(), strict=True)
         return {"cam": [(keys[present], maps[present]) for keys, present, maps in named]}

@@ -11,7 +11,7 @@ from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.methods.base import check_class_names
 from dhr_lightning.models.tag_head import TagHead
-from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags
+from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags, tag_pooling
 
 
 class TagGate(nn.Module):
@@ -58,7 +58,7 @@ class TagGate(nn.Module):
         channels = torch.cat([torch.arange(starts[name], starts[name] + taps[name]) for name in wanted])
         head = TagHead(len(channels), classes.num_tags, hidden=settings.get("hidden"))
         head.load_state_dict(state)
-        pooling = TagPooling(**(settings.get("pooling") or {"name": "logsumexp"}))
+        pooling = tag_pooling(**{"name": "logsumexp", **(settings.get("pooling") or {})})
         return cls(head, pooling, channels, offset=classes.offset)
 
     @torch.no_grad()

@@ -10,25 +10,24 @@ from torch.nn import functional as F
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.evaluation.metrics.confusion import ConfusionMatrix
-from dhr_lightning.evaluation.metrics.scores import scores
+from dhr_lightning.losses.soft_labels import soft_cross_entropy
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.inference import Inference
+from dhr_lightning.methods.scored import ScoredTask
 from dhr_lightning.methods.segmentation import allowed_classes
 from dhr_lightning.methods.segmenters.light.gate import TagGate
 from dhr_lightning.methods.segmenters.light.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
-from dhr_lightning.models.light import LightSegmenter, LightSettings
-from dhr_lightning.ops.soft_labels import share_loss
+from dhr_lightning.models.light import LightSegmenter
 
-LABEL_SCALE = 2  # the network doubles the grid
+HEAD = {"width": 192, "blocks": 2, "upsample": 2, "dropout": 0.0}
 
 
-class LightTask(StoredTask):
+class LightTask(ScoredTask, StoredTask):
     """Train a light segmenter on one kind of mask; predict training images (tags known) and all others (unknown).
 
     Args:
-        head: `width`, `blocks` and `dropout` of the network, see `models.light.LightSettings`.
+        head: `width`, `blocks`, `upsample` and `dropout` of the network, see `models.light.LightSegmenter`.
         crop_cells: side of a training crop in cells of the features.
         mirror: probability of a mirrored training crop.
         ema: decay of the average of weights, see `callbacks.average.WeightAverage`; null for none.
@@ -57,17 +56,16 @@ class LightTask(StoredTask):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.head_settings = LightSettings(**(head or {}))
-        self.grid_crop = GridCrop(crop_cells, mirror, LABEL_SCALE)
+        self.head_settings = _head_settings(head or {})
+        self.grid_crop = GridCrop(crop_cells, mirror, self.head_settings["upsample"])
         self.inference = Inference((1.0,), flip=flip, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.inference.settings = replace(self.inference.settings, gate=gate)
-        self.confusion = ConfusionMatrix(self.classes.num_classes, ignore_index=self.classes.ignore_index)
         self._gate: TagGate | None = None
 
     def configure_model(self) -> None:
         """Build the network once the number of channels is known."""
         if not hasattr(self, "network"):
-            self.network = LightSegmenter(self.tap_channels(), self.classes.num_classes, self.head_settings)
+            self.network = LightSegmenter(self.tap_channels(), self.classes.num_classes, **self.head_settings)
         super().configure_model()
 
     def on_fit_start(self) -> None:
@@ -82,7 +80,8 @@ class LightTask(StoredTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy on the shares of the classes in each cell of the doubled grid."""
-        loss = share_loss(self(batch["inputs"]["features"]), batch["inputs"]["masks"])
+        shares = batch["inputs"]["masks"]  # zero where unlabelled
+        loss = soft_cross_entropy(self(batch["inputs"]["features"]), shares, shares.sum(1))
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["tags"]))
         return self.check_loss(loss, batch, batch_idx)
 
@@ -95,22 +94,6 @@ class LightTask(StoredTask):
         if self._gate is not None:
             probability = probability * self._gate(features)[..., None, None]
         return F.interpolate(probability, size, mode="bilinear", align_corners=False)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions against the ground truth, where there is any."""
-        if "gt_mask" in batch:
-            self.confusion.update(self.probability(batch).argmax(1), batch["gt_mask"])
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/miou`."""
-        counts = self.confusion.compute()
-        if int(counts.sum()):
-            self.log("val/miou", scores(counts).miou, prog_bar=True, sync_dist=True)
-        self.confusion.reset()
-
-    on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_start(self) -> None:
         """Load the tag classifier, if predictions are gated by it."""
@@ -130,3 +113,15 @@ class LightTask(StoredTask):
         allowed = allowed_classes(batch["tags"], self.classes.offset) if split == "train" else None
         masks = self.inference.masks(self.probability(batch), batch, allowed=allowed)
         return {"mask" if split == "train" else "prediction": cut_masks(masks, batch)}
+
+
+def _head_settings(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the network.
+
+    Raises:
+        ConfigError: if one is unknown.
+    """
+    unknown = sorted(set(chosen) - set(HEAD))
+    if unknown:
+        raise ConfigError(f"Unknown head.{unknown[0]}. Known: {', '.join(HEAD)}.")
+    return {**HEAD, **chosen}
