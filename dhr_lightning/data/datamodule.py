@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from dhr_lightning.artifacts.files import features_shape
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
@@ -125,6 +126,12 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             found = self.info.read(self.root, split, self.classes)
             self._records[split] = usable_images(found, split, self.classes, policy=self.untagged)
         return self._records[split]
+
+    def tap_channels(self, port: str) -> dict[str, int]:
+        """Channels of each tap of the features read at a port; those without names are one tap called `features`."""
+        named = super().tap_channels(port)
+        first = self.store.path(str(self.input_address(port)), "train", self.records("train")[0].id)
+        return named or {"features": features_shape(first)[0]}
 
     def set_mask_round(self, number: int | None) -> None:
         """Train on another round of DHR masks from the next epoch on."""
@@ -245,9 +252,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Sides of the canvas of a whole image are multiples of this many pixels."""
         return int(getattr(self.task, "canvas_divisor", CANVAS_DIVISOR))
 
-    def _loader(
-        self, dataset: Dataset[Any], loader: type[DataLoader[Any]], **options: Any
-    ) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], loader: type[DataLoader[Any]], **options: Any) -> DataLoader[Any]:
         divisor = self._divisor if getattr(dataset, "augmentation", None) is None else 1
         stored = isinstance(dataset, StoredDataset)
         return loader(

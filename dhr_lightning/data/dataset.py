@@ -13,6 +13,7 @@ from dhr_lightning.artifacts.files import read_features, read_mask
 from dhr_lightning.artifacts.kinds import ArtifactKind
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.files import check_mask, read_image, read_truth
+from dhr_lightning.data.frozen_features import FeatureReader
 from dhr_lightning.data.sample import GridMaps, Sample
 from dhr_lightning.data.transforms import Augmentation, whole_image
 
@@ -27,11 +28,20 @@ class Source(NamedTuple):
         kind: what they are.
         path: file of an image, by its id.
         channels: ranges of the channels of features to read; default all.
+        live: what computes features whose files hold none.
     """
 
     kind: ArtifactKind
     path: PathOf
     channels: tuple[slice, ...] | None = None
+    live: FeatureReader | None = None
+
+    def features(self, record: Record) -> npt.NDArray[np.float16]:
+        """Features `(D, h, w)` of an image, those channels that are asked for."""
+        if self.live is None:
+            return read_features(self.path(record.id), self.channels)
+        computed: npt.NDArray[np.float16] = self.live.read(record)["features"].numpy()
+        return computed if self.channels is None else np.concatenate([computed[part] for part in self.channels])
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -101,13 +111,13 @@ class SegmentationDataset(Dataset[Sample]):
 
     def _read(self, port: str, record: Record) -> GridMaps:
         """Maps on a grid over the whole image: features, or class scores in the order of the tags."""
-        kind, path, channels = self.inputs[port]
-        if kind.role == "features":
-            return GridMaps(torch.from_numpy(read_features(path(record.id), channels).astype(np.float32)), kind.geometry)
-        keys, maps = kind.codec.read(path(record.id))
+        source = self.inputs[port]
+        if source.kind.role == "features":
+            return GridMaps(torch.from_numpy(source.features(record).astype(np.float32)), source.kind.geometry)
+        keys, maps = source.kind.codec.read(source.path(record.id))
         place = {int(key): index for index, key in enumerate(keys)}
         own = np.zeros((len(record.tags), *maps.shape[1:]), np.float32)  # a class that the file lacks has no score
         for row, tag in enumerate(record.tags):
             if tag in place:
                 own[row] = maps[place[tag]]
-        return GridMaps(torch.from_numpy(own), kind.geometry)
+        return GridMaps(torch.from_numpy(own), source.kind.geometry)

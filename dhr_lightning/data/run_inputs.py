@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dhr_lightning.artifacts.files import features_shape
 from dhr_lightning.artifacts.kinds import kind_of, round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import DatasetInfo
 from dhr_lightning.data.dataset import Source
+from dhr_lightning.data.frozen_features import FeatureReader, recorded
 from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.steps import TRUTH, StepSpec, get_method
@@ -117,27 +117,20 @@ class RunInputs:
         """Where to find each input that batches of a kind hold."""
         sources = {}
         for port, read in self.spec.reads.items():
-            address = self.input_address(port) if getattr(read, when) and split in read.splits else None
+            wanted = getattr(read, when) and split in read.splits and not read.weights
+            address = self.input_address(port) if wanted else None
             if address is not None and address != TRUTH:
                 path = functools.partial(self.store.path, address, split)
-                sources[port] = Source(kind_of(address), path, self._channels(port))
+                sources[port] = Source(kind_of(address), path, self._channels(port), self._live(port))
         if when == "fit" and self.spec.has_rounds:
             address = round_address(self.output_address("mask"), self.mask_round or 0)
             sources["masks"] = Source(kind_of(address), functools.partial(self.round_path, split))
         return sources
 
     def tap_channels(self, port: str) -> dict[str, int]:
-        """Channels of each tap of the features read at a port, in the order of their files.
-
-        Features that do not come from named layers are one tap called `features`.
-        """
-        address = str(self.input_address(port))
-        manifest = self.store.manifest(address, "train")
-        taps = (manifest.info if manifest else {}).get("taps")
-        if taps:
-            return dict(taps)
-        first = self.store.path(address, "train", self.records("train")[0].id)
-        return {"features": features_shape(first)[0]}
+        """Channels of each tap of the features read at a port, in the order of their files; empty without names."""
+        manifest = self.store.manifest(str(self.input_address(port)), "train")
+        return dict((manifest.info if manifest else {}).get("taps") or {})
 
     def _channels(self, port: str) -> tuple[slice, ...] | None:
         """Ranges of the channels that the task wants of stored features; None for all of them."""
@@ -153,6 +146,12 @@ class RunInputs:
             )
         ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
         return tuple(slice(ends[name] - taps[name], ends[name]) for name in wanted)
+
+    def _live(self, port: str) -> FeatureReader | None:
+        """What computes the features read at a port, if their files hold none."""
+        manifest = self.store.manifest(str(self.input_address(port)), "train")
+        settings = (manifest.info if manifest else {}).get("live")
+        return recorded(settings) if settings else None
 
     def round_path(self, split: str, image_id: str) -> Path:
         """File of a mask of the current round."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dhr_lightning.artifacts.files import read_features, read_mask
+from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.dataset import Source, sample_generator
 from dhr_lightning.data.files import check_mask, image_size, read_truth
@@ -96,7 +97,7 @@ class StoredDataset(Dataset[StoredSample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         features = {
-            port: torch.from_numpy(read_features(source.path(record.id), source.channels))
+            port: torch.from_numpy(source.features(record))
             for port, source in self.inputs.items()
             if source.kind.role == "features"
         }
@@ -122,8 +123,8 @@ class StoredDataset(Dataset[StoredSample]):
     def _shares(self, record: Record, port: str, grid: tuple[int, int]) -> Tensor:
         """Share of each class in each cell of the labels, over its whole area: unlabelled pixels count for none."""
         source = self.inputs.get(port)
-        path = record.gt_mask if source is None else source.path(record.id)
-        mask = read_truth(path) if source is None else read_mask(path)  # type: ignore[arg-type]
+        path = source.path(record.id) if source else cast(Path, record.gt_mask)  # images without are left out
+        mask = read_mask(path) if source else read_truth(path)
         height, width = image_size(record.image)
         check_mask(mask, path=path, size=(width, height), classes=self.classes)
         scale = self.crop.label_scale

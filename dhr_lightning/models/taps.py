@@ -124,9 +124,35 @@ def check_backbone(name: str) -> None:
     raise ConfigError(f"Unknown backbone {name!r}. {hint}")
 
 
+def default_taps(name: str) -> tuple[str, ...]:
+    """Layers of a backbone that light heads on its features do well with.
+
+    Args:
+        name: see `TapEncoder`.
+
+    Returns:
+        Of a vision transformer with N blocks: the tokens after two thirds of them and before the last one, and keys and
+        `vv` of the last one; of others the last three stages.
+
+    Raises:
+        ConfigError: if the backbone is unknown.
+    """
+    check_backbone(name)
+    if not is_transformer(name):
+        return ("stage3", "stage4", "stage5")
+    with torch.device("meta"):  # no memory, no time: only the number of blocks is looked at
+        blocks = len(timm.create_model(name).blocks)
+    return (f"block{max(1, blocks * 2 // 3)}", f"block{max(1, blocks - 1)}", "keys", "vv")
+
+
+def is_transformer(name: str) -> bool:
+    """Whether a backbone is a plain vision transformer of timm."""
+    return not is_encoder(name) and bool(timm.models.is_model_in_modules(name.split(".")[0], _TRANSFORMERS))
+
+
 def _build(name: str, taps: Sequence[str], pretrained: bool | str) -> tuple[TransformerTaps | StageTaps, nn.Module]:
     """The taps, and the network that weights are loaded into."""
-    if is_encoder(name) or not timm.models.is_model_in_modules(name.split(".")[0], _TRANSFORMERS):
+    if not is_transformer(name):
         stages = StageTaps(name, taps=taps, pretrained=pretrained)
         return stages, stages.network
     with_text = named_card(name)[0].supervision == "language"

@@ -180,7 +180,8 @@ class StepIdentity:
                     manifest = self.store.manifest(address, one)
                     digests[f"{address}/{one}"] = manifest.digest if manifest else "absent"
         for port, run in self.inputs.items():
-            if self.spec.reads[port].weights:
+            read = self.spec.reads[port]
+            if read.weights and (read.in_fit or not fit_only):
                 checkpoint = finished_checkpoint(self.data.workspace / "runs" / self.data.info.name / run)
                 digests[f"weights {run}"] = digest_file(checkpoint) if checkpoint else "absent"
         return digests

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.feature_space import space_needed
+from dhr_lightning.data.frozen_features import FeatureDataset, FeatureReader, FrozenSettings
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.methods.features.frozen.images import FeatureDataset, FeatureReader, space_needed
 from dhr_lightning.methods.features.frozen.spec import SPEC
-from dhr_lightning.models.taps import TapEncoder
+from dhr_lightning.models.taps import default_taps
 
 log = logging.getLogger("dhr_lightning")
 
@@ -29,9 +30,13 @@ class FrozenTask(BaseTask):
         backbone: name of a timm model (with its tag: `vit_base_patch16_clip_quickgelu_224.openai`) or of an encoder of
             `models.backbones.build_encoder`.
         pretrained: `true` (by name) or a file of weights.
-        taps: layers to write, see `models.taps.TapEncoder`.
+        taps: layers to write, see `models.taps.TapEncoder`; default those of `models.taps.default_taps`.
         side: long side of the resized image in pixels; both sides are rounded to whole cells.
+        scales: sizes relative to that to average over, see `data.frozen_features.FrozenSettings`.
+        flip: average with the features of the mirrored image.
         compute: number type inside the backbone, `bfloat16` or `float32`.
+        cache: write the features; `false` writes files without values, and every reader computes what it reads. That
+            needs no disk, and the time of the backbone at every reading.
         processes: processes on a CPU, or `auto`: one for each core.
         **options: classes, see `BaseTask`; no optimiser is used.
 
@@ -45,28 +50,36 @@ class FrozenTask(BaseTask):
         *,
         backbone: str = "vit_base_patch16_clip_quickgelu_224.openai",
         pretrained: bool | str = False,
-        taps: Sequence[str] = ("block8", "block11", "keys", "vv"),
-        side: int = 576,
-        compute: str = "bfloat16",
+        taps: Sequence[str] | None = None,
+        side: int = FrozenSettings.side,
+        scales: Sequence[float] = FrozenSettings.scales,
+        flip: bool = FrozenSettings.flip,
+        compute: str = FrozenSettings.compute,
+        cache: bool = True,
         processes: int | str = "auto",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if processes != "auto" and (isinstance(processes, str) or processes < 0):
             raise ConfigError(f"Expected model.init_args.processes to be auto or >= 0, but got {processes!r}.")
-        self.network = TapEncoder(backbone, taps=tuple(taps), pretrained=pretrained, dtype=compute)
+        chosen = tuple(taps) if taps else default_taps(backbone)
+        settings = FrozenSettings(backbone, pretrained, chosen, side, tuple(scales), flip, compute)
+        self.network = settings.encoder()
         self.card = self.network.card
-        self.reader = FeatureReader(self.network, side)
+        self.reader = FeatureReader(self.network, settings)
 
     def configure_optimizers(self) -> None:
         """Nothing is optimised."""
 
     def records_dataloader(self, records: list[Record]) -> DataLoader[Any]:
         """Features of some images on a CPU, made by the loader's processes; on a GPU the resized images."""
+        datamodule = self.trainer.datamodule
+        if not self.hparams.cache:
+            return DataLoader(_Grids(records, self.reader), batch_size=None, num_workers=0)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        dataset = FeatureDataset(records, self.reader if on_cpu else self.reader.without_network())
-        workers = self._processes() if on_cpu else self.trainer.datamodule.num_workers
-        return DataLoader(dataset, batch_size=None, num_workers=workers)
+        reader = FeatureReader(self.network, self.reader.settings, computes=on_cpu)
+        workers = self._processes() if on_cpu else datamodule.num_workers
+        return DataLoader(FeatureDataset(records, reader), batch_size=None, num_workers=workers)
 
     def _processes(self) -> int:
         if self.hparams.processes != "auto":
@@ -78,25 +91,50 @@ class FrozenTask(BaseTask):
         """Say whose features they are, and how much space they will take; refuse a disk that is too small."""
         if not self.trainer.is_global_zero:
             return
-        datamodule, card = self.trainer.datamodule, self.network.card
-        log.info("%s: %s, %s, licence: %s", self.step, self.hparams.backbone, card.words, card.licence or "not stated")
-        left = {
-            split: [record for record in datamodule.records(split) if (split, record.id) not in datamodule.written]
+        datamodule, card = self.trainer.datamodule, self.card
+        log.info("%s: %s, %s, licence: %s", self.step, self.backbone, card.words, card.licence or "not stated")
+        records = [
+            record
             for split in datamodule.predict_splits
-        }
-        folder = datamodule.output_folder("features", "train")
-        records = [record for split in left.values() for record in split]
-        if records:
-            log.info("%s: %s", self.step, space_needed(records, self.reader, folder))
+            for record in datamodule.records(split)
+            if (split, record.id) not in datamodule.written
+        ]
+        if records and self.hparams.cache:
+            folder, advice = datamodule.output_folder("features", "train"), (
+                "write less: fewer taps or a smaller side. Without any space: "
+                f"--{self.step}.cache false, which computes features at every reading"
+            )  # fmt: skip
+            channels = sum(self.network.channels.values())
+            log.info("%s: %s", self.step, space_needed(records, self.reader.grid, channels, folder, advice=advice))
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone."""
+        return self.reader.settings.backbone
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Features of one image, or what a process of the loader made of it."""
         features: Tensor | None = batch.get("features")
         if features is None:
-            features = self.network(batch["image"][None])[0]
+            features = self.reader.features(batch["images"], batch["id"][0])
         return {"features": [(features.cpu(),)]}
 
     def inference_info(self) -> dict[str, Any]:
-        """Channels of each tap in the order of the files, and whose features they are."""
-        card = self.network.card
-        return {"taps": dict(self.network.channels), "supervision": card.words, "licence": card.licence}
+        """Channels of each tap in the order of the files, whose features they are, and how to compute them."""
+        live = {} if self.hparams.cache else {"live": self.reader.settings.record()}
+        words = {"backbone": self.backbone, "supervision": self.card.words, "licence": self.card.licence}
+        return {"taps": dict(self.network.channels), **words, **live}
+
+
+class _Grids(torch.utils.data.Dataset[dict[str, Any]]):
+    """Features without a channel, which say the grid alone."""
+
+    def __init__(self, records: Sequence[Record], reader: FeatureReader) -> None:
+        self.records, self.reader = list(records), reader
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        return {"id": [record.id], "features": torch.zeros(0, *self.reader.grid(record), dtype=torch.float16)}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.rebalance_stored.spec import SPEC
 from dhr_lightning.methods.refinement import RefiningTask
@@ -23,7 +24,8 @@ class RebalanceStoredTask(RefiningTask, StoredTask):
     """Predict rebalanced masks of the training images; no network takes part.
 
     Args:
-        features: layers in place of the unsupervised features (`uss`) and of the supervised ones (`wss`).
+        features: layers in place of the unsupervised features (`uss`) and of the supervised ones (`wss`); default:
+            the keys of a vision transformer, or else the last layer stored, and the last two layers without the keys.
         standardise: scale every channel to mean 0 and deviation 1 over the training images first.
         rebalance: `profile` and what differs from it, see `ops.profiles.RebalanceSettings`.
         crf_seed: dense CRF settings of the seeds.
@@ -45,8 +47,9 @@ class RebalanceStoredTask(RefiningTask, StoredTask):
         crf_final: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        self.uss, self.wss = _layers(features)
-        super().__init__(taps=tuple(dict.fromkeys((*self.uss, *self.wss))), **options)
+        self.layers = _chosen(features)
+        taps = None if self.layers is None else tuple(dict.fromkeys((*self.layers["uss"], *self.layers["wss"])))
+        super().__init__(taps=taps, **options)
         self.rebalance_settings = rebalance_settings(**(rebalance or {}))
         self.refine_seed = self.build_refiner(CRFSettings(**(crf_seed or {})))
         self.refine_final = self.build_refiner(CRFSettings(**(crf_final or {})), cache=self.refine_seed.cache)
@@ -81,8 +84,11 @@ class RebalanceStoredTask(RefiningTask, StoredTask):
     def mask_inputs(self, batch: Batch) -> RebalanceInputs:
         """Masks, CAMs and layers of whole images, as `pseudo_masks` rebalances them."""
         offset, background = self.classes.offset, self.classes.has_background
-        classes = ImageClasses.from_tags(batch["tags"], offset=offset, include_background=background, valid=batch["valid"])
-        layers = self._layers(batch["inputs"]["features"].float())
+        classes = ImageClasses.from_tags(
+            batch["tags"], offset=offset, include_background=background, valid=batch["valid"]
+        )
+        taps = self._taps(batch["inputs"]["features"].float())
+        layers = self.layers or default_layers(list(taps))
         grid = batch["inputs"]["features"].shape[-2:]
         cam = resize_maps(batch["inputs"]["cam"], (grid[0] * 2, grid[1] * 2))
         if background:  # CAMs are those of the tags; the background has none
@@ -92,11 +98,11 @@ class RebalanceStoredTask(RefiningTask, StoredTask):
             batch["inputs"]["masks"],
             cam,
             classes,
-            uss=torch.cat([layers[name] for name in self.uss], 1),
-            wss=[layers[name] for name in self.wss],
+            uss=torch.cat([taps[name] for name in layers["uss"]], 1),
+            wss=[taps[name] for name in layers["wss"]],
         )
 
-    def _layers(self, features: Tensor) -> dict[str, Tensor]:
+    def _taps(self, features: Tensor) -> dict[str, Tensor]:
         if self._statistics is not None:
             mean, deviation = (one.view(1, -1, 1, 1) for one in self._statistics)
             features = (features - mean) / deviation
@@ -104,6 +110,19 @@ class RebalanceStoredTask(RefiningTask, StoredTask):
         return dict(zip(channels, features.split(list(channels.values()), 1), strict=True))
 
 
-def _layers(features: dict[str, Sequence[str]] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    chosen = {"uss": ("keys",), "wss": ("block11", "vv"), **(features or {})}
-    return tuple(chosen["uss"]), tuple(chosen["wss"])
+def default_layers(taps: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Layers that stand for unsupervised and supervised features, see `RebalanceStoredTask`.
+
+    Args:
+        taps: names of the layers that are stored, in order.
+    """
+    others = [name for name in taps if name != "keys"] or list(taps)
+    return {"uss": ("keys",) if "keys" in taps else (others[-1],), "wss": tuple(others[-2:])}
+
+
+def _chosen(features: dict[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]] | None:
+    if features is None:
+        return None
+    if set(features) != {"uss", "wss"} or not all(features.values()):
+        raise ConfigError(f"Expected features to name layers for uss and for wss, but got {features}.")
+    return {name: tuple(layers) for name, layers in features.items()}

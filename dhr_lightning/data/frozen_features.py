@@ -1,0 +1,160 @@
+"""From a photo to features of a frozen backbone, in whichever process."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.files import image_size, read_image
+from dhr_lightning.data.normalize import normalize
+from dhr_lightning.data.resizing import cell_grid, resize_to_cells
+from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.models.taps import TapEncoder
+
+
+@dataclass(frozen=True)
+class FrozenSettings:
+    """What features of a frozen backbone depend on, besides the photo.
+
+    Args:
+        backbone: name, see `models.taps.TapEncoder`.
+        pretrained: `False`, `True` (by name) or a file of weights.
+        taps: layers, in the order of their channels.
+        side: long side of the resized photo in pixels; both sides are rounded to whole cells.
+        scales: sizes relative to `side`, the first of which gives the grid; features of the others are resampled to it
+            and averaged.
+        flip: average with the features of the mirrored photo, mirrored back.
+        compute: number type inside the backbone, `bfloat16` or `float32`.
+
+    Raises:
+        ConfigError: if a scale is not positive, or `side` is below 1.
+    """
+
+    backbone: str
+    pretrained: bool | str = False
+    taps: tuple[str, ...] = ()
+    side: int = 576
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    compute: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0 or self.side < 1:
+            raise ConfigError(f"Expected side >= 1 and scales > 0, but got {self.side} and {list(self.scales)}.")
+
+    def encoder(self) -> TapEncoder:
+        """The backbone."""
+        return TapEncoder(self.backbone, taps=self.taps, pretrained=self.pretrained, dtype=self.compute)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it; `recorded` is the inverse."""
+        return asdict(self)
+
+
+class FeatureReader:
+    """Reads a photo at the sizes its backbone wants, and computes its features if it may.
+
+    Args:
+        network: frozen backbone.
+        settings: of the features.
+        computes: whether `read` computes features, or gives the normalised photo.
+    """
+
+    def __init__(self, network: TapEncoder, settings: FrozenSettings, *, computes: bool = True) -> None:
+        self.network, self.settings, self.computes = network, settings, computes
+
+    def grid(self, record: Record) -> tuple[int, int]:
+        """Rows and columns of cells of a photo; only its header is read."""
+        side = self._sides()[0]
+        return cell_grid(image_size(record.image), side=side, cell=self.network.cell, path=record.image)
+
+    def _sides(self) -> list[int]:
+        return [max(self.network.cell, round(self.settings.side * scale)) for scale in self.settings.scales]
+
+    def images(self, record: Record) -> list[Tensor]:
+        """The normalised photo `(3, H, W)` at every scale.
+
+        Raises:
+            DataError: if the photo cannot be read.
+        """
+        network, whole = self.network, read_image(record.image)
+        resized = [
+            resize_to_cells(
+                whole, side=side, cell=network.cell, interpolation=network.card.interpolation, path=record.image
+            )
+            for side in self._sides()
+        ]
+        return [self._normalised(np.array(image)) for image in resized]
+
+    def _normalised(self, pixels: np.ndarray[Any, Any]) -> Tensor:
+        batch, card = torch.from_numpy(pixels).permute(2, 0, 1)[None], self.network.card
+        inside = torch.ones(1, *batch.shape[-2:], dtype=torch.bool)
+        return normalize(batch, inside, mean=card.mean, std=card.std)[0]
+
+    @torch.no_grad()
+    def features(self, images: Sequence[Tensor], record_of: str) -> Tensor:
+        """Features `(D, h, w)` float16 of one photo at every scale, averaged over scales and mirror.
+
+        Args:
+            images: of `images`, on the device of the backbone.
+            record_of: the photo, for the message.
+
+        Raises:
+            DataError: if they are not finite numbers in half precision.
+        """
+        maps = [self._maps(image[None]) for image in images]  # (1, D, h, w)
+        grid = maps[0].shape[-2:]
+        same = [maps[0], *(F.interpolate(one, grid, mode="bilinear", align_corners=False) for one in maps[1:])]
+        features = torch.stack(same).mean(0)[0].half()
+        if not bool(torch.isfinite(features).all()):
+            raise DataError(f"The features of {record_of} are not finite. Look at the photo and at the weights.")
+        return features
+
+    def _maps(self, image: Tensor) -> Tensor:
+        maps: Tensor = self.network(image)
+        return (maps + self.network(image.flip(-1)).flip(-1)) / 2 if self.settings.flip else maps
+
+    def read(self, record: Record) -> dict[str, Any]:
+        """`{id: [id], features: (D, h, w) float16}`, or `images` of every scale in place of features."""
+        images = self.images(record)
+        if not self.computes:
+            return {"id": [record.id], "images": images}
+        return {"id": [record.id], "features": self.features(images, str(record.image))}
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """What a `FeatureReader` makes of each record."""
+
+    def __init__(self, records: Sequence[Record], reader: FeatureReader) -> None:
+        self.records, self.reader = list(records), reader
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one record."""
+        return self.reader.read(self.records[index])
+
+
+def recorded(settings: Mapping[str, Any]) -> FeatureReader:
+    """A reader from what `FrozenSettings.record` gave; it is made once for each process.
+
+    Raises:
+        CheckpointError: if the file of weights is not there any more.
+    """
+    return _reader(json.dumps(settings, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(text: str) -> FeatureReader:
+    content = json.loads(text)
+    settings = FrozenSettings(**{**content, "taps": tuple(content["taps"]), "scales": tuple(content["scales"])})
+    return FeatureReader(settings.encoder(), settings)
