@@ -17,7 +17,7 @@ from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.evaluation.compare import compare_masks
-from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.progress import duration
 
 log = logging.getLogger("dhr_lightning")
@@ -42,24 +42,24 @@ class PseudoMaskRefresh(L.Callback):
             raise ConfigError(f"Expected PseudoMaskRefresh.every >= 1, but got {every}.")
         self.every = every
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: RebalancingTask) -> None:
         """Make round 0, unless a resumed run already trains on a later one."""
         self._first = trainer.datamodule.mask_round is None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: RebalancingTask) -> None:
         """Make the first round now that the task has loaded its weights."""
         refiner, device = pl_module.refine_final, trainer.strategy.root_device
         log.info("%s: refinement: %s", pl_module.step, refiner.describe(device))
         if self._first:
             self.refresh(trainer, pl_module, 0)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: DHRTask) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: RebalancingTask) -> None:
         """Make the next round if one is due and another epoch will use it."""
         finished = trainer.current_epoch + 1
         if finished % self.every == 0 and finished < (trainer.max_epochs or 0):
             self.refresh(trainer, pl_module, finished // self.every)
 
-    def refresh(self, trainer: L.Trainer, task: DHRTask, number: int) -> None:
+    def refresh(self, trainer: L.Trainer, task: RebalancingTask, number: int) -> None:
         """Regenerate the masks of all training images with the current weights."""
         datamodule: WSSSDataModule = trainer.datamodule
         records = datamodule.records("train")
@@ -85,7 +85,7 @@ class PseudoMaskRefresh(L.Callback):
         return replace(identity, checkpoint=checkpoint)
 
     def _write(
-        self, trainer: L.Trainer, task: DHRTask, writer: ArtifactWriter, records: list[Record], what: str
+        self, trainer: L.Trainer, task: RebalancingTask, writer: ArtifactWriter, records: list[Record], what: str
     ) -> None:
         """Write the masks of some images."""
         if not records:

@@ -149,6 +149,15 @@ class BaseTask(L.LightningModule):
             batch["tags"], offset=self.classes.offset, include_background=False, valid=batch["valid"]
         )
 
+    def image_classes(self, batch: Batch) -> ImageClasses:
+        """The tagged classes of a batch, with the background where the class list has one."""
+        return ImageClasses.from_tags(
+            batch["tags"],
+            offset=self.classes.offset,
+            include_background=self.classes.has_background,
+            valid=batch["valid"],
+        )
+
     def whole_batches(
         self, records: Sequence[Record], what: str, *, when: Literal["predict", "refresh"] = "predict"
     ) -> Iterator[Batch]:

@@ -34,6 +34,11 @@ class StoredTask(BaseTask):
         stored = self.trainer.datamodule.tap_channels("features")
         return {name: stored[name] for name in (self.taps or stored)}
 
+    def split_taps(self, features: Tensor) -> dict[str, Tensor]:
+        """`(B, D, h, w)` stored features by tap."""
+        channels = self.tap_channels()
+        return dict(zip(channels, torch.split(features, list(channels.values()), dim=1), strict=True))
+
     @torch.no_grad()
     def feature_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(D,)` of each channel over the cells of some training images."""

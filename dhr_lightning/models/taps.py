@@ -116,12 +116,17 @@ def check_backbone(name: str) -> None:
     Raises:
         ConfigError: names the nearest ones.
     """
-    if is_encoder(name) or timm.is_model(name.split(".")[0]):
+    if is_backbone(name):
         return
     known = [*encoders, *timm.list_models(), *timm.list_pretrained()]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"The nearest: {', '.join(nearest)}." if nearest else "Look names up with timm.list_models('*dino*')."
     raise ConfigError(f"Unknown backbone {name!r}. {hint}")
+
+
+def is_backbone(name: str) -> bool:
+    """Whether timm or `build_encoder` knows a name."""
+    return bool(name) and (is_encoder(name) or bool(timm.is_model(name.split(".")[0])))
 
 
 def default_taps(name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from dhr_lightning.pipeline.recipe import IMPORTED, Recipe, RecipeStep, kind_rea
 from dhr_lightning.pipeline.request import Request
 from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import recorded_status
-from dhr_lightning.provenance.start_checks import can_download, check_arguments, check_background
+from dhr_lightning.provenance.start_checks import AUTO, can_download, check_arguments, check_background, named_weights
 from dhr_lightning.provenance.views import DataView, DataViews
 from dhr_lightning.steps import TRUTH, did_you_mean, get_method
 
@@ -154,7 +154,7 @@ def _planned(
     check_arguments(config, step=step.name)
     arguments = config["model"]["init_args"]
     if request.weights and (can_download(config) or arguments.get("pretrained") is True):
-        arguments["pretrained"] = request.weights
+        arguments.update(named_weights(request.weights, arguments.get("backbone", AUTO), step=step.name))
     elif request.download and can_download(config):
         arguments["pretrained"] = True
     check_background(config, step=step.name)

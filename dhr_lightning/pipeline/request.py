@@ -31,7 +31,7 @@ class Request:
         overrides: `--a.b value` for all steps, `--STEP.a.b value` for one.
         outputs: steps that are wanted, instead of the recipe's own.
         download: take pretrained weights by name for every step whose backbone has none.
-        weights: file of pretrained weights for every step that starts from a backbone of its own.
+        weights: file or name of pretrained weights for every step that starts from a backbone of its own.
     """
 
     recipe: str | None = None
@@ -80,7 +80,6 @@ class Request:
                             ("workspace", self.workspace)):  # fmt: skip
             words += [f"--{name}", value] if value else []
         words += ["--weights", self.weights] if self.weights else []
-        words += ["--download"] if self.download else []
         words += ["--overlay", *self.overlays] if self.overlays else []
         words += ["--swap", *(f"{step}={method}" for step, method in self.swaps.items())] if self.swaps else []
         words += ["--drop", *self.drops] if self.drops else []
@@ -123,7 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser, "--set", "A.B=VALUE",
         "settings of all steps (trainer.max_epochs=2) or of one (cam.scales=[1.0]); --STEP.A.B VALUE says the same",
     )  # fmt: skip
-    parser.add_argument("--weights", metavar="FILE", help="pretrained weights of every step that has none yet")
+    parser.add_argument("--weights", metavar="FILE|NAME", help="pretrained weights of every step that has none yet")
     parser.add_argument("--download", action="store_true",
                         help="pretrained: true for every step whose backbone has no weights")  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What refuses a step before any work, from its configuration alone (no torch)."""
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ _DATAMODULE, _TRAINER = "dhr_lightning.data.datamodule.WSSSDataModule", "lightni
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
 _PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
+AUTO = "auto"  # the backbone that the weights belong to
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -112,6 +115,27 @@ def can_download(config: Mapping[str, Any]) -> bool:
     arguments, backbone = config["model"].get("init_args") or {}, backbone_of(config)
     wants = not (arguments.get("pretrained") or arguments.get("from_scratch") or filled_from(config))
     return wants and backbone not in (_FITTED, _WITHOUT_WEIGHTS)
+
+
+def named_weights(weights: str, backbone: str, *, step: str) -> dict[str, Any]:
+    """Arguments of a task that starts from the weights that the command line names.
+
+    Args:
+        weights: a file, or a name of weights, which is also that of the backbone.
+        backbone: of the task; `auto` where the weights say which.
+        step: for the message.
+
+    Raises:
+        ConfigError: if it is the name of another backbone.
+    """
+    if os.path.isfile(weights) or os.sep in weights or Path(weights).suffix in _FILES:
+        return {"pretrained": weights}
+    if backbone not in (AUTO, weights):
+        raise ConfigError(
+            f"{step} has the backbone {backbone!r}, but --weights names {weights!r}, which is no file either. To "
+            f"change the backbone: --{step}.backbone {weights} --download."
+        )
+    return {"backbone": weights, "pretrained": True}
 
 
 def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from dhr_lightning.data.frozen_features import FeatureDataset, FeatureReader, Fr
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features.frozen.spec import SPEC
-from dhr_lightning.models.taps import default_taps
+from dhr_lightning.models.taps import default_taps, is_backbone
 
+CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 log = logging.getLogger("dhr_lightning")
 
 
@@ -28,7 +30,8 @@ class FrozenTask(BaseTask):
 
     Args:
         backbone: name of a timm model (with its tag: `vit_base_patch16_clip_quickgelu_224.openai`) or of an encoder of
-            `models.backbones.build_encoder`.
+            `models.backbones.build_encoder`; `auto` is what the file of weights is called after, such as
+            `tf_efficientnet_lite0.safetensors`, and CLIP ViT-B/16 if that is no such name.
         pretrained: `true` (by name) or a file of weights.
         taps: layers to write, see `models.taps.TapEncoder`; default those of `models.taps.default_taps`.
         side: long side of the resized image in pixels; both sides are rounded to whole cells.
@@ -48,7 +51,7 @@ class FrozenTask(BaseTask):
     def __init__(
         self,
         *,
-        backbone: str = "vit_base_patch16_clip_quickgelu_224.openai",
+        backbone: str = "auto",
         pretrained: bool | str = False,
         taps: Sequence[str] | None = None,
         side: int = FrozenSettings.side,
@@ -62,8 +65,9 @@ class FrozenTask(BaseTask):
         super().__init__(**options)
         if processes != "auto" and (isinstance(processes, str) or processes < 0):
             raise ConfigError(f"Expected model.init_args.processes to be auto or >= 0, but got {processes!r}.")
-        chosen = tuple(taps) if taps else default_taps(backbone)
-        settings = FrozenSettings(backbone, pretrained, chosen, side, tuple(scales), flip, compute)
+        name = named_after(pretrained) if backbone == "auto" else backbone
+        chosen = tuple(taps) if taps else default_taps(name)
+        settings = FrozenSettings(name, pretrained, chosen, side, tuple(scales), flip, compute)
         self.network = settings.encoder()
         self.card = self.network.card
         self.reader = FeatureReader(self.network, settings)
@@ -124,6 +128,12 @@ class FrozenTask(BaseTask):
         live = {} if self.hparams.cache else {"live": self.reader.settings.record()}
         words = {"backbone": self.backbone, "supervision": self.card.words, "licence": self.card.licence}
         return {"taps": dict(self.network.channels), **words, **live}
+
+
+def named_after(pretrained: bool | str) -> str:
+    """The backbone that a file of weights is called after; CLIP ViT-B/16 if there is none."""
+    stem = Path(pretrained).stem if isinstance(pretrained, str) else ""
+    return stem if is_backbone(stem) else CLIP
 
 
 class _Grids(torch.utils.data.Dataset[dict[str, Any]]):

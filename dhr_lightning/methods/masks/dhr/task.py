@@ -10,20 +10,16 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.spec import SPEC
-from dhr_lightning.methods.refinement import RefiningTask
+from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
-from dhr_lightning.ops.classes import ImageClasses
-from dhr_lightning.ops.crf.dense import CRFSettings
-from dhr_lightning.ops.profiles import rebalance_settings
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
-from dhr_lightning.ops.rebalancing import RebalanceResult, rebalance
 
 SEED_VIEWS = ("default", "paper")
 
 
-class DHRTask(RefiningTask, SegmentationTask):
+class DHRTask(RebalancingTask, SegmentationTask):
     """Train segmentation and classification together on masks that this network's own features rebalance.
 
     The masks are regenerated between epochs by the refresh callback, which calls `pseudo_masks`.
@@ -32,12 +28,8 @@ class DHRTask(RefiningTask, SegmentationTask):
         seed_view: CAM behind the seeds. `default`: sum over `cam_scales` and their mirrors on a grid twice as fine as
             the features; `paper`: the image as it is, at stride 16.
         cam_scales: relative image sizes of the CAM behind the seeds, each with its mirror; for `default` only.
-        rebalance: `profile` (`default` or `reference`) and what differs from it, see `ops.profiles.RebalanceSettings`.
-        crf_seed: dense CRF settings of the seeds.
-        crf_final: dense CRF settings of the final masks.
         weight_cls: weight of the classification loss beside the segmentation loss.
-        **options: network, training and prediction, see `SegmentationTask`; refinement of seeds and final masks, see
-            `RefiningTask`.
+        **options: mask step, see `RebalancingTask`; network, training and prediction, see `SegmentationTask`.
 
     Source: DHR (arXiv:2404.00380), Sec. 3.
     Differs: masks are regenerated between epochs, in the geometry of the whole image, not at every step on the crop.
@@ -52,9 +44,6 @@ class DHRTask(RefiningTask, SegmentationTask):
         *,
         seed_view: str = "default",
         cam_scales: tuple[float, ...] = (1.0, 1.5),
-        rebalance: dict[str, Any] | None = None,
-        crf_seed: dict[str, float] | None = None,
-        crf_final: dict[str, float] | None = None,
         weight_cls: float = 1.0,
         **options: Any,
     ) -> None:
@@ -63,10 +52,6 @@ class DHRTask(RefiningTask, SegmentationTask):
             raise ConfigError(
                 f"Expected model.init_args.seed_view to be {' or '.join(SEED_VIEWS)}, but got {seed_view!r}."
             )
-        self.rebalance_settings = rebalance_settings(**(rebalance or {}))
-        self.refine_seed = self.build_refiner(CRFSettings(**(crf_seed or {})))
-        # With equal kernels, both refinements of an image share a lattice.
-        self.refine_final = self.build_refiner(CRFSettings(**(crf_final or {})), cache=self.refine_seed.cache)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pixel cross entropy on the current masks plus multi-label soft margin on the tags."""
@@ -81,22 +66,6 @@ class DHRTask(RefiningTask, SegmentationTask):
         """Masks at image size from all classes: tags are unknown at test time."""
         return {"prediction": cut_masks(self.inference(self.network, batch), batch)}
 
-    def pseudo_masks(self, batch: Batch) -> RebalanceResult:
-        """Rebalance the initial masks of whole images with this network's CAMs and features.
-
-        Args:
-            batch: whole images with tags, initial `masks` and `features`.
-
-        Returns:
-            The new masks `(B, H, W)` and all intermediate maps.
-        """
-        return rebalance(
-            self.mask_inputs(batch),
-            settings=self.rebalance_settings,
-            refine_seed=self.refine_seed,
-            refine_final=self.refine_final,
-        )
-
     @torch.no_grad()
     def mask_inputs(self, batch: Batch) -> RebalanceInputs:
         """Initial masks, compact CAMs and features of whole images, as `pseudo_masks` rebalances them.
@@ -104,12 +73,7 @@ class DHRTask(RefiningTask, SegmentationTask):
         Args:
             batch: as that of `pseudo_masks`.
         """
-        classes = ImageClasses.from_tags(
-            batch["tags"],
-            offset=self.classes.offset,
-            include_background=self.classes.has_background,
-            valid=batch["valid"],
-        )
+        classes = self.image_classes(batch)
         image = batch["image"]
         features = self.network.encoder(image)
         cam = self._seed_cam(image, features)

@@ -1,8 +1,8 @@
 """Between baseline and DHR: remove biased background from the masks with unsupervised features."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class MARSTask(RefiningTask):
             left, in [0, 1]; the next step then reads the latter instead.
         max_rejected: the same if more than this share of the foreground pixels of the masks read is rejected.
         force_masks: start from the masks named even if they are harmful themselves.
+        taps: layers of stored features to read; default all.
         **options: refinement, see `RefiningTask`; no optimiser is used.
 
     Source: MARS (arXiv:2304.09913), Eq. 1-4.
@@ -59,6 +60,7 @@ class MARSTask(RefiningTask):
 
     spec = SPEC
     augment = False
+    canvas_divisor: ClassVar[int] = 1  # no network: nothing has to be padded
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class MARSTask(RefiningTask):
         max_lost_tags: float = 0.05,
         max_rejected: float = 0.45,
         force_masks: bool = False,
+        taps: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -90,6 +93,7 @@ class MARSTask(RefiningTask):
             if not 0 <= limit <= 1:
                 raise ConfigError(f"Expected model.init_args.{name} in [0, 1], but got {limit}.")
         self.automatic_optimization = False
+        self.taps = None if taps is None else tuple(taps)
         self.threshold = None if threshold == "auto" else threshold
         self.refiner = self.build_refiner(CRFSettings(**(crf or {})))
         self.register_buffer("centroids", torch.zeros(0))

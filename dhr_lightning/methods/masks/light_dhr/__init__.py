@@ -1,0 +1,1 @@
+"""Light segmenter that rebalances its own masks."""
