@@ -61,9 +61,8 @@ class LightSegmenter(StandardizedModule):
         """All taps `(B, D, h, w)` -> the last feature map `(B, width, s*h, s*w)`."""
         check_dims("features", features, "B D h w")
         check_shape("features", features, (len(features), len(self.mean), *features.shape[2:]), "B D h w")
-        taps = torch.split(self.standardize(features), list(self.channels.values()), dim=1)
-        total = sum(project(tap) for project, tap in zip(self.projections, taps, strict=True))
-        encoded = F.gelu(self.norm(total))  # (B, width, h, w)
+        weight = torch.cat([projection.weight[:, :, 0, 0] for projection in self.projections], dim=1)
+        encoded = F.gelu(self.norm(self.project(features, weight)))  # (B, width, h, w), of the sum over the taps
         if self.upsample > 1:
             encoded = F.interpolate(encoded, scale_factor=self.upsample, mode="bilinear", align_corners=False)
         return self.blocks(encoded)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dhr_lightning.ops._checks import check_finite, check_shape
 
@@ -41,6 +42,24 @@ class StandardizedModule(nn.Module):
             raise ValueError(f"Expected `std` >= 0, but got {float(std.min())}.")
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6 * mean.abs(), std, 1.0))
+
+    def project(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A 1x1 convolution of the standardised features, which are never made: weight and bias take the scaling over.
+
+        Args:
+            features: `(B, D, h, w)` of any floating type; under autocast in the type of that, else in float32.
+            weight: `(O, D)`.
+            bias: `(O,)`.
+
+        Returns:
+            `(B, O, h, w)`, equal to the convolution of `standardize(features)` up to rounding.
+        """
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        scaled = weight / self.std
+        shift = -(scaled @ self.mean) if bias is None else bias - scaled @ self.mean
+        kernel = scaled[..., None, None].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(features.to(dtype), kernel.to(dtype)) + shift[:, None, None]
 
     def standardize(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` of any floating type -> the same shape in the precision of the statistics."""

@@ -1,6 +1,7 @@
 """Multi-label classifier on the cells of stored features."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dhr_lightning.models.standardize import StandardizedModule
 from dhr_lightning.ops._checks import check_positive
@@ -27,14 +28,16 @@ class TagHead(StandardizedModule):
         for name, size in (("channels", channels), ("tags", tags), ("hidden", 1 if hidden is None else hidden)):
             check_positive(name, size)
         super().__init__(channels)
-        self.hidden = nn.Identity() if hidden is None else nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU())
+        self.hidden = None if hidden is None else nn.Conv2d(channels, hidden, 1)
         self.classifier = nn.Conv2d(channels if hidden is None else hidden, tags, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.bias, _BIAS)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` -> logits `(B, T, h, w)`."""
-        return self.classifier(self.hidden(self.standardize(features)))
+        first = self.classifier if self.hidden is None else self.hidden
+        maps = self.project(features, first.weight[:, :, 0, 0], first.bias)
+        return maps if self.hidden is None else self.classifier(F.gelu(maps))
 
     def class_maps(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` -> logits without their bias `(B, T, h, w)`, `w_c · f` of CAM; raw, any range."""

@@ -44,7 +44,7 @@ class LightDHRTask(RebalancingTask, LightTask):
         taps = self.split_taps(self.network.standardize(features))
         if self.trainer.datamodule.mask_round is None:  # nothing has been learnt yet
             return stored_inputs(batch, classes, batch["inputs"]["cam"], taps, self.layers)
-        encoded = self.network.encode(features.float())
+        encoded = self.network.encode(features).float()
         inputs = stored_inputs(batch, classes, self._class_maps(encoded, batch), taps, self.layers)
         return RebalanceInputs(
             inputs.image, inputs.mask, inputs.cam, classes, uss=inputs.uss, wss=[*inputs.wss, encoded]

@@ -13,6 +13,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
+from dhr_lightning.ops._checks import full_precision
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.learnt_background import (
     ConfidentCells,
@@ -77,7 +78,7 @@ class TagHeadTask(StoredTask):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` stored features -> logits `(B, T, h, w)`."""
-        logits: Tensor = self.network(features.float())
+        logits: Tensor = self.network(features)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -89,21 +90,23 @@ class TagHeadTask(StoredTask):
 
     def on_train_epoch_end(self) -> None:
         """Fit the background to the finished head."""
-        if self.hparams.background == "learnt" and self.current_epoch + 1 == self.trainer.max_epochs:
+        finished = self.trainer.global_step >= self.trainer.estimated_stepping_batches
+        if self.hparams.background == "learnt" and finished:
             self._fit_background()
 
     @torch.no_grad()
     def _fit_background(self) -> None:
         cells = ConfidentCells(**self.cells)
         for batch in self.stored_batches(BACKGROUND_IMAGES, "background"):
-            features = batch["inputs"]["features"].float()
+            features = batch["inputs"]["features"]
             cam = self._normalised(features, batch["tags"], batch["valid"])
             cells.update(self.network.standardize(features), cam, batch["id"], valid=batch["valid"])
         self.background_weight, self.background_bias = fit_background(cells)
 
     def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
-        return normalize_cam(gather_classes(self(features), classes), valid=valid)
+        with full_precision(features):
+            return normalize_cam(gather_classes(self(features), classes), valid=valid)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
@@ -125,7 +128,7 @@ class TagHeadTask(StoredTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images, on the grid of their features."""
-        features, classes = batch["inputs"]["features"].float(), self.tagged(batch)
+        features, classes = batch["inputs"]["features"], self.tagged(batch)
         cam = self._normalised(features, batch["tags"])
         if self.hparams.background == "learnt":
             standardized = self.network.standardize(features)

@@ -18,6 +18,7 @@ from dhr_lightning.methods.segmenters.light.gate import TagGate
 from dhr_lightning.methods.segmenters.light.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.light import LightSegmenter
+from dhr_lightning.ops._checks import full_precision
 
 HEAD = {"width": 192, "blocks": 2, "upsample": 2, "dropout": 0.0}
 
@@ -74,7 +75,7 @@ class LightTask(ScoredTask, StoredTask):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` stored features -> logits `(B, C, 2 h, 2 w)`."""
-        logits: Tensor = self.network(features.float())
+        logits: Tensor = self.network(features)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -87,9 +88,10 @@ class LightTask(ScoredTask, StoredTask):
     def probability(self, batch: Batch) -> Tensor:
         """Class probabilities `(B, C, H, W)` of whole images, gated if that is set."""
         features, size = batch["inputs"]["features"], batch["pixels"].shape[-2:]
-        probability = self(features).softmax(1)
-        if self.inference.settings.flip:
-            probability = (probability + self(features.flip(-1)).softmax(1).flip(-1)) / 2
+        with full_precision(features):
+            probability = self(features).softmax(1)
+            if self.inference.settings.flip:
+                probability = (probability + self(features.flip(-1)).softmax(1).flip(-1)) / 2
         if self._gate is not None:
             probability = probability * self._gate(features)[..., None, None]
         return F.interpolate(probability, size, mode="bilinear", align_corners=False)
