@@ -97,8 +97,11 @@ def _dequantized(state: Mapping[str, Tensor]) -> State:
         if kind == "int8":
             scale = state.get(f"{stem}.scale")
             if scale is None or value.dtype != torch.int8 or scale.shape != value.shape[:1]:
-                found = "no such tensor" if scale is None else f"{tuple(scale.shape)} for {tuple(value.shape)}"
-                raise TypeError(f"{key} needs int8 rows and {stem}.scale with one number for each, but got {found}")
+                scales = "none" if scale is None else tuple(scale.shape)
+                raise TypeError(
+                    f"expected int8 rows in {key} and a number for each in {stem}.scale, but got "
+                    f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} and {scales}"
+                )
             result[stem] = value.float() * scale.float().view(-1, *[1] * (value.ndim - 1))
         elif not (kind == "scale" and f"{stem}.int8" in state):
             result[key] = value
