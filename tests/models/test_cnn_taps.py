@@ -106,7 +106,7 @@ def test_where_a_cell_looks_is_centred_at_most_half_a_cell_from_its_middle(name:
 
 def test_a_network_whose_strides_do_not_double_is_refused(monkeypatch: pytest.MonkeyPatch):
     class Flat(nn.Module):
-        class feature_info:  # noqa: N801 - as timm calls it
+        class feature_info:
             @staticmethod
             def reduction() -> list[int]:
                 return [16, 16]
