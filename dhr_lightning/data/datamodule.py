@@ -26,7 +26,7 @@ from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.stored import GridCrop, StoredDataset, collate_stored
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
-from dhr_lightning.models.cards import IMAGENET_CARD, Colours
+from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
 from dhr_lightning.steps import TRUTH
 
 
@@ -266,11 +266,10 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise on the device, as the weights of the task want it; padding stays zero."""
         if isinstance(batch, dict) and "pixels" in batch:
-            card = getattr(self.task, "card", IMAGENET_CARD)
-            colours: dict[str, Colours] = {"mean": card.mean, "std": card.std}
-            batch["image"] = normalize(batch["pixels"], batch["valid"], **colours)
+            card: WeightsCard = getattr(self.task, "card", IMAGENET_CARD)
+            batch["image"] = normalize(batch["pixels"], batch["valid"], card)
             if "neighbour" in batch:
-                batch["neighbour_image"] = normalize(batch["neighbour"], torch.ones_like(batch["valid"]), **colours)
+                batch["neighbour_image"] = normalize(batch["neighbour"], torch.ones_like(batch["valid"]), card)
             port = self._truth_port()
             if port is not None and "gt_mask" in batch and self.trainer and self.trainer.training:
                 batch.setdefault("inputs", {})[port] = batch["gt_mask"]

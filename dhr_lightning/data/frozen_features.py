@@ -97,7 +97,7 @@ class FeatureReader:
     def _normalised(self, pixels: np.ndarray[Any, Any]) -> Tensor:
         batch, card = torch.from_numpy(pixels).permute(2, 0, 1)[None], self.network.card
         inside = torch.ones(1, *batch.shape[-2:], dtype=torch.bool)
-        return normalize(batch, inside, mean=card.mean, std=card.std)[0]
+        return normalize(batch, inside, card)[0]
 
     @torch.no_grad()
     def features(self, images: Sequence[Tensor], record_of: str) -> Tensor:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from dhr_lightning.errors import DataError
 
@@ -68,3 +71,23 @@ def resize_to_cells(image: Image.Image, *, side: int, cell: int, interpolation: 
     rows, columns = cell_grid((image.height, image.width), side=side, cell=cell, path=path)
     target = (columns * cell, rows * cell)
     return image if image.size == target else image.resize(target, FILTERS[interpolation])
+
+
+def resize_pixels(pixels: Tensor, *, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Resize images that are tensors already, as `resize_to_cells` does it to within a grey level or two.
+
+    Args:
+        pixels: `(B, 3, H, W)`, uint8 or float32; any device.
+        size: rows and columns of pixels, such as those of `cell_grid` times the cell.
+        interpolation: a name in `FILTERS`; `lanczos`, which torch lacks, becomes `bicubic`.
+
+    Returns:
+        `(B, 3, *size)` of the same type; uint8 is rounded and stays in [0, 255], floats may overshoot.
+    """
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    if interpolation == "nearest":
+        return F.interpolate(pixels, size, mode="nearest-exact")
+    mode = "bicubic" if interpolation == "lanczos" else interpolation
+    resized = F.interpolate(pixels.float(), size, mode=mode, align_corners=False, antialias=True)
+    return resized if pixels.is_floating_point() else resized.round_().clamp_(0, 255).to(torch.uint8)

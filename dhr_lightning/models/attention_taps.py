@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,12 +77,12 @@ class TransformerTaps(nn.Module):
         last = self.depth - 1
         for index, block in enumerate(self.model.blocks[: self.needed]):
             if index == last:
-                found |= self._attention_taps(x)
+                found |= self._attention_taps(x, rotary)
             x = self._run(block, x, index, rotary)
             if f"block{index + 1}" in self.sizes:
                 found[f"block{index + 1}"] = x
         if self.needed == last:  # the attention of the last block is wanted, but not what comes out of it
-            found |= self._attention_taps(x)
+            found |= self._attention_taps(x, rotary)
         if "tokens" in self.sizes or "class_token" in self.sizes:
             tokens = self._final_norm(x)
             found |= {"tokens": tokens, "class_token": tokens[:, 0]}
@@ -94,9 +94,10 @@ class TransformerTaps(nn.Module):
         return tokens[:, self.prefix :].transpose(1, 2).reshape(len(tokens), -1, *grid)  # (B, D, h, w)
 
     def _run(self, block: nn.Module, x: Tensor, index: int, rotary: Tensor | None) -> Tensor:
-        if rotary is None:
-            return block(x)
-        return block(x, rope=rotary[index] if getattr(self.model, "rope_mixed", False) else rotary)
+        return block(x) if rotary is None else block(x, rope=self._rotary_of(index, rotary))
+
+    def _rotary_of(self, index: int, rotary: Tensor) -> Tensor:
+        return rotary[index] if getattr(self.model, "rope_mixed", False) else rotary  # one for each block, or for all
 
     def _positions_of(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
         """Position embeddings `(1, N or prefix + N, D)` and rotary ones of a grid; those of the last grids are kept."""
@@ -128,7 +129,7 @@ class TransformerTaps(nn.Module):
     def _final_norm(self, x: Tensor) -> Tensor:
         return self.model.fc_norm(self.model.norm(x))  # one of them does nothing: timm norms before or after pooling
 
-    def _attention_taps(self, x: Tensor) -> dict[str, Tensor]:
+    def _attention_taps(self, x: Tensor, rotary: Tensor | None) -> dict[str, Tensor]:
         """Taps of the last block's attention that are asked for, from what enters the block `(B, prefix + N, D)`."""
         wanted = self.sizes.keys() & set(ATTENTION_TAPS)
         if not wanted:
@@ -138,7 +139,8 @@ class TransformerTaps(nn.Module):
         heads = heads_of(block.attn, x)
         found = {name: getattr(heads, name).transpose(1, 2).flatten(2) for name in wanted & set(Heads._fields)}
         if "attention" in wanted:
-            found["attention"] = class_attention(heads, block.attn.scale)[..., None]
+            turned = heads if rotary is None else rotated(heads, self._rotary_of(-1, rotary), block.attn)
+            found["attention"] = class_attention(turned, block.attn.scale)[..., None]
         if wanted & {"vv", "projection"}:
             found["vv"] = mixed(block.attn, x, F.scaled_dot_product_attention(*[heads.values] * 3))
         if "projection" in wanted:
@@ -167,8 +169,19 @@ def heads_of(attention: nn.Module, x: Tensor) -> Heads:
             separate: list[Any] = [bias, attention.k_bias, attention.v_bias]
             whole = whole + torch.cat(separate)
         three = list(whole.chunk(3, dim=-1))
-    queries, keys, values = (one.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for one in three)
+    shape = (*x.shape[:2], int(attention.num_heads), -1)
+    queries, keys, values = (one.view(shape).transpose(1, 2) for one in three)
     return Heads(attention.q_norm(queries), attention.k_norm(keys), values)
+
+
+def rotated(heads: Heads, rotary: Tensor, attention: nn.Module) -> Heads:
+    """Queries and keys with rotary positions `(N, 2 d)` or `(heads, N, 2 d)`; class token and registers have none."""
+    prefix, half = attention.num_prefix_tokens, attention.rotate_half
+    queries, keys = (
+        torch.cat([one[:, :, :prefix], apply_rot_embed_cat(one[:, :, prefix:], rotary, half=half)], dim=2)
+        for one in (heads.queries, heads.keys)
+    )
+    return Heads(queries, keys, heads.values)
 
 
 def mixed(attention: nn.Module, x: Tensor, values: Tensor) -> Tensor:
@@ -192,7 +205,7 @@ def tap_names(model: nn.Module, *, projects: bool) -> list[str]:
     if type(block).__name__ in _BLOCKS and type(block.attn).__name__ in _ATTENTIONS and _equal_heads(block.attn):
         names += ["keys", "queries", "values", "vv", "qk"]
         names += ["projection"] if projects else []
-        names += ["attention"] if has_class and getattr(model, "rope", None) is None else []
+        names += ["attention"] if has_class else []
     return names
 
 

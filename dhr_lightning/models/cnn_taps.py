@@ -16,6 +16,9 @@ _PROBE = 64  # side of the image that tells strides and channels
 class StageTaps(nn.Module):
     """Stages of a convolutional network, area-averaged or bilinearly enlarged to one grid.
 
+    Cell (i, j) of stride s begins at pixel (s i, s j), which is where masks expect it. What it looks at is centred up
+    to half a cell before its middle with symmetric padding (ResNets), and as far behind it with that of TensorFlow.
+
     Args:
         name: a name of `build_encoder`, or a timm name.
         taps: `stage1`..`stage5`; stage k has stride 2^k (`small32`: at most 8).

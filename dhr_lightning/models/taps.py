@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.attention_taps import TransformerTaps
 from dhr_lightning.models.backbones import is_encoder
-from dhr_lightning.models.cards import card_of, named_card
+from dhr_lightning.models.cards import WeightsCard, card_of, named_card
 from dhr_lightning.models.cnn_taps import StageTaps
 from dhr_lightning.models.weights import CLASSIFIER, create_timm, load_weights, source_of
 
@@ -66,7 +66,7 @@ class TapEncoder(nn.Module):
         if dtype not in DTYPES:
             raise ConfigError(f"Expected dtype to be {' or '.join(DTYPES)}, but got {dtype!r}.")
         self.name, self.dtype, self.card = name, DTYPES[dtype], card_of(name, pretrained)
-        self.body, network = _build(name, taps, pretrained)
+        self.body, network = _build(name, taps, pretrained, self.card)
         if isinstance(pretrained, str):
             unused = CLASSIFIER if isinstance(self.body, TransformerTaps) else None
             load_weights(network, Path(pretrained), what=repr(name), unused=unused, source=source_of(name))
@@ -155,12 +155,14 @@ def is_transformer(name: str) -> bool:
     return not is_encoder(name) and bool(timm.models.is_model_in_modules(name.split(".")[0], _TRANSFORMERS))
 
 
-def _build(name: str, taps: Sequence[str], pretrained: bool | str) -> tuple[TransformerTaps | StageTaps, nn.Module]:
+def _build(
+    name: str, taps: Sequence[str], pretrained: bool | str, card: WeightsCard
+) -> tuple[TransformerTaps | StageTaps, nn.Module]:
     """The taps, and the network that weights are loaded into."""
     if not is_transformer(name):
         stages = StageTaps(name, taps=taps, pretrained=pretrained)
         return stages, stages.network
-    with_text = named_card(name)[0].supervision == "language"
+    with_text = "language" in (named_card(name)[0].supervision, card.supervision)  # of random weights the name says it
     asked = "projection" in taps
     options = {} if with_text and asked else {"num_classes": 0}
     kind = "vision transformer with a free image size"

@@ -78,17 +78,16 @@ def read_state(path: Path, *, what: str, source: str = "the file") -> State:
     if not path.is_file():
         raise CheckpointError(f"Weights of {what} are missing: {path}. Put {source} there or set pretrained: false.")
     try:
-        if path.suffix == ".safetensors":
-            return _dequantized(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         for wrapper in _WRAPPERS:
             state = state.get(wrapper, state) if isinstance(state.get(wrapper, 0), Mapping) else state
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("it holds no tensors by name")
+        return _dequantized({_PREFIX.sub("", str(key)): value for key, value in state.items()})
     except (OSError, RuntimeError, TypeError, LookupError, AttributeError, EOFError, pickle.UnpicklingError,
             SafetensorError) as error:  # fmt: skip
         raise CheckpointError(f"Weights of {what} cannot be taken from {path}: {error}") from error
-    return _dequantized({_PREFIX.sub("", str(key)): value for key, value in state.items()})
 
 
 def _dequantized(state: Mapping[str, Tensor]) -> State:
@@ -96,7 +95,14 @@ def _dequantized(state: Mapping[str, Tensor]) -> State:
     for key, value in state.items():
         stem, _, kind = key.rpartition(".")
         if kind == "int8":
-            result[stem] = value.float() * state[f"{stem}.scale"].view(-1, *[1] * (value.ndim - 1))
+            scale = state.get(f"{stem}.scale")
+            if scale is None or value.dtype != torch.int8 or scale.shape != value.shape[:1]:
+                scales = "none" if scale is None else tuple(scale.shape)
+                raise TypeError(
+                    f"expected int8 rows in {key} and a number for each in {stem}.scale, but got "
+                    f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} and {scales}"
+                )
+            result[stem] = value.float() * scale.float().view(-1, *[1] * (value.ndim - 1))
         elif not (kind == "scale" and f"{stem}.int8" in state):
             result[key] = value
     return result
@@ -120,16 +126,17 @@ def load_weights(
     """
     state = read_state(path, what=what, source=source)
     own = module.state_dict()
-    for candidate in (state, *_other_layouts(module, state)):
-        if not _differences(own, candidate, unused):
-            fitting = {key: value for key, value in candidate.items() if key in own}
-            # The base class, because encoders override this without returning the missing keys.
-            nn.Module.load_state_dict(module, fitting, strict=False)
-            return
-    raise CheckpointError(
-        f"Weights of {what} cannot be taken from {path}, which does not fit: {_differences(own, state, unused)}. "
-        "Name the backbone that these weights belong to."
-    )
+    layouts = [state, *_other_layouts(module, state)]
+    # one that fits, otherwise the nearest one, whose differences say most
+    best = max(layouts, key=lambda layout: (not _differences(own, layout, unused), len(own.keys() & layout.keys())))
+    differences = _differences(own, best, unused)
+    if differences:
+        raise CheckpointError(
+            f"Weights of {what} cannot be taken from {path}, which does not fit: {differences}. "
+            "Name the backbone that these weights belong to."
+        )
+    # The base class, because encoders override this without returning the missing keys.
+    nn.Module.load_state_dict(module, {key: value for key, value in best.items() if key in own}, strict=False)
 
 
 def _allowed(key: str, unused: Sequence[str] | None) -> bool:
@@ -139,18 +146,18 @@ def _allowed(key: str, unused: Sequence[str] | None) -> bool:
 def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], unused: Sequence[str] | None) -> str:
     """What does not fit, in words; empty if all does."""
     missing = [key for key in own if key not in state and not key.endswith(_WITHOUT_USE)]
-    unknown = [key for key in state if key not in own and not _allowed(key, unused)]
+    unknown = [key for key in state if not (key in own or _allowed(key, unused) or key.endswith(_WITHOUT_USE))]
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    found = {"missing": missing, "unknown": unknown, "of another shape": shapes}
-    return "; ".join(
-        f"{len(keys)} of {len(own)} tensors {kind}, first {', '.join(keys[:_SHOWN])}"
-        for kind, keys in found.items()
-        if keys
+    found = (
+        (missing, f"{len(own)} tensors missing"),
+        (unknown, f"the file's {len(state)} tensors unknown"),
+        (shapes, f"{len(own)} tensors of another shape"),
     )
+    return "; ".join(f"{len(keys)} of {text}, first {', '.join(keys[:_SHOWN])}" for keys, text in found if keys)
 
 
 def _other_layouts(module: nn.Module, state: State) -> list[State]:

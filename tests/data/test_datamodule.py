@@ -16,6 +16,7 @@ from dhr_lightning.data.run_inputs import NO_METHOD
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.errors import ConfigError, TagError
+from dhr_lightning.models.cards import WeightsCard
 from dhr_lightning.steps import Read
 from tests.data.datamodules import (
     FEATURES,
@@ -148,6 +149,17 @@ def test_normalisation_is_that_of_imagenet_and_padding_is_zero():
         np.testing.assert_allclose(chosen, expected, atol=1e-5)
     assert not image[1, :, :, 4:].any()
     assert image.dtype == torch.float32
+
+
+def test_the_batch_is_normalised_for_the_weights_of_the_task(make: Make):
+    card = WeightsCard((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    datamodule = make(task={"card": card, "five_crop": FiveCrop(24)})
+    datamodule.set_neighbours(torch.arange(20).roll(5)[:, None])
+    (batch, *_) = run_epoch(datamodule, 0)
+    arrived = datamodule.on_after_batch_transfer(batch, 0)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (card.mean, card.std))
+    for name, pixels in (("image", "pixels"), ("neighbour_image", "neighbour")):
+        torch.testing.assert_close(arrived[name], (batch[pixels] / 255 - mean) / std)
 
 
 def test_the_batch_is_normalised_on_arrival(make: Make):

@@ -1,5 +1,6 @@
 """Rates, randomness, batches and figures that all tasks share."""
 
+import io
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from dhr_lightning.cli import quiet
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.methods.base import BaseTask, check_class_names, cut_masks
+from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard, card_of
 from dhr_lightning.steps import StepSpec
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
@@ -186,6 +188,30 @@ def test_a_checkpoint_without_a_class_list_is_accepted():
     Task().on_load_checkpoint({"hyper_parameters": {}})
     with pytest.raises(CheckpointError, match=r"^The checkpoint was trained on 1 classes \(cow\)"):
         Task().on_load_checkpoint({"hyper_parameters": {"class_names": ["cow"]}})
+
+
+def test_a_checkpoint_keeps_how_images_were_normalised():
+    """Weights that a task goes on with want the images that they learnt from, whatever its settings say."""
+    task, fresh = Task(), Task()
+    assert task.card == IMAGENET_CARD
+    task.card = WeightsCard((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "lanczos", "CC0", "self", "own")
+    checkpoint: dict[str, Any] = {}
+    task.on_save_checkpoint(checkpoint)
+    stored = io.BytesIO()
+    torch.save(checkpoint, stored)
+    stored.seek(0)
+    fresh.on_load_checkpoint(torch.load(stored, weights_only=True))
+    assert fresh.card == task.card
+    fresh.on_load_checkpoint({})  # older ones say nothing
+    assert fresh.card == task.card
+    assert Task.card == IMAGENET_CARD
+
+
+@pytest.mark.parametrize("name", ["CAMTask", "WSSTask", "DHRTask", "USSTask"])
+def test_tasks_normalise_images_for_their_backbone(name: str):
+    task = make_task(name, backbone="tu-test_resnet")
+    assert task.card == card_of("test_resnet", False)
+    assert task.card.mean == (0.5, 0.5, 0.5) != IMAGENET_CARD.mean
 
 
 def test_the_same_class_list_is_accepted_as_a_list_or_a_tuple():

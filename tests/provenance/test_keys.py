@@ -169,6 +169,9 @@ def test_a_file_of_weights_counts_by_its_content(make: Make, tmp_path: Path):
     assert len(set(keys)) == 3
     other.write_bytes(b"others")
     assert make("cam", {name: str(other)}).fit_key not in keys
+    before = make("cam", {name: str(one)}).fit_key
+    (tmp_path / "one.pth.json").write_text('{"mean": [0.5, 0.5, 0.5]}')
+    assert make("cam", {name: str(one)}).fit_key != before  # how images are prepared for it
     other.unlink()
     assert make("cam", {name: str(other)}).fit_key not in keys  # what is not there counts by its name
 
