@@ -32,6 +32,8 @@ class FrozenSettings:
         scales: sizes relative to `side`, the first of which gives the grid; features of the others are resampled to it
             and averaged.
         flip: average with the features of the mirrored photo, mirrored back.
+        normalize: scale every tap of every cell to a length of the square root of its channels. Cosines stay as they
+            are; single tokens that are many times as long as the others no longer rule a linear head.
         compute: number type inside the backbone, `bfloat16` or `float32`.
 
     Raises:
@@ -41,9 +43,10 @@ class FrozenSettings:
     backbone: str
     pretrained: bool | str = False
     taps: tuple[str, ...] = ()
-    side: int = 576
+    side: int = 448
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    normalize: bool = True
     compute: str = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -113,10 +116,16 @@ class FeatureReader:
         maps = [self._maps(image[None]) for image in images]  # (1, D, h, w)
         grid = maps[0].shape[-2:]
         same = [maps[0], *(F.interpolate(one, grid, mode="bilinear", align_corners=False) for one in maps[1:])]
-        features = torch.stack(same).mean(0)[0].half()
+        features = self._scaled(torch.stack(same).mean(0)).half()[0]
         if not bool(torch.isfinite(features).all()):
             raise DataError(f"The features of {record_of} are not finite. Look at the photo and at the weights.")
         return features
+
+    def _scaled(self, maps: Tensor) -> Tensor:
+        if not self.settings.normalize:
+            return maps
+        taps = torch.split(maps, list(self.network.channels.values()), dim=1)
+        return torch.cat([F.normalize(tap, dim=1) * tap.shape[1] ** 0.5 for tap in taps], dim=1)
 
     def _maps(self, image: Tensor) -> Tensor:
         maps: Tensor = self.network(image)

@@ -37,6 +37,7 @@ class FrozenTask(BaseTask):
         side: long side of the resized image in pixels; both sides are rounded to whole cells.
         scales: sizes relative to that to average over, see `data.frozen_features.FrozenSettings`.
         flip: average with the features of the mirrored image.
+        normalize: give all cells of a tap the same length, see `data.frozen_features.FrozenSettings`.
         compute: number type inside the backbone, `bfloat16` or `float32`.
         cache: write the features; `false` writes files without values, and every reader computes what it reads. That
             needs no disk, and the time of the backbone at every reading.
@@ -57,6 +58,7 @@ class FrozenTask(BaseTask):
         side: int = FrozenSettings.side,
         scales: Sequence[float] = FrozenSettings.scales,
         flip: bool = FrozenSettings.flip,
+        normalize: bool = FrozenSettings.normalize,
         compute: str = FrozenSettings.compute,
         cache: bool = True,
         processes: int | str = "auto",
@@ -67,7 +69,7 @@ class FrozenTask(BaseTask):
             raise ConfigError(f"Expected model.init_args.processes to be auto or >= 0, but got {processes!r}.")
         name = named_after(pretrained) if backbone == "auto" else backbone
         chosen = tuple(taps) if taps else default_taps(name)
-        settings = FrozenSettings(name, pretrained, chosen, side, tuple(scales), flip, compute)
+        settings = FrozenSettings(name, pretrained, chosen, side, tuple(scales), flip, normalize, compute)
         self.network = settings.encoder()
         self.card = self.network.card
         self.reader = FeatureReader(self.network, settings)

@@ -21,6 +21,7 @@ from dhr_lightning.ops.learnt_background import (
     fit_background,
     foreground_probability,
 )
+from dhr_lightning.ops.smoothing import smooth_maps
 from dhr_lightning.ops.tag_pooling import pool_tags, tag_pooling
 
 BACKGROUND_IMAGES = 256
@@ -37,6 +38,9 @@ class TagHeadTask(StoredTask):
             after the last epoch, a foreground/background classifier to the cells about which the CAM is sure, and
             multiplies the CAM by its probability: a threshold of 0.5 is then meant.
         background_cells: `high` and `low`, the CAM values beyond which a cell is sure.
+        background_l2: penalty of that classifier, see `ops.learnt_background.fit_background`. It has as many weights as
+            the features have channels: a small penalty leaves holes in objects.
+        smooth: 3x3 means that class maps and foreground probability pass through, see `ops.smoothing.smooth_maps`.
         **options: layers, see `StoredTask`; classes, optimiser and schedule, see `BaseTask`.
 
     Source: CAM (arXiv:1512.04150) on frozen features; pooling by log-sum-exp of Pinheiro and Collobert
@@ -53,6 +57,8 @@ class TagHeadTask(StoredTask):
         pooling: dict[str, Any] | None = None,
         background: str = "scores",
         background_cells: dict[str, float] | None = None,
+        background_l2: float = 1.0,
+        smooth: int = 2,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -101,12 +107,13 @@ class TagHeadTask(StoredTask):
             features = batch["inputs"]["features"]
             cam = self._normalised(features, batch["tags"], batch["valid"])
             cells.update(self.network.standardize(features), cam, batch["id"], valid=batch["valid"])
-        self.background_weight, self.background_bias = fit_background(cells)
+        self.background_weight, self.background_bias = fit_background(cells, l2=self.hparams.background_l2)
 
     def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
         with full_precision(features):
-            return normalize_cam(gather_classes(self(features), classes), valid=valid)
+            maps = smooth_maps(gather_classes(self(features), classes), self.hparams.smooth, valid=valid)
+            return normalize_cam(maps, valid=valid)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
@@ -132,8 +139,7 @@ class TagHeadTask(StoredTask):
         cam = self._normalised(features, batch["tags"])
         if self.hparams.background == "learnt":
             standardized = self.network.standardize(features)
-            cam = apply_background(
-                cam, foreground_probability(standardized, self.background_weight, self.background_bias)
-            )
+            probability = foreground_probability(standardized, self.background_weight, self.background_bias)
+            cam = apply_background(cam, smooth_maps(probability[:, None], self.hparams.smooth)[:, 0])
         named = zip(classes.keys.cpu(), classes.present.cpu(), cam.cpu(), strict=True)
         return {"cam": [(keys[present], maps[present]) for keys, present, maps in named]}
