@@ -54,8 +54,15 @@ class FrozenSettings:
             raise ConfigError(f"Expected side >= 1 and scales > 0, but got {self.side} and {list(self.scales)}.")
 
     def encoder(self) -> TapEncoder:
-        """The backbone."""
-        return TapEncoder(self.backbone, taps=self.taps, pretrained=self.pretrained, dtype=self.compute)
+        """The backbone.
+
+        Raises:
+            ConfigError: if none of the layers is a map; for more see `TapEncoder`.
+        """
+        network = TapEncoder(self.backbone, taps=self.taps, pretrained=self.pretrained, dtype=self.compute)
+        if not network.channels:
+            raise ConfigError(f"The taps of {self.backbone!r} ({', '.join(self.taps)}) hold no map. Name one more.")
+        return network
 
     def record(self) -> dict[str, Any]:
         """As JSON keeps it; `recorded` is the inverse."""

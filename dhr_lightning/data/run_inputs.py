@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,26 @@ from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.steps import TRUTH, StepSpec, get_method
 
 NO_METHOD = StepSpec("none", "none", "images and tags alone")
+
+
+def chosen_taps(stored: Mapping[str, int], wanted: Sequence[str] | None, *, step: str) -> dict[str, int]:
+    """Channels of the layers that a step reads of stored features, in the order that it names them.
+
+    Args:
+        stored: channels of each layer that is there, in the order of the files.
+        wanted: names; one that is repeated counts once. None, or no name, for all.
+        step: its name, for the message.
+
+    Raises:
+        ConfigError: if one is not there; names those that are.
+    """
+    unknown = [name for name in wanted or () if name not in stored]
+    if unknown:
+        raise ConfigError(
+            f"{step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads hold {', '.join(stored)}. "
+            "Name one of these, or add it to the taps of the step that writes them."
+        )
+    return {name: stored[name] for name in wanted or stored}
 
 
 class RunContext(Protocol):
@@ -138,14 +158,9 @@ class RunInputs:
         if wanted is None or kind_of(str(self.input_address(port))).role != "features":
             return None
         taps = self.tap_channels(port)
-        unknown = [name for name in wanted if name not in taps]
-        if unknown:
-            raise ConfigError(
-                f"{self.step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads hold "
-                f"{', '.join(taps)}. Name one of these, or add it to the taps of the step that writes them."
-            )
         ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
-        return tuple(slice(ends[name] - taps[name], ends[name]) for name in wanted)
+        chosen = chosen_taps(taps, wanted, step=self.step)
+        return tuple(slice(ends[name] - taps[name], ends[name]) for name in chosen)
 
     def _live(self, port: str) -> FeatureReader | None:
         """What computes the features read at a port, if their files hold none."""

@@ -18,9 +18,9 @@ from dhr_lightning.config import (
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.recipe import IMPORTED, Recipe, RecipeStep, kind_read
 from dhr_lightning.pipeline.request import Request
-from dhr_lightning.provenance.identity import StepIdentity
+from dhr_lightning.provenance.identity import AUTO, StepIdentity
 from dhr_lightning.provenance.recorded import recorded_status
-from dhr_lightning.provenance.start_checks import AUTO, can_download, check_arguments, check_background, named_weights
+from dhr_lightning.provenance.start_checks import can_download, check_arguments, check_background, named_weights
 from dhr_lightning.provenance.views import DataView, DataViews
 from dhr_lightning.steps import TRUTH, did_you_mean, get_method
 

@@ -23,6 +23,7 @@ from dhr_lightning.steps import TRUTH, StepSpec, get_method, method_of_task, met
 
 REFRESH_CALLBACK = "PseudoMaskRefresh"
 KEY_LENGTH = 10
+AUTO = "auto"  # the backbone that the weights belong to
 
 
 class StepIdentity:
@@ -83,17 +84,23 @@ class StepIdentity:
         neutral = () if self.spec.fits else PREPARATION_DATA
         names = self.spec.predict_only if self.spec.fits else tuple(self.arguments)
         prediction = {
-            name: self.arguments[name] for name in names if name in self.arguments and name not in self.spec.neutral
+            name: self._content(name, self.arguments[name])
+            for name in names
+            if name in self.arguments and name not in self.spec.neutral
         }
         data = {} if self.spec.fits else {"data": self._data_settings((*IGNORED_DATA, *neutral))}
         return {"method": self.spec.name, **self.fit_settings, **data, "prediction": prediction}
 
     def _content(self, name: str, value: Any) -> Any:  # noqa: ANN401 - a setting
-        """A file of weights counts by its content, not by where it lies; so does a card beside it."""
+        """A file of weights counts by its content, not by where it lies; so does a card beside it.
+
+        Its name counts only where it says which backbone is meant.
+        """
         if name == "pretrained" and isinstance(value, str) and Path(value).is_file():
             card = card_file(value)
             beside = {"card": digest_file(card)} if card.is_file() else {}
-            return {"sha256": digest_file(Path(value)), **beside}
+            says = not self.spec.fits and self.arguments.get("backbone", AUTO) == AUTO
+            return {"sha256": digest_file(Path(value)), **beside, **({"name": Path(value).stem} if says else {})}
         return value
 
     def _data_settings(self, ignored: Sequence[str]) -> dict[str, Any]:

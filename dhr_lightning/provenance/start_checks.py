@@ -9,14 +9,13 @@ from typing import Any
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.provenance.arguments import constructor_arguments
-from dhr_lightning.provenance.identity import spec_of
+from dhr_lightning.provenance.identity import AUTO, spec_of
 from dhr_lightning.steps import did_you_mean
 
 _DATAMODULE, _TRAINER = "dhr_lightning.data.datamodule.WSSSDataModule", "lightning.Trainer"
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
 _PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
-AUTO = "auto"  # the backbone that the weights belong to
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _FITTED = "patches"  # fitted to the images, has no weights before
 

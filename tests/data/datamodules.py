@@ -40,11 +40,12 @@ def make_datamodule(
 
 
 def put(
-    datamodule: WSSSDataModule, address: str, arrays_of: Callable[[int, tuple[int, int]], Any], **info: Any
-) -> None:
-    """Seal an artifact of the training split: arrays by index and size `(height, width)` of an image."""
-    records = datamodule.records("train")
-    identity = Manifest.create(address, "voc", "train", ids=[record.id for record in records], settings={})
+    datamodule: WSSSDataModule, address: str, arrays_of: Callable[[int, tuple[int, int]], Any], *,
+    split: str = "train", **info: Any,
+) -> None:  # fmt: skip
+    """Seal an artifact: arrays by index and size `(height, width)` of an image."""
+    records = datamodule.records(split)
+    identity = Manifest.create(address, "voc", split, ids=[record.id for record in records], settings={})
     with datamodule.writer(identity, owner=True) as writer:
         for index, record in enumerate(records):
             writer.write(record.id, *arrays_of(index, image_size(record.image)))

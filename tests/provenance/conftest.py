@@ -47,12 +47,12 @@ def make(voc_copy: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def seal(tmp_path: Path) -> Callable[..., Manifest]:
-    """Put the manifest of a finished artifact of training images, without files."""
+    """Put the manifest of a finished artifact, of training images unless said otherwise, without files."""
 
-    def put(address: str, **settings: Any) -> Manifest:
-        folder = ArtifactStore(tmp_path / "artifacts", "voc").folder(address, "train")
+    def put(address: str, split: str = "train", **settings: Any) -> Manifest:
+        folder = ArtifactStore(tmp_path / "artifacts", "voc").folder(address, split)
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = Manifest.create(address, "voc", "train", ids=["a"], settings=settings)
+        manifest = Manifest.create(address, "voc", split, ids=["a"], settings=settings)
         manifest.save(folder / "manifest.json")
         return manifest
 
