@@ -3,7 +3,7 @@ DATASET ?= microworld
 RECIPE ?=
 ARGS ?=
 VOC ?= data/VOCdevkit/VOC2012
-WEIGHTS ?= weights/mobilenet_v2.pth
+WEIGHTS ?= vit_base_patch16_clip_quickgelu_224.openai
 VENV := .venv
 
 ifdef PYTHON
@@ -85,9 +85,10 @@ ladder: $(READY) ## what every step does to the masks of the built-in data, thre
 ablation: $(READY) ## choices of the mask step, on the built-in data or photos (see benchmarks/ladder.py); takes long
 	$(RUN) benchmarks/ladder.py --workspace bench --rows ablation --skip-segmenters $(ARGS)
 
-real: $(READY) ## the recipe `photos` on PASCAL VOC photos: VOC=FOLDER WEIGHTS=FILE
-	$(RUN) -m dhr_lightning run photos --data voc --root $(VOC) --weights $(WEIGHTS) $(ARGS)
-	$(RUN) benchmarks/real_table.py --data $(VOC) --report reports/voc/photos/report.json --output reports/voc/table.md
+real: REAL = $(or $(RECIPE),frozen)
+real: $(READY) ## a recipe (default: frozen) on PASCAL VOC photos: VOC=FOLDER WEIGHTS=FILE|NAME
+	$(RUN) -m dhr_lightning run $(REAL) --data voc --root $(VOC) --weights $(WEIGHTS) $(ARGS)
+	$(RUN) benchmarks/real_table.py --data $(VOC) --report reports/voc/$(REAL)/report.json --output reports/voc/$(REAL)/table.md
 
 clean: ## remove artifacts, runs, reports and caches (data stays)
 	rm -rf artifacts runs reports bench mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
