@@ -117,6 +117,25 @@ def background_score(cam: Tensor, *, exponent: float | Tensor | None = None, thr
     return rest.pow(exponent)
 
 
+def equal_activation(exponent: float) -> float:
+    """Activation `t` in (0, 1) that is as large as the background score `(1 - t)^exponent`.
+
+    A constant background score of `t` labels the same pixels as the power form does.
+
+    Args:
+        exponent: of `background_score`, > 0.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+    check_positive("exponent", exponent)
+    low, high = 0.0, 1.0
+    for _ in range(60):  # halving: the score falls and the activation rises
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 - middle) ** exponent > middle else (low, middle)
+    return (low + high) / 2
+
+
 def gather_classes(maps: Tensor, classes: ImageClasses) -> Tensor:
     """Pick the maps of each image's classes.
 

@@ -14,7 +14,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.propagation.crf.spec import SPEC
 from dhr_lightning.methods.refinement import RefiningTask
-from dhr_lightning.ops.cam import background_score, labels_from_scores
+from dhr_lightning.ops.cam import background_score, equal_activation, labels_from_scores
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
@@ -29,6 +29,8 @@ class PropagationTask(RefiningTask):
     Args:
         background: constant background score, in (0, 1), or `auto`: Otsu's threshold of the CAMs of some training
             images, chosen once before prediction. No pixel label is read.
+        background_exponent: in place of a constant, the background score is `(1 - max_k M_k)` to this power, so that
+            the refinement sees how sure the maps are; 1 after a learnt background, whose scores are probabilities.
         confident: masks that leave unsure pixels out: `foreground` and `background` thresholds, see
             `ops.confident.ConfidentThresholds`, in place of `background`; `null` to label every pixel.
         crf: dense CRF settings; those of IRNet's `cam_to_ir_label` are the default of `confident`.
@@ -43,6 +45,7 @@ class PropagationTask(RefiningTask):
         self,
         *,
         background: float | Literal["auto"] = "auto",
+        background_exponent: float | None = None,
         confident: dict[str, float] | None = None,
         crf: dict[str, float] | None = None,
         **options: Any,
@@ -52,6 +55,11 @@ class PropagationTask(RefiningTask):
             raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
         self.background = None if background == "auto" else background
         self.background_rule = "given"
+        if background_exponent is not None:
+            if background_exponent <= 0:
+                raise ConfigError(f"Expected model.init_args.background_exponent > 0, but got {background_exponent}.")
+            self.background = equal_activation(background_exponent)
+            self.background_rule = f"(1 - CAM)^{background_exponent:g}"
         self.confident = None if confident is None else self._thresholds(confident)
         settings = CRFSettings(**(crf or {})) if confident is None else replace(LABEL_CRF, **(crf or {}))
         self.refiner = self.build_refiner(settings)
@@ -116,7 +124,9 @@ class PropagationTask(RefiningTask):
             threshold = self.background
             if threshold is None:  # no run has chosen yet: judge by these images alone
                 threshold = float(otsu_threshold(foreground_histogram(cam, valid=batch["valid"]).sum(0)))
-            score = torch.cat([background_score(cam, threshold=threshold), cam], dim=1)
+            exponent = self.hparams.background_exponent
+            rest = background_score(cam, exponent=exponent, threshold=threshold if exponent is None else None)
+            score = torch.cat([rest, cam], dim=1)
             classes = classes.with_background()
         score = score * classes.present[:, :, None, None]
         score = score / score.sum(1, keepdim=True).clamp(min=1e-5)

@@ -8,7 +8,7 @@ SPEC = StepSpec(
     about="class activation maps -> masks along image edges, by a dense CRF",
     reads={"cam": Read(("cam",), predict=True)},
     writes={"mask": Write(("train",))},
-    predict_only=("background", "confident", "refine", "crf", "refine_scale"),
+    predict_only=("background", "background_exponent", "confident", "refine", "crf", "refine_scale"),
     fits=False,
     label="CRF",
 )
