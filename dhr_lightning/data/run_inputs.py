@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -132,20 +132,29 @@ class RunInputs:
         manifest = self.store.manifest(str(self.input_address(port)), "train")
         return dict((manifest.info if manifest else {}).get("taps") or {})
 
-    def _channels(self, port: str) -> tuple[slice, ...] | None:
-        """Ranges of the channels that the task wants of stored features; None for all of them."""
-        wanted = getattr(self.task, "taps", None)
-        if wanted is None or kind_of(str(self.input_address(port))).role != "features":
-            return None
+    def chosen_taps(self, port: str, wanted: Sequence[str] | None) -> dict[str, int]:
+        """Channels of some taps of the features read at a port, in the order asked for; of all taps for None.
+
+        Raises:
+            ConfigError: if one is not stored; names those that are.
+        """
         taps = self.tap_channels(port)
-        unknown = [name for name in wanted if name not in taps]
+        unknown = [name for name in wanted or () if name not in taps]
         if unknown:
             raise ConfigError(
                 f"{self.step or 'This step'} wants the tap {unknown[0]!r}, but the features it reads hold "
                 f"{', '.join(taps)}. Name one of these, or add it to the taps of the step that writes them."
             )
+        return taps if wanted is None else {name: taps[name] for name in wanted}
+
+    def _channels(self, port: str) -> tuple[slice, ...] | None:
+        """Ranges of the channels that the task wants of stored features; None for all of them."""
+        wanted = getattr(self.task, "taps", None)
+        if wanted is None or kind_of(str(self.input_address(port))).role != "features":
+            return None
+        taps, chosen = self.tap_channels(port), self.chosen_taps(port, wanted)
         ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
-        return tuple(slice(ends[name] - taps[name], ends[name]) for name in wanted)
+        return tuple(slice(ends[name] - taps[name], ends[name]) for name in chosen)
 
     def _live(self, port: str) -> FeatureReader | None:
         """What computes the features read at a port, if their files hold none."""

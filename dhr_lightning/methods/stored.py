@@ -30,9 +30,9 @@ class StoredTask(BaseTask):
         self.taps = None if taps is None else tuple(taps)
 
     def tap_channels(self) -> dict[str, int]:
-        """Channels of each tap that is read, in order, see `RunInputs.tap_channels`."""
-        stored = self.trainer.datamodule.tap_channels("features")
-        return {name: stored[name] for name in (self.taps or stored)}
+        """Channels of each tap that is read, in order, see `RunInputs.chosen_taps`."""
+        channels: dict[str, int] = self.trainer.datamodule.chosen_taps("features", self.taps)
+        return channels
 
     def split_taps(self, features: Tensor) -> dict[str, Tensor]:
         """`(B, D, h, w)` stored features by tap."""
