@@ -13,7 +13,17 @@ from dhr_lightning.steps import did_you_mean, methods
 PER_METHOD, PER_DATASET = "per_method", "per_dataset"
 SECTIONS = ("model", "data", "trainer", "seed_everything")
 # What cannot change an artifact's content is left out of its digest.
-IGNORED_DATA = ("workspace", "root", "num_workers", "pin_memory", "predict_batch_size", "method", "step", "inputs")
+IGNORED_DATA = (
+    "workspace",
+    "root",
+    "num_workers",
+    "pin_memory",
+    "predict_batch_size",
+    "method",
+    "step",
+    "inputs",
+    "splits",
+)
 # What concerns training batches only, so nothing that is made without a fit.
 PREPARATION_DATA = ("batch_size", "crop_size", "scale", "flip", "jitter", "interpolation", "seed")
 IGNORED_TRAINER = (

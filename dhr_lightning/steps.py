@@ -1,7 +1,7 @@
 """What a method reads and writes, and the methods by name; imports no torch, so that planning is quick."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -57,10 +57,16 @@ class Write:
     Args:
         splits: splits of the dataset that it covers, as far as they exist.
         rounds: whether a mask refresh writes it during the fit, round by round, instead of prediction.
+        on_demand: further splits, each of which it covers only where a step of the recipe reads it.
     """
 
     splits: tuple[str, ...] = ("train",)
     rounds: bool = False
+    on_demand: tuple[str, ...] = ()
+
+    def covered(self, demanded: Collection[str] = ()) -> tuple[str, ...]:
+        """Splits that it covers where others read some besides."""
+        return (*self.splits, *(split for split in self.on_demand if split in demanded))
 
 
 @dataclass(frozen=True)

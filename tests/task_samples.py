@@ -19,6 +19,10 @@ METHODS = {
     "WSSTask": "wss",
     "MARSTask": "mars",
     "DHRTask": "dhr",
+    "TagHeadTask": "tag_head",
+    "LightTask": "light",
+    "RebalanceStoredTask": "rebalance_stored",
+    "LightDHRTask": "light_dhr",
 }
 NAMES = ["background", "cat", "dog", "car", "bus"]
 
@@ -28,7 +32,8 @@ def make_task(
 ) -> BaseTask:
     """A task in the size of `debug.yaml`, in evaluation mode; of the first of its methods, if none is named."""
     method = method or METHODS[name]
-    config = resolve([f"methods/{method}.yaml", "data/microworld.yaml", "debug.yaml"], method=method)
+    own = [f"methods/{method}.yaml"] if get_method(method).config else []
+    config = resolve([*own, "data/microworld.yaml", "debug.yaml"], method=method)
     arguments = {**config["model"].get("init_args", {}), **changes}
     task_class = get_method(method).spec.task_class()
     assert task_class.__name__ == name

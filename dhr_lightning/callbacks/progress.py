@@ -5,19 +5,11 @@ import time
 
 import lightning as L
 
+from dhr_lightning.methods.base import planned_epochs
 from dhr_lightning.progress import describe
 
 log = logging.getLogger("dhr_lightning")
 _SECONDS_BETWEEN_STEPS = 30.0
-
-
-def planned_epochs(trainer: L.Trainer) -> int:
-    """Epochs that a fit will run: `max_epochs`, or fewer if `max_steps` ends it sooner."""
-    epochs = trainer.max_epochs or 0
-    if trainer.max_steps < 0 or trainer.num_training_batches == float("inf"):
-        return epochs
-    by_steps = -(-trainer.max_steps // max(1, int(trainer.num_training_batches)))
-    return by_steps if epochs < 0 else min(epochs, by_steps)
 
 
 class PlainProgress(L.Callback):

@@ -56,9 +56,9 @@ class ArtifactWriters(L.Callback):
         if self.checkpoint is None and datamodule.spec.fits:
             raise ArtifactError("predict writes artifacts, so it must know the weights. Add --ckpt_path PATH.")
         self._start = time.monotonic()
-        writes = datamodule.spec.writes
+        writes, demanded = datamodule.spec.writes, datamodule.splits
         kinds = {
-            split: [kind for kind, write in writes.items() if split in write.splits and not write.rounds]
+            split: [kind for kind, write in writes.items() if split in write.covered(demanded) and not write.rounds]
             for split in datamodule.predict_splits
         }
         for split, names in kinds.items():

@@ -41,6 +41,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         step: name of the step in its recipe, for messages; default: the method.
         inputs: addresses of the artifacts that the step reads, by port, see `steps.Read`; `truth` for the ground truth;
             of weights, `METHOD/KEY` of the run.
+        splits: splits that the outputs cover besides, because other steps read them, see `steps.Write`.
         options: arguments of the dataset: of the built-in one `seed`, `train`, `val` (number of images); of a folder
             of your own see `FolderOptions`.
         batch_size: images in a training batch.
@@ -65,6 +66,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         method: str | None = None,
         step: str | None = None,
         inputs: dict[str, str] | None = None,
+        splits: Sequence[str] = (),
         options: dict[str, Any] | None = None,
         batch_size: int = 16,
         predict_batch_size: int = 8,
@@ -87,6 +89,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         self.augmentation = Augmentation(crop_size, scale, flip, jitter, interpolation)
         self.untagged, self.seed = untagged, seed
         self.method, self.step, self.inputs = method, step or method or "", dict(inputs or {})
+        self.splits = tuple(splits)
         self.context: RunContext | None = None
         self.mask_round: int | None = None
         self.written: frozenset[tuple[str, str]] = frozenset()
@@ -112,7 +115,8 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
     @property
     def predict_splits(self) -> tuple[str, ...]:
         """Splits that the method predicts and the dataset has, in their order; one prediction loader for each."""
-        wanted = {split for write in self.spec.writes.values() if not write.rounds for split in write.splits}
+        writes = [write for write in self.spec.writes.values() if not write.rounds]
+        wanted = {split for write in writes for split in write.covered(self.splits)}
         return tuple(split for split in self.info.splits(self.root) if split in wanted)
 
     def prepare_data(self) -> None:

@@ -220,6 +220,15 @@ class BaseTask(L.LightningModule):
         return loss
 
 
+def planned_epochs(trainer: L.Trainer) -> int:
+    """Epochs that a fit will run: `max_epochs`, or fewer if `max_steps` ends it sooner."""
+    epochs = trainer.max_epochs or 0
+    if trainer.max_steps < 0 or trainer.num_training_batches == float("inf"):
+        return epochs
+    by_steps = -(-trainer.max_steps // max(1, int(trainer.num_training_batches)))
+    return by_steps if epochs < 0 else min(epochs, by_steps)
+
+
 def check_class_names(found: list[str] | None, classes: ClassSet, *, where: str) -> None:
     """Compare the class list of a checkpoint with today's.
 

@@ -120,14 +120,32 @@ def make_plan(request: Request) -> RecipePlan:
     overlays = [read_yaml(find_config(path)) for path in request.overlays]
     names = [*recipe.steps, *(drop for drop in request.drops)]
     common, own = _by_step(request.overrides, names)
-    views = DataViews()
+    views, demanded = DataViews(), _splits_read(order)
     planned: dict[str, PlannedStep] = {}
     for step in order:
         layers = [*_own_layers(step, recipe), request.data_section(), *overlays]
         config = merge_layers(layers, method=step.use)
         config = apply_overrides(config, [*common, *own.get(step.name, ())])
+        config = _with_splits(step, config, demanded.get(step.name, set()))
         planned[step.name] = _planned(step, config, planned, views, request)
     return RecipePlan(recipe, request, list(planned.values()))
+
+
+def _splits_read(steps: Sequence[RecipeStep]) -> dict[str, set[str]]:
+    """Splits that others read of each step's outputs."""
+    found: dict[str, set[str]] = {}
+    for step in steps:
+        for port, source in () if step.is_imported else step.sources():
+            found.setdefault(source, set()).update(step.spec.reads[port].splits)
+    return found
+
+
+def _with_splits(step: RecipeStep, config: dict[str, Any], read: set[str]) -> dict[str, Any]:
+    """The configuration of a step, with the splits that it writes only because they are read."""
+    if step.is_imported:
+        return config
+    demanded = sorted({split for write in step.spec.writes.values() for split in write.on_demand} & read)
+    return {**config, "data": {**(config.get("data") or {}), "splits": demanded}} if demanded else config
 
 
 def _own_layers(step: RecipeStep, recipe: Recipe) -> list[Mapping[str, Any]]:

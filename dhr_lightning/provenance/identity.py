@@ -138,11 +138,12 @@ class StepIdentity:
 
     def outputs(self) -> list[tuple[str, str]]:
         """Every `(address, split)` that this step makes, of the splits that the dataset has."""
-        found = []
+        found, demanded = [], (self.config.get("data") or {}).get("splits") or ()
         for kind, write in self.spec.writes.items():
             address = self.address(kind)
             addresses = [round_address(address, k) for k in range(self.rounds)] if write.rounds else [address]
-            found += [(one, split) for split in write.splits if split in self.data.splits for one in addresses]
+            splits = [split for split in write.covered(demanded) if split in self.data.splits]
+            found += [(one, split) for split in splits for one in addresses]
         return found
 
     def outputs_of_prediction(self) -> list[tuple[str, str]]:

@@ -63,6 +63,7 @@ def test_a_prediction_says_the_space_of_what_is_left_to_write(
     records = photos(tmp_path, [(32, 32)] * 3)
     datamodule = attach(task)
     datamodule.records = {"train": records}.__getitem__
+    datamodule.predict_splits = ("train",)
     datamodule.written = frozenset(("train", name) for name in skipped)
     datamodule.output_folder = lambda kind, split: tmp_path / kind / split
     task._trainer.is_global_zero = rank == 0

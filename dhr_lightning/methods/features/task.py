@@ -183,7 +183,12 @@ class USSTask(BaseTask):
     def on_predict_start(self) -> None:
         """Say how much space the features will take."""
         datamodule = self.trainer.datamodule
-        records = [record for record in datamodule.records("train") if ("train", record.id) not in datamodule.written]
+        records = [
+            record
+            for split in datamodule.predict_splits
+            for record in datamodule.records(split)
+            if (split, record.id) not in datamodule.written
+        ]
         if records and self.trainer.is_global_zero:
             folder = datamodule.output_folder("features", "train")
             space = space_on_disk(records, self.network, self.hparams.dimension, self.hparams.scales[0], folder)

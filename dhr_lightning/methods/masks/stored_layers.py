@@ -54,9 +54,9 @@ def stored_inputs(
     """
     places = layers or default_layers(list(taps))
     grid = next(iter(taps.values())).shape[-2:]
+    if classes.keys.shape[1] > cam.shape[1]:  # the background has no CAM, and there may be no other class
+        cam = torch.nn.functional.pad(cam, (0, 0, 0, 0, 1, 0))
     fine = resize_maps(cam, (grid[0] * 2, grid[1] * 2))
-    if classes.keys.shape[1] > cam.shape[1]:  # the background has no CAM
-        fine = torch.nn.functional.pad(fine, (0, 0, 0, 0, 1, 0))
     return RebalanceInputs(
         batch["pixels"],
         batch["inputs"]["masks"],

@@ -6,7 +6,7 @@ SPEC = StepSpec(
     name="patches",
     task="dhr_lightning.methods.features.task.USSTask",
     about="whitened patches and a soft cluster code, fitted in two passes",
-    writes={"features": Write(("train",))},
+    writes={"features": Write(("train",), on_demand=("val", "test"))},
     predict_only=("scales", "flip"),
     trains_backbone=True,
     label="Patches",

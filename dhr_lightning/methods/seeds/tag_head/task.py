@@ -9,7 +9,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
@@ -25,6 +25,7 @@ from dhr_lightning.ops.smoothing import smooth_maps
 from dhr_lightning.ops.tag_pooling import pool_tags, tag_pooling
 
 BACKGROUND_IMAGES = 256
+TAP_CHANNELS = "tap_channels"  # key of the checkpoint: what the head reads
 
 
 class TagHeadTask(StoredTask):
@@ -36,7 +37,8 @@ class TagHeadTask(StoredTask):
             and its constant, see `ops.tag_pooling.TagPooling`.
         background: `scores` leaves the background to the propagation, by a threshold of the CAM; `learnt` also fits,
             after the last epoch, a foreground/background classifier to the cells about which the CAM is sure, and
-            multiplies the CAM by its probability: a threshold of 0.5 is then meant.
+            multiplies the CAM by its probability: a threshold of 0.5 is then meant. Without a background class there
+            is nothing to learn.
         background_cells: `high` and `low`, the CAM values beyond which a cell is sure.
         background_l2: penalty of that classifier, see `ops.learnt_background.fit_background`. It has as many weights as
             the features have channels: a small penalty leaves holes in objects.
@@ -65,7 +67,8 @@ class TagHeadTask(StoredTask):
         if background not in ("scores", "learnt"):
             raise ConfigError(f"Expected model.init_args.background to be scores or learnt, but got {background!r}.")
         self.pooling = tag_pooling(**{"name": "logsumexp", **(pooling or {})})
-        self.cells = {"high": 0.7, "low": 0.15, **(background_cells or {})}
+        self.cells = _cell_limits(background_cells or {})
+        self.learns_background = background == "learnt" and self.classes.has_background
         self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
 
     def configure_model(self) -> None:
@@ -94,10 +97,15 @@ class TagHeadTask(StoredTask):
         self.log("train/loss_cls", loss, prog_bar=True, batch_size=len(logits))
         return self.check_loss(loss, batch, batch_idx)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which layers the head reads beside its weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[TAP_CHANNELS] = self.tap_channels()
+
     def on_train_epoch_end(self) -> None:
         """Fit the background to the finished head."""
         finished = self.trainer.global_step >= self.trainer.estimated_stepping_batches
-        if self.hparams.background == "learnt" and finished:
+        if self.learns_background and finished:
             self._fit_background()
 
     @torch.no_grad()
@@ -107,7 +115,13 @@ class TagHeadTask(StoredTask):
             features = batch["inputs"]["features"]
             cam = self._normalised(features, batch["tags"], batch["valid"])
             cells.update(self.network.standardize(features), cam, batch["id"], valid=batch["valid"])
-        self.background_weight, self.background_bias = fit_background(cells, l2=self.hparams.background_l2)
+        try:
+            self.background_weight, self.background_bias = fit_background(cells, l2=self.hparams.background_l2)
+        except ValueError as error:
+            raise DataError(
+                f"{self.step}: {error} The limits are in background_cells; longer training (trainer.max_epochs, lr) "
+                f"makes more cells sure. To go on without: --{self.step}.background scores."
+            ) from error
 
     def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
@@ -137,9 +151,23 @@ class TagHeadTask(StoredTask):
         """CAMs `(keys, maps)` of a batch of whole images, on the grid of their features."""
         features, classes = batch["inputs"]["features"], self.tagged(batch)
         cam = self._normalised(features, batch["tags"])
-        if self.hparams.background == "learnt":
+        if self.learns_background:
             standardized = self.network.standardize(features)
             probability = foreground_probability(standardized, self.background_weight, self.background_bias)
             cam = apply_background(cam, smooth_maps(probability[:, None], self.hparams.smooth)[:, 0])
         named = zip(classes.keys.cpu(), classes.present.cpu(), cam.cpu(), strict=True)
         return {"cam": [(keys[present], maps[present]) for keys, present, maps in named]}
+
+
+def _cell_limits(chosen: dict[str, float]) -> dict[str, float]:
+    """CAM values beyond which a cell is sure.
+
+    Raises:
+        ConfigError: if one has another name or is out of range.
+    """
+    limits = {"high": 0.7, "low": 0.15, **chosen}
+    try:
+        ConfidentCells(**limits)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.init_args.background_cells is {limits}: {error}") from error
+    return limits

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.methods.base import check_class_names
+from dhr_lightning.methods.seeds.tag_head.task import TAP_CHANNELS
 from dhr_lightning.models.tag_head import TagHead
 from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags, tag_pooling
 
@@ -40,19 +41,20 @@ class TagGate(nn.Module):
 
         Raises:
             CheckpointError: if it is none of a tag head, or of other classes.
-            ConfigError: if the head reads a layer that the features lack.
+            ConfigError: if the head was trained on a layer that the features lack, or that has other channels there.
         """
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         settings = checkpoint.get("hyper_parameters", {})
         state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
-        if "pooling" not in settings or "mean" not in state:
+        if TAP_CHANNELS not in checkpoint or "mean" not in state:
             raise CheckpointError(f"{path} holds no tag head, which the gate needs. Read `tagger` from such a step.")
         check_class_names(settings.get("class_names"), classes, where=f"Checkpoint {path}")
-        wanted = list(settings.get("taps") or taps)
-        missing = [name for name in wanted if name not in taps]
+        wanted = checkpoint[TAP_CHANNELS]
+        missing = [name for name, size in wanted.items() if taps.get(name) != size]
         if missing:
             raise ConfigError(
-                f"The tag head of the gate reads {missing[0]!r}, which the segmenter does not. Give both the same taps."
+                f"The tag head of the gate reads {missing[0]!r} with {wanted[missing[0]]} channels, but the segmenter "
+                f"reads {', '.join(f'{name} ({size})' for name, size in taps.items())}. Give both the same taps."
             )
         starts = dict(zip(taps, _starts(list(taps.values())), strict=True))
         channels = torch.cat([torch.arange(starts[name], starts[name] + taps[name]) for name in wanted])

@@ -80,8 +80,10 @@ class LightTask(ScoredTask, StoredTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy on the shares of the classes in each cell of the doubled grid."""
-        shares = batch["inputs"]["masks"]  # zero where unlabelled
-        loss = soft_cross_entropy(self(batch["inputs"]["features"]), shares, shares.sum(1))
+        areas = batch["inputs"]["masks"]  # share of each class in a whole cell: zero where unlabelled
+        labelled = areas.sum(1)  # (B, 2 h, 2 w)
+        shares = areas / labelled[:, None].clamp_min(1e-6)
+        loss = soft_cross_entropy(self(batch["inputs"]["features"]), shares, labelled)
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["tags"]))
         return self.check_loss(loss, batch, batch_idx)
 
