@@ -152,20 +152,13 @@ class RunInputs:
         manifest = self.store.manifest(str(self.input_address(port)), "train")
         return dict((manifest.info if manifest else {}).get("taps") or {})
 
-    def chosen_taps(self, port: str, wanted: Sequence[str] | None) -> dict[str, int]:
-        """Channels of some taps of the features read at a port, in the order asked for; of all taps for None.
-
-        Raises:
-            ConfigError: if one is not stored; names those that are.
-        """
-        return chosen_taps(self.tap_channels(port), wanted, step=self.step)
-
     def _channels(self, port: str) -> tuple[slice, ...] | None:
         """Ranges of the channels that the task wants of stored features; None for all of them."""
         wanted = getattr(self.task, "taps", None)
         if wanted is None or kind_of(str(self.input_address(port))).role != "features":
             return None
-        taps, chosen = self.tap_channels(port), self.chosen_taps(port, wanted)
+        taps = self.tap_channels(port)
+        chosen = chosen_taps(taps, wanted, step=self.step)
         ends = dict(zip(taps, itertools.accumulate(taps.values()), strict=True))
         return tuple(slice(ends[name] - taps[name], ends[name]) for name in chosen)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.data.catalog import Record, subsample_evenly
+from dhr_lightning.data.run_inputs import chosen_taps
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.ops.feature_statistics import FeatureStatistics
@@ -30,9 +31,8 @@ class StoredTask(BaseTask):
         self.taps = None if taps is None else tuple(taps)
 
     def tap_channels(self) -> dict[str, int]:
-        """Channels of each tap that is read, in order, see `RunInputs.chosen_taps`."""
-        channels: dict[str, int] = self.trainer.datamodule.chosen_taps("features", self.taps)
-        return channels
+        """Channels of each tap that is read, in order, see `data.run_inputs.chosen_taps`."""
+        return chosen_taps(self.trainer.datamodule.tap_channels("features"), self.taps, step=self.step)
 
     def split_taps(self, features: Tensor) -> dict[str, Tensor]:
         """`(B, D, h, w)` stored features by tap."""
