@@ -145,6 +145,12 @@ def test_the_order_of_training_images_follows_the_seed_and_the_epoch(make: Make)
         assert len(orders) > 2
 
 
+def test_training_crops_are_cut_as_the_task_says_with_the_seed_of_the_data(make: Make):
+    crop = GridCrop(4, 0.5, 2)
+    dataset = make(task={"grid_crop": crop}, seed=5).train_dataloader().dataset
+    assert (dataset.crop, dataset.seed) == (crop, 5)
+
+
 def test_the_truth_gives_labels_of_training_cells(make: Make):
     datamodule = make(inputs={"masks": "truth"})
     batches = run_epoch(datamodule, 0)

@@ -89,6 +89,9 @@ def test_readers_get_the_features_that_a_cache_would_hold(runs: dict[bool, Froze
         assert one["inputs"]["features"].dtype == other["inputs"]["features"].dtype
         assert torch.equal(one["inputs"]["features"], other["inputs"]["features"])
         assert one["inputs"]["features"].shape[1] == (384 if taps is None else 192 * len(taps))
+    if taps is None:
+        stored = torch.from_numpy(read_features(runs[True].path("train", records[0].id))).float()
+        assert torch.equal(live.whole_batch(records[:1])["inputs"]["features"][0], stored)
     assert cached.tap_channels("features") == live.tap_channels("features")
 
 

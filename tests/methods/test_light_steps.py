@@ -143,10 +143,22 @@ def test_settings_that_cannot_be_used_are_refused_at_once(options: dict[str, Any
 def test_crops_and_labels_follow_the_settings():
     task = make_task("LightTask", crop_cells=5, mirror=0.25, head={"upsample": 4})
     assert (task.grid_crop.cells, task.grid_crop.flip, task.grid_crop.label_scale) == (5, 0.25, 4)
-    assert task.head_settings["width"] == 192
+    default = make_task("LightTask", head={})
+    assert default.head_settings == {"width": 192, "blocks": 2, "upsample": 2, "dropout": 0.0}
+    assert default.grid_crop.label_scale == 2
     settings = make_task("LightTask", gate=True, flip=True).inference.settings
     assert (settings.gate, settings.flip, settings.scales) == (True, True, (1.0,))
     assert (make_task("LightTask").inference.settings.gate, make_task("LightTask").inference.settings.flip) == (0, 0)
+
+
+def test_the_network_is_that_of_the_settings(tiny_voc: Path, tmp_path: Path):
+    datamodule = stored_module(tiny_voc, tmp_path, "light", inputs={"masks": MASKS})
+    put_masks(datamodule)
+    task = task_on(datamodule, head={"width": 8, "blocks": 3, "upsample": 4, "dropout": 0.25})
+    fit(task, datamodule, tmp_path, epochs=1)
+    network = task.network
+    assert (network.classifier.in_channels, len(network.blocks)) == (8, 3)
+    assert (network.upsample, network.dropout.p) == (4, 0.25)
 
 
 def test_the_truth_in_place_of_masks_trains_as_equal_masks_do(tiny_voc: Path, tmp_path: Path):
