@@ -59,7 +59,8 @@ def run(task: BaseTask, datamodule: WSSSDataModule, folder: Path) -> dict[str, l
 def test_mars_compares_the_layers_that_are_named(tiny_voc: Path, tmp_path: Path, taps: list[str] | None):
     """Centroids have as many channels as these layers, in their order: as of features that hold nothing else."""
     datamodule = module_of(tiny_voc, tmp_path / "named", "mars")
-    found = run(task_on(datamodule, taps=taps, refine="none"), datamodule, tmp_path)
+    named = task_on(datamodule, taps=taps, refine="none")
+    found = run(named, datamodule, tmp_path)
     channels = {None: range(7), ("keys",): range(4, 7), ("keys", "block1"): [4, 5, 6, 0, 1, 2, 3]}
     chosen = list(channels[None if taps is None else tuple(taps)])
     other = stored_module(tiny_voc, tmp_path / "cut", "mars", inputs=READS["mars"], taps=None)
@@ -69,7 +70,8 @@ def test_mars_compares_the_layers_that_are_named(tiny_voc: Path, tmp_path: Path,
             np.save(other.store.path("uss/1a2b/features", split, record.id), features_of(record)[chosen])
     task = task_on(other, refine="none")
     expected = run(task, other, tmp_path)
-    assert task.centroids.shape == (21, len(chosen))
+    assert named.centroids.shape == (21, len(chosen))
+    torch.testing.assert_close(named.centroids, task.centroids)
     for name, (mask,) in expected.items():
         assert torch.equal(found[name][0], mask)
 

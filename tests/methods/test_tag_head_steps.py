@@ -107,7 +107,7 @@ def test_mirrored_features_have_mirrored_cams(background: str):
 
 
 def test_validation_ranks_the_images_of_an_epoch_and_leaves_out_classes_that_none_shows():
-    """Of the first class the image with the tag is first, of the second it is second of two; two classes are absent."""
+    """In the first epoch an image comes first with its tag of the first class, and second with that of the second."""
     task, logged = head_task(), {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})
     maps = torch.tensor([[2.0, 1.0, 5.0, 5.0], [1.0, 2.0, 5.0, 5.0]])[..., None, None].expand(-1, -1, 3, 4)
@@ -115,7 +115,7 @@ def test_validation_ranks_the_images_of_an_epoch_and_leaves_out_classes_that_non
     task.network.forward = lambda features: maps
     for step, end, tags, expected in (
         (task.validation_step, task.on_validation_epoch_end, [[1.0, 1, 0, 0], [0.0, 0, 0, 0]], 0.75),
-        (task.test_step, task.on_test_epoch_end, [[0.0, 1, 0, 0], [0.0, 0, 0, 0]], 0.5),
+        (task.test_step, task.on_test_epoch_end, [[1.0, 0, 0, 0], [0.0, 1, 0, 0]], 1.0),
     ):
         logged.clear()
         batch = batch_of(tags)
