@@ -117,6 +117,33 @@ def background_score(cam: Tensor, *, exponent: float | Tensor | None = None, thr
     return rest.pow(exponent)
 
 
+def somewhere(logits: Tensor, share: float, *, valid: Tensor | None = None) -> Tensor:
+    """Logit above which each class holds a share of the image at least; 0 where it does so with positive logits.
+
+    Args:
+        logits: `(B, K, h, w)` of tagged classes.
+        share: of the cells, in [0, 1); 0 gives 0 everywhere.
+        valid: `(B, h, w)` bool, cells of the image; `None` for all.
+
+    Returns:
+        `(B, K, 1, 1)` float <= 0.
+
+    Raises:
+        ValueError: if a shape does not fit or `share` is out of range.
+
+    Source: ours; an image-level tag says that its class is somewhere.
+    """
+    check_dims("logits", logits, "B K h w")
+    check_range("share", share, 0.0, 0.999)
+    cells = as_float(logits).flatten(2)  # (B, K, N)
+    if share == 0:
+        return torch.zeros_like(cells[:, :, :1, None])
+    if valid is not None:
+        check_shape("valid", valid, (len(logits), *logits.shape[2:]), "B h w")
+        cells = torch.where(valid.flatten(1)[:, None], cells, torch.nan)
+    return torch.nanquantile(cells, 1 - share, dim=2).nan_to_num(0.0).clamp_max(0.0)[..., None, None]
+
+
 def equal_activation(exponent: float) -> float:
     """Activation `t` in (0, 1) that is as large as the background score `(1 - t)^exponent`.
 

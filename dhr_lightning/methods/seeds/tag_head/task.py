@@ -14,7 +14,7 @@ from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
 from dhr_lightning.ops._checks import full_precision
-from dhr_lightning.ops.cam import gather_classes, normalize_cam
+from dhr_lightning.ops.cam import gather_classes, normalize_cam, somewhere
 from dhr_lightning.ops.learnt_background import (
     ConfidentCells,
     apply_background,
@@ -42,6 +42,9 @@ class TagHeadTask(StoredTask):
         background_cells: `high` and `low`, the CAM values beyond which a cell is sure.
         background_l2: penalty of that classifier, see `ops.learnt_background.fit_background`. It has as many weights as
             the features have channels: a small penalty leaves holes in objects.
+        present_share: share of the cells in which a tagged class is active at least: where fewer of its logits are
+            positive, its map starts at a lower logit. Without that (0), a rare class that the head never believes in
+            has no CAM at all.
         smooth: 3x3 means that class maps and foreground probability pass through, see `ops.smoothing.smooth_maps`.
         **options: layers, see `StoredTask`; classes, optimiser and schedule, see `BaseTask`.
 
@@ -60,6 +63,7 @@ class TagHeadTask(StoredTask):
         background: str = "scores",
         background_cells: dict[str, float] | None = None,
         background_l2: float = 1.0,
+        present_share: float = 0.05,
         smooth: int = 2,
         **options: Any,
     ) -> None:
@@ -127,7 +131,7 @@ class TagHeadTask(StoredTask):
         classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
         with full_precision(features):
             maps = smooth_maps(gather_classes(self(features), classes), self.hparams.smooth, valid=valid)
-            return normalize_cam(maps, valid=valid)
+            return normalize_cam(maps - somewhere(maps, self.hparams.present_share, valid=valid), valid=valid)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
