@@ -89,15 +89,18 @@ def _entry(step: PlannedStep, address: str, split: str, prefix: str) -> Entry:
 def step_seconds(plans: Sequence[RecipePlan]) -> dict[str, float]:
     """Seconds of every fit and of every prediction, in order.
 
-    One prediction writes all artifacts of its step, so it counts once; mask refreshes are part of their fit.
+    One prediction writes all artifacts of its step, so it counts once; so does a fit that several steps share, at the
+    first of them. Mask refreshes are part of their fit.
     """
     seconds: dict[str, float] = {}
+    fits = set()
     for plan in plans:
         for step in plan.steps:
             if step.identity is None:
                 continue
             state = read_state(step.identity.run_folder)
-            if state.get("seconds"):
+            if state.get("seconds") and step.identity.run_folder not in fits:
+                fits.add(step.identity.run_folder)
                 seconds[f"fit {step.name}"] = float(state["seconds"])
             for output in step.identity.outputs_of_prediction():
                 manifest = plan.view.store.manifest(*output)

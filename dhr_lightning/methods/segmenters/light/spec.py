@@ -11,7 +11,7 @@ SPEC = StepSpec(
         "features": Read(("features",), fit=True, predict=True, splits=("train", "val", "test")),
         "tagger": Read(predict=True, optional=True),
     },
-    writes={"mask": Write(("train",)), "prediction": Write(("val", "test"))},
+    writes={"mask": Write((), on_demand=("train",)), "prediction": Write(("val", "test"))},
     predict_only=("flip", "test_crf", "gate"),
     label="Light segmenter",
 )
