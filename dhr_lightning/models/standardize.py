@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dhr_lightning.ops._checks import check_finite, check_shape
+from dhr_lightning.ops._checks import check_finite, check_shape, full_precision
 
 
 class StandardizedModule(nn.Module):
@@ -56,10 +56,12 @@ class StandardizedModule(nn.Module):
         """
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        scaled = weight / self.std
-        shift = -(scaled @ self.mean) if bias is None else bias - scaled @ self.mean
-        kernel = scaled[..., None, None].contiguous(memory_format=torch.channels_last)
-        return F.conv2d(features.to(dtype), kernel.to(dtype)) + shift[:, None, None]
+        kernel = (weight / self.std).to(dtype)
+        with full_precision(features):  # of the rounded kernel: what rounding changes then acts on centred features
+            mean = kernel.to(weight.dtype) @ self.mean
+        shift = -mean if bias is None else bias - mean
+        kernel = kernel[..., None, None].contiguous(memory_format=torch.channels_last)
+        return (F.conv2d(features.to(dtype), kernel) + shift[:, None, None]).to(dtype)
 
     def standardize(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` of any floating type -> the same shape in the precision of the statistics."""

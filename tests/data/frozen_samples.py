@@ -38,9 +38,11 @@ class Cells(nn.Module):
 
 
 def reader_of(network: nn.Module, **settings: Any) -> FeatureReader:
-    """A reader of features 64 pixels wide, in one scale and without mirror unless said otherwise."""
+    """A reader of raw features 64 pixels wide, in one scale and without mirror unless said otherwise."""
     computes = settings.pop("computes", True)
-    return FeatureReader(network, FrozenSettings("cells", **{"side": 64, **settings}), computes=computes)
+    return FeatureReader(
+        network, FrozenSettings("cells", **{"side": 64, "normalize": False, **settings}), computes=computes
+    )
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:

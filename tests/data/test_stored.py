@@ -206,6 +206,22 @@ def test_a_batch_is_padded_to_its_largest_grid_and_says_where(records: list[Reco
         assert not shares[:, ~valid.repeat_interleave(2, 0).repeat_interleave(2, 1)].any()
 
 
+def test_features_of_a_batch_lie_with_their_channels_last_and_are_those_of_a_plain_stack(records: list[Record]):
+    samples = dataset(records, GridCrop(flip=1.0), "others")
+    chosen = [samples[index] for index in range(3)]
+    for port in ("features", "others"):
+        found = collate_stored(chosen)["inputs"][port]
+        maps = [sample["features"][port] for sample in chosen]
+        expected = torch.stack(
+            [torch.nn.functional.pad(one, (0, 6 - one.shape[2], 0, 6 - one.shape[1])) for one in maps]
+        )
+        assert torch.equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        found.fill_(7)  # the samples keep what they have
+        assert all(int(one.max()) < 7 for one in maps)
+
+
 def test_a_batch_is_as_high_and_as_wide_as_its_samples(records: list[Record]):
     samples = dataset(records, None, "masks")
     batch: dict[str, Any] = collate_stored([samples[0], samples[2]])

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import DependencyError
-from dhr_lightning.methods import segmentation
-from dhr_lightning.methods.masks.dhr import task as module
+from dhr_lightning.methods import rebalancing, segmentation
 from dhr_lightning.methods.segmentation import initialise
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
@@ -35,7 +34,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given.update(keys=classes.keys, present=classes.present, offset=classes.offset, valid=classes.valid)
         return "result"
 
-    monkeypatch.setattr(module, "rebalance", rebalance)
+    monkeypatch.setattr(rebalancing, "rebalance", rebalance)
     return given
 
 

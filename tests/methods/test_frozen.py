@@ -135,7 +135,7 @@ def test_on_another_device_the_batches_are_images_and_give_the_same_features(
 
 def test_features_that_are_no_numbers_name_the_photo_on_every_device(tmp_path: Path):
     task, record = make(), save(tmp_path, noise((48, 64)), "bright")
-    task.reader.network = Cells(factor=1e6)
+    task.reader.network = Cells(factor=float("inf"))
     images = task.reader.images(record)
     with pytest.raises(DataError, match="The features of bright are not finite"):
         task.predict_step({"id": ["bright"], "images": images}, 0)

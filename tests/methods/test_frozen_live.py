@@ -62,7 +62,7 @@ def test_the_manifest_says_how_to_compute_them(runs: dict[bool, FrozenRun], weig
     live, cached = (runs[cache].manifest().info for cache in (False, True))
     assert live["live"] == {
         "backbone": VIT, "pretrained": str(weights), "taps": SMALL["taps"], "side": 64, "scales": [1.0, 0.75],
-        "flip": True, "compute": "bfloat16",
+        "flip": True, "normalize": True, "compute": "bfloat16",
     }  # fmt: skip
     assert "live" not in cached
     assert {**cached, **live}["taps"] == {"block2": 192, "block1": 192} == cached["taps"]

@@ -58,6 +58,8 @@ def test_the_gate_multiplies_class_probabilities_and_leaves_the_background(flip:
     expected = plain.probability(batch) * gated._gate(batch["inputs"]["features"])[..., None, None]
     found = gated.probability(batch)
     torch.testing.assert_close(found, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gated.probability(batch), found)
     torch.testing.assert_close(found[:, 0], plain.probability(batch)[:, 0])
     assert bool((found[:, 1:] < plain.probability(batch)[:, 1:]).all())
 

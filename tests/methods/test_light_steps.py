@@ -86,6 +86,19 @@ def test_probabilities_are_those_of_the_network_at_every_pixel(flip: bool):
 
 @torch.no_grad()
 @pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_are_computed_in_full_precision_whatever_the_training_is(flip: bool):
+    task, batch = light_task(flip=flip), whole(TAGS)
+    batch["inputs"]["features"] = batch["inputs"]["features"].half()
+    exact = task.probability(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert task(batch["inputs"]["features"]).dtype == torch.bfloat16
+        found = task.probability(batch)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flip", [False, True])
 def test_mirrored_features_have_mirrored_probabilities_with_flip(flip: bool):
     task, batch = light_task(flip=flip), whole(TAGS)
     mirrored = {**batch, "inputs": {"features": batch["inputs"]["features"].flip(-1)}}

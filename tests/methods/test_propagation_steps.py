@@ -14,6 +14,7 @@ from dhr_lightning.methods.propagation import task as module
 from dhr_lightning.methods.propagation.task import PropagationTask
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
+from dhr_lightning.steps import get_method
 from tests.pipeline_workspace import Lines
 from tests.task_samples import NAMES, make_batch, make_task
 
@@ -86,6 +87,45 @@ def test_confident_labels_get_the_photo_the_maps_and_the_refinement(batch: Batch
     assert seen["valid"] is batch["valid"]
     assert seen["refine"] is task.refiner
     assert (seen["thresholds"].foreground, seen["thresholds"].background) == (0.6, 0.1)
+
+
+EXPONENTS = [0.5, 1, 3.0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("background", ["auto", 0.3])
+def test_the_background_may_be_a_power_of_what_the_maps_leave(batch: Batch, exponent: float, background: Any):
+    task, seen = plain_task(background=background, background_exponent=exponent), Refinement()
+    task.refiner, cam = seen, batch["inputs"]["cam"]
+    masks = task.masks(batch, cam)
+    expected = torch.cat([(1 - cam.amax(1, keepdim=True)) ** exponent, cam], 1)
+    torch.testing.assert_close(seen.score, expected / expected.sum(1, keepdim=True))
+    constant = plain_task(background=task.background)  # unrefined, the threshold that is recorded says the same
+    assert torch.equal(masks, constant.masks(batch, cam))
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_a_power_is_recorded_with_its_threshold_and_nothing_is_chosen(exponent: float):
+    task = plain_task(background="auto", background_exponent=exponent)
+    run = Run(task)
+    task.on_predict_start()
+    assert run.asked == []
+    info = task.inference_info()
+    assert set(info) == {"background", "background_rule"}
+    assert info["background_rule"] == f"(1 - CAM)^{exponent:g}"
+    assert (1 - info["background"]) ** exponent == pytest.approx(info["background"], abs=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0, -1.0])
+def test_an_exponent_of_the_background_is_positive(exponent: float):
+    with pytest.raises(ConfigError, match=rf"model\.init_args\.background_exponent > 0, but got {exponent}\."):
+        plain_task(background_exponent=exponent)
+
+
+@pytest.mark.parametrize("method", ["crf", "pamr"])
+def test_the_exponent_is_of_the_prediction_alone(method: str):
+    assert "background_exponent" in get_method(method).spec.predict_only
 
 
 class Run:

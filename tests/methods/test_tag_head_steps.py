@@ -24,8 +24,8 @@ GRIDS = {"2007_000001": (6, 8), "2007_000002": (8, 6), "2007_000003": (7, 5), "2
 
 
 def head_task(**options: Any) -> TagHeadTask:
-    """A task for four tags with a head of random weights on five channels, without a run."""
-    task = make_task("TagHeadTask", **options)
+    """A task for four tags with a head of random weights on five channels, without a run; nothing is smoothed."""
+    task = make_task("TagHeadTask", **{"smooth": 0, **options})
     task.network = TagHead(5, 4)
     torch.nn.init.normal_(task.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(task.network.classifier.bias, 0.3)
@@ -154,16 +154,20 @@ def test_limits_of_sure_cells_are_those_of_the_setting():
     assert make_task("TagHeadTask", background_cells={"high": 0.5}).cells == {"high": 0.5, "low": 0.15}
 
 
-def independent_background(task: BaseTask, datamodule: WSSSDataModule) -> tuple[Tensor, Tensor]:
+def independent_background(
+    task: BaseTask, datamodule: WSSSDataModule, *, smooth: int = 2, l2: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The background as fitted to CAMs of one image after the other."""
     cells = ConfidentCells(low=0.15, high=0.7)
     for record in datamodule.records("train"):
         features = (torch.from_numpy(features_of(record)).float() - task.network.mean[:, None, None])[None]
         features = features / task.network.std[:, None, None]
-        maps = F.conv2d(features, task.network.classifier.weight, task.network.classifier.bias).relu()
-        maps = maps[:, [tag - 1 for tag in record.tags]]
+        maps = F.conv2d(features, task.network.classifier.weight, task.network.classifier.bias)
+        for _ in range(smooth):
+            maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+        maps = maps[:, [tag - 1 for tag in record.tags]].relu()
         cells.update(features, maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-5), [record.id])
-    return fit_background(cells)
+    return fit_background(cells, l2=l2)
 
 
 @pytest.mark.parametrize("background", ["scores", "learnt"])
@@ -174,9 +178,9 @@ def test_the_background_is_fitted_once_to_the_finished_head_and_kept(
     real = tag_head.fit_background
     task = task_on(datamodule, background=background, lr=30.0)
 
-    def spy(cells: ConfidentCells) -> tuple[Tensor, Tensor]:
+    def spy(cells: ConfidentCells, **options: float) -> tuple[Tensor, Tensor]:
         fitted.append((task.current_epoch, cells.images))
-        return real(cells)
+        return real(cells, **options)
 
     monkeypatch.setattr(tag_head, "fit_background", spy)
     fit(task, datamodule, tmp_path, epochs=3)
@@ -209,6 +213,7 @@ def test_padding_beside_a_small_image_sets_no_maximum(tiny_voc: Path, tmp_path: 
     task = task_on(datamodule)
     fit(task, datamodule, tmp_path, epochs=1)
     task.network.classifier.weight.data.fill_(-1.0)
+    task.network.classifier.bias.data.fill_(1.0)
     task._fit_background()
     with torch.no_grad():
         weight, bias = independent_background(task, datamodule)
@@ -220,7 +225,7 @@ def test_only_some_images_are_asked_for_the_background(tiny_voc: Path, tmp_path:
     monkeypatch.setattr(tag_head, "BACKGROUND_IMAGES", 2)
     datamodule, seen = stored_module(tiny_voc, tmp_path, "tag_head", inputs={}), []
     monkeypatch.setattr(ConfidentCells, "update", lambda self, features, cam, images, **_: seen.extend(images))
-    monkeypatch.setattr(tag_head, "fit_background", lambda cells: (torch.zeros(7), torch.zeros(())))
+    monkeypatch.setattr(tag_head, "fit_background", lambda cells, **_: (torch.zeros(7), torch.zeros(())))
     fit(task_on(datamodule, background="learnt"), datamodule, tmp_path, epochs=1)
     assert seen == ["2007_000001", "2007_000003"]
 

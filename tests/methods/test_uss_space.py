@@ -29,7 +29,7 @@ def photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Record]:
 def test_the_space_is_that_of_all_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked_at: list[Path] = []
     monkeypatch.setattr(
-        "dhr_lightning.methods.features.images.shutil.disk_usage",
+        "dhr_lightning.data.feature_space.shutil.disk_usage",
         lambda place: looked_at.append(place) or SimpleNamespace(free=5_000_000),
     )
     network = SimpleNamespace(cell=8)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dhr_lightning.models.standardize import StandardizedModule
 from dhr_lightning.ops.feature_statistics import FeatureStatistics
@@ -40,3 +41,70 @@ def test_wrong_statistics_are_named():
         network.set_statistics(torch.tensor([0.0, torch.nan]), torch.ones(2))
     with pytest.raises(ValueError, match=r"Expected `std` >= 0, but got -1\.0"):
         network.set_statistics(torch.zeros(2), torch.tensor([1.0, -1.0]))
+
+
+def projected(
+    dtype: torch.dtype = torch.float32, *, channels: int = 256, offset: float = 4.0
+) -> tuple[StandardizedModule, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A network, features some deviations away from 0, and a weight and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    network = StandardizedModule(channels)
+    mean, std = offset + torch.rand(channels, generator=generator), 0.5 + torch.rand(channels, generator=generator)
+    network.set_statistics(mean, std)
+    features = torch.randn(4, channels, 16, 16, generator=generator) * std[:, None, None] + mean[:, None, None]
+    weight, bias = torch.randn(8, channels, generator=generator) * 0.1, torch.randn(8, generator=generator)
+    return network, features.to(dtype), weight, bias
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_projection_is_that_of_the_standardised_features(dtype: torch.dtype, biased: bool):
+    network, features, weight, bias = projected(dtype)
+    found = network.project(features, weight, bias if biased else None)
+    expected = F.conv2d(network.standardize(features), weight[..., None, None], bias if biased else None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(features, projected(dtype)[1])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_projection_under_autocast_has_its_type_and_no_offset(dtype: torch.dtype, biased: bool):
+    """Rounding in bfloat16 differs from cell to cell: over many it is next to nothing."""
+    network, features, weight, bias = projected(dtype)
+    expected = network.project(features, weight, bias if biased else None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network.project(features, weight, bias if biased else None)
+    assert found.dtype == torch.bfloat16
+    error = found - expected
+    assert 0 < float(error.abs().max()) < 0.2
+    assert float(error.mean((0, 2, 3)).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_a_projection_are_those_of_the_standardised_features(biased: bool):
+    network, features, weight, bias = projected(torch.float64, channels=5)
+    network, features, scale = network.double(), features[:2, :, :3, :2], torch.randn(2, 8, 3, 2).double()
+    gradients = []
+    for folded in (True, False):
+        inputs = [tensor.detach().double().requires_grad_() for tensor in (features, weight, bias)]
+        kernel, shift = inputs[1], inputs[2] if biased else None
+        if folded:
+            maps = network.project(inputs[0], kernel, shift)
+        else:
+            maps = F.conv2d(network.standardize(inputs[0]), kernel[..., None, None], shift)
+        (maps * scale).sum().backward()
+        gradients.append([tensor.grad for tensor in inputs[: 3 if biased else 2]])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_projection_under_autocast_has_gradients_in_the_type_of_the_weights():
+    network, features, weight, bias = projected(torch.float16, offset=0.0)
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    network.project(features, weight, bias).square().mean().backward()
+    expected, weight.grad, bias.grad = (weight.grad, bias.grad), None, None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network.project(features, weight, bias).float().square().mean().backward()
+    assert weight.grad.dtype == bias.grad.dtype == torch.float32
+    for found, exact in zip((weight.grad, bias.grad), expected, strict=True):
+        assert float((found - exact).norm() / exact.norm()) < 0.03

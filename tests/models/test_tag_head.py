@@ -23,6 +23,15 @@ def test_the_linear_head_is_a_product_of_standardised_features():
     torch.testing.assert_close(head.class_maps(features), raw, atol=1e-5, rtol=1e-4)
 
 
+def test_a_hidden_layer_sees_standardised_features():
+    head, features = TagHead(5, 3, 7), torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    head.set_statistics(torch.arange(5.0), torch.arange(1.0, 6))
+    hidden = head.hidden(head.standardize(features))
+    torch.testing.assert_close(head(features), head.classifier(F.gelu(hidden)))
+    raw = torch.einsum("bdhw,td->bthw", F.gelu(hidden), head.classifier.weight[:, :, 0, 0])
+    torch.testing.assert_close(head.class_maps(features), raw, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("hidden", [None, 7])
 def test_cells_and_images_do_not_touch_each_other(hidden: int | None):
     head, features = TagHead(5, 3, hidden), torch.randn(2, 5, 4, 6)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dhr_lightning.ops.cam import (
     background_score,
     cam_labels,
+    equal_activation,
     gather_classes,
     index_classes,
     labels_from_scores,
@@ -62,6 +63,26 @@ def test_background_score_by_hand():
         background_score(cam, exponent=0.0)
     with pytest.raises(ValueError, match=r"Expected `threshold` in \[0.0, 1.0\], but got 2.0"):
         background_score(cam, threshold=2.0)
+
+
+@pytest.mark.parametrize("exponent", [0.05, 0.5, 1.0, 2.0, 3.7, 60.0])
+def test_a_power_and_its_equal_activation_label_the_same_pixels(exponent: float):
+    found = equal_activation(exponent)
+    assert 0 < found < 1
+    assert (1 - found) ** exponent == pytest.approx(found, abs=1e-9)
+    cam = torch.linspace(0, 1, 1001, dtype=torch.float64).view(1, 1, 1, -1)
+    power, constant = background_score(cam, exponent=exponent), background_score(cam, threshold=found)
+    near = (cam - found).abs() < 1e-9
+    assert torch.equal((cam > power) | near, (cam > constant) | near)
+
+
+def test_equal_activation_by_hand():
+    assert equal_activation(1.0) == pytest.approx(0.5, abs=1e-12)
+    assert equal_activation(2.0) == pytest.approx((3 - 5**0.5) / 2, abs=1e-12)
+    assert equal_activation(0.5) == pytest.approx((5**0.5 - 1) / 2, abs=1e-12)
+    for exponent in (0.0, -1.0):
+        with pytest.raises(ValueError, match=rf"Expected `exponent` > 0, but got {exponent}\."):
+            equal_activation(exponent)
 
 
 def test_classes_of_tags_by_hand():

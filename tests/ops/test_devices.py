@@ -20,6 +20,7 @@ from dhr_lightning.ops import (
     pooling,
     resize,
     seeds,
+    smoothing,
     soft_labels,
     tag_pooling,
     thresholds,
@@ -151,6 +152,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "rebalance, reference": lambda: mask_step("reference"),
     "rebalance, automatic background": lambda: mask_step("default", gamma="auto", guard="both"),
     "resize_maps": lambda: resize.resize_maps(CAM, (H, W), valid=NEAR),
+    "smooth_maps": lambda: (smoothing.smooth_maps(CAM, 2, valid=NEAR), smoothing.smooth_maps(CAM)),
     "merge_seed": lambda: seeds.merge_seed(MASK, MASK.flip(0), IN_IMAGE),
     "pool_tags": lambda: tuple(
         tag_pooling.pool_tags(CAM, NEAR, tag_pooling.TagPooling(name)) for name in tag_pooling.POOLINGS

@@ -94,8 +94,8 @@ class LightTask(ScoredTask, StoredTask):
             probability = self(features).softmax(1)
             if self.inference.settings.flip:
                 probability = (probability + self(features.flip(-1)).softmax(1).flip(-1)) / 2
-        if self._gate is not None:
-            probability = probability * self._gate(features)[..., None, None]
+            if self._gate is not None:
+                probability = probability * self._gate(features)[..., None, None]
         return F.interpolate(probability, size, mode="bilinear", align_corners=False)
 
     def on_predict_start(self) -> None:
