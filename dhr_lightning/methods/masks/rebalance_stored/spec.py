@@ -14,5 +14,5 @@ SPEC = StepSpec(
     writes={"mask": Write(("train",))},
     fits=False,
     forwards={"mask": "masks"},
-    label="DHR masks",
+    label="DHR",
 )

@@ -13,5 +13,5 @@ SPEC = StepSpec(
     },
     writes={"mask": Write((), on_demand=("train",)), "prediction": Write(("val", "test"))},
     predict_only=("flip", "test_crf", "gate"),
-    label="Light segmenter",
+    label="Light",
 )
