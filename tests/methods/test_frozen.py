@@ -111,6 +111,16 @@ def test_what_is_written_already_is_not_computed_and_photos_in_between_are(
     assert f"frozen: {VIT}, supervision unknown (random weights), licence: not stated" in lines.messages
 
 
+@pytest.mark.parametrize(("rank", "said"), [(0, 1), (1, 0)])
+def test_where_nothing_is_left_no_space_is_said(tiny_voc: Path, tmp_path: Path, lines: Lines, rank: int, said: int):
+    run = FrozenRun(tiny_voc, tmp_path)
+    run.datamodule.written = frozenset(IDS)
+    run.task._trainer = SimpleNamespace(is_global_zero=rank == 0, datamodule=run.datamodule)
+    run.task.on_predict_start()
+    assert len(lines.messages) == said
+    assert "to write" not in lines.text
+
+
 def test_on_another_device_the_batches_are_images_and_give_the_same_features(
     finished: FrozenRun, tiny_voc: Path, tmp_path: Path
 ):

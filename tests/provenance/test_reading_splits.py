@@ -88,6 +88,8 @@ def test_weights_that_prediction_alone_reads_are_in_the_digest_of_its_files_only
         assert not after & files
         files |= after
     assert "weights cam/3c4d" in make("wss").input_digests(fit_only=True)
+    assert set(make("crf").input_digests(fit_only=True)) == {"data/train"}
+    assert set(make("crf").input_digests()) == {"data/train", "cam/1a2b/cam/train"}
 
 
 def test_files_of_a_split_are_made_from_its_own_inputs_and_those_of_the_fit(light: Callable[..., StepIdentity], seal):
