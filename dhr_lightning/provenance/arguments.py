@@ -75,7 +75,10 @@ def _import_path(base: ast.expr, module: str) -> str:
 def _read(name: str) -> _Module | None:
     """Look at the source of a module, found without importing the packages around it; `None` if there is none."""
     first, *rest = name.split(".")
-    spec, path = find_spec(first) if first else None, first
+    try:
+        spec, path = find_spec(first) if first else None, first
+    except ModuleNotFoundError:  # a finder that hides the package
+        return None
     for part in rest:
         path = f"{path}.{part}"
         spec = PathFinder.find_spec(path, spec.submodule_search_locations) if spec else None

@@ -166,16 +166,16 @@ def test_every_method_says_what_it_reads_and_writes():
     assert writes["crf"] == writes["pamr"] == writes["mars"] == writes["rebalance"] == {"mask": train}
     assert writes["stego"] == writes["patches"] == writes["encoder"] == {"features": train}
     assert writes["wss"] == writes["dhr"] == {"mask": train, "prediction": others}
-    assert [name for name, method in methods().items() if method.spec.has_rounds] == ["dhr"]
+    assert [name for name, method in methods().items() if method.spec.has_rounds] == ["dhr", "light_dhr"]
     assert sorted(name for name, method in methods().items() if not method.spec.fits) == [
-        "crf", "pamr", "rebalance"
+        "crf", "frozen", "pamr", "rebalance", "rebalance_stored"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_only_the_ground_truth_of_a_segmenter_may_be_learnt_from(name: str):
     truth = {port for port, read in get_method(name).spec.reads.items() if read.truth}
-    assert truth == ({"masks"} if name == "wss" else set())
+    assert truth == ({"masks"} if name in ("wss", "light") else set())
 
 
 def declared_arguments(task_class: type[BaseTask]) -> Counter[str]:

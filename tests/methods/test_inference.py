@@ -20,7 +20,7 @@ def test_without_crf_masks_are_the_largest_mean_probability():
     expected = multi_scale_probability(task.network, batch["image"], scales=(1.0, 0.5), flip=True).argmax(1)
     assert torch.equal(inference(task.network, batch), expected)
     assert inference.protocol("val", CPU).record() == {
-        "scales": [1.0, 0.5], "flip": True, "crf": None, "backend": None, "prune": 0.05, "tags": False,
+        "scales": [1.0, 0.5], "flip": True, "crf": None, "backend": None, "prune": 0.05, "gate": False, "tags": False,
         "ignore_index": 255,
     }  # fmt: skip
 

@@ -73,7 +73,7 @@ def test_the_background_is_fitted_to_smoothed_maps_with_its_penalty(
 ):
     """On images of several grids in one batch, beside which there is padding."""
     datamodule = stored_module(tiny_voc, tmp_path, "tag_head", inputs={})
-    task = task_on(datamodule, background="learnt", lr=30.0, smooth=smooth, background_l2=l2)
+    task = task_on(datamodule, background="learnt", lr=30.0, smooth=smooth, background_l2=l2, present_share=0)
     fit(task, datamodule, tmp_path, epochs=2)
     with torch.no_grad():
         weight, bias = independent_background(task, datamodule, smooth=smooth, l2=l2)

@@ -25,7 +25,7 @@ GRIDS = {"2007_000001": (6, 8), "2007_000002": (8, 6), "2007_000003": (7, 5), "2
 
 def head_task(**options: Any) -> TagHeadTask:
     """A task for four tags with a head of random weights on five channels, without a run; nothing is smoothed."""
-    task = make_task("TagHeadTask", **{"smooth": 0, **options})
+    task = make_task("TagHeadTask", **{"smooth": 0, "present_share": 0, **options})
     task.network = TagHead(5, 4)
     torch.nn.init.normal_(task.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(task.network.classifier.bias, 0.3)
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_pooled_maps_of_valid_cells(pooling: dict[str, A
 
 @torch.no_grad()
 def test_cams_are_the_tagged_maps_rectified_and_scaled_by_their_maximum():
-    task, batch = head_task(), batch_of(TAGS)
+    task, batch = head_task(background="scores"), batch_of(TAGS)
     found = task.predict_step(batch, 0)["cam"]
     raw = task.network(batch["inputs"]["features"].float()).relu()
     for index, ((keys, maps), values) in enumerate(zip(found, ([1, 3], [2]), strict=True)):
@@ -176,7 +176,7 @@ def test_the_background_is_fitted_once_to_the_finished_head_and_kept(
 ):
     datamodule, fitted = stored_module(tiny_voc, tmp_path, "tag_head", inputs={}), []
     real = tag_head.fit_background
-    task = task_on(datamodule, background=background, lr=30.0)
+    task = task_on(datamodule, background=background, lr=30.0, present_share=0)
 
     def spy(cells: ConfidentCells, **options: float) -> tuple[Tensor, Tensor]:
         fitted.append((task.current_epoch, cells.images))
@@ -195,7 +195,7 @@ def test_the_background_is_fitted_once_to_the_finished_head_and_kept(
     torch.testing.assert_close(kept["background_bias"], bias, atol=1e-4, rtol=1e-3)
 
     found = predict(task, datamodule, tmp_path)
-    again = task_on(datamodule, background=background)
+    again = task_on(datamodule, background=background, present_share=0)
     again._trainer = task._trainer
     again.configure_model()
     again.load_state_dict(kept)
@@ -241,7 +241,7 @@ def test_a_fit_that_its_steps_end_also_has_a_background(tiny_voc: Path, tmp_path
 
 def test_a_head_that_is_nowhere_sure_ends_with_advice(tiny_voc: Path, tmp_path: Path):
     datamodule = stored_module(tiny_voc, tmp_path, "tag_head", inputs={})
-    task = task_on(datamodule, background="learnt", lr=1e-9)
+    task = task_on(datamodule, background="learnt", lr=1e-9, present_share=0)
     with pytest.raises(DataError, match=r"tag_head: .*foreground.*trainer\.max_epochs.*--tag_head\.background scores"):
         fit(task, datamodule, tmp_path, epochs=1)
 

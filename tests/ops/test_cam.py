@@ -12,6 +12,7 @@ from dhr_lightning.ops.cam import (
     labels_from_scores,
     min_max_normalize,
     normalize_cam,
+    somewhere,
     strongest_class,
 )
 from dhr_lightning.ops.classes import ImageClasses
@@ -161,3 +162,21 @@ def test_labels_of_maps_are_the_strongest_class_above_the_threshold():
         assert cam_labels(cam, empty, threshold=0.3).unique().tolist() == [value]
     with pytest.raises(ValueError, match=r"`threshold` in \[0.0, 1.0\], but got 1.5"):
         cam_labels(cam, tagged, threshold=1.5)
+
+
+def test_a_class_holds_a_share_of_its_image_at_least():
+    logits = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)) - 5
+    logits[1, 2] += 9  # this one is everywhere already
+    start = somewhere(logits, 0.05)
+    assert start.shape == (2, 3, 1, 1)
+    held = (logits > start).float().mean((2, 3))
+    assert held.flatten()[:5].tolist() == pytest.approx([0.05] * 5)
+    assert float(start[1, 2]) == 0
+    assert not somewhere(logits, 0.0).any()
+    valid = torch.zeros(2, 10, 10, dtype=torch.bool)
+    valid[:, :5] = True
+    changed = logits.clone()
+    changed[:, :, 5:] = 99.0
+    assert torch.equal(somewhere(changed, 0.05, valid=valid), somewhere(logits[:, :, :5], 0.05))
+    with pytest.raises(ValueError, match="share"):
+        somewhere(logits, 1.0)

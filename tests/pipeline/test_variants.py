@@ -19,7 +19,7 @@ def content(workspace: Workspace) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     ("override", "again"),
     [
-        ("--cam.workers=1", []),
+        ("--propagation.workers=1", []),
         ("--dhr.scales=[1.0, 0.5]", ["predict dhr"]),
         ("--dhr.test_crf={iterations: 1}", ["predict dhr"]),
         ("--baseline.test_crf={iterations: 1}", ["predict baseline"]),
