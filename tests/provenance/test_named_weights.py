@@ -39,10 +39,10 @@ def test_a_name_of_another_backbone_is_refused():
 
 
 def planned(recipe: str, root: Path, weights: str | None, *overrides: str) -> dict[str, Any]:
-    """Arguments of the first step with a backbone."""
+    """Backbone and weights of the first step with a backbone, where they are given."""
     plan = make_plan(Request(recipe, data="voc", root=str(root), weights=weights, overrides=overrides))
     step = next(step for step in plan.steps if step.step.spec.trains_backbone)
-    return dict(step.identity.arguments)
+    return {name: value for name, value in step.identity.arguments.items() if name in ("backbone", "pretrained")}
 
 
 def test_a_recipe_takes_weights_by_name_and_by_file(tiny_voc: Path):
