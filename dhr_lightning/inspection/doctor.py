@@ -73,8 +73,8 @@ def examine(
     counts = class_counts({split: rows for split, rows in records.items() if split in TAGGED_SPLITS}, info.classes)
     if "train" in records:
         tags = tag_matrix(records["train"], info.classes)
-        tagged = tags[tags.any(1)]
-        findings += balance_findings(counts, len(tagged), info.classes) + cooccurrence_findings(tagged, info.classes)
+        used = tags if untagged == "background" else tags[tags.any(1)]
+        findings += balance_findings(counts, len(used), info.classes) + cooccurrence_findings(used, info.classes)
     findings += agreement_findings(scans, info.classes) + space_findings(scans, plan, artifacts)
     findings.sort(key=lambda item: LEVELS.index(item.level))
     return Examination(info, root, records, scans, counts, findings)

@@ -90,11 +90,20 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
     else:
         lines.append("no true masks: nothing needs them; the report shows figures without ground truth")
     untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
-    lines += _listed(untagged, "images have no tag and are left out of training (data.untagged)")
+    policy = untagged_policy(contents, classes)
+    does = "show no class and train as background" if policy == "background" else "are left out of training"
+    lines += _listed(untagged, f"images have no tag and {does} (data.untagged: {policy})")
     lines += _listed([f"{name} ({where})" for name, where in contents.unmatched], "names match no image")
     lines += _listed([str(path.relative_to(root)) for path in contents.stray_masks], "masks belong to no image")
     lines += _listed(absent, "classes have no image")
     return lines
+
+
+def untagged_policy(contents: FolderContents, classes: ClassSet) -> str:
+    """What images without tags are: `background` where the table says 0 for every class of each, else left out."""
+    untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
+    said = contents.table.form == "one-hot" and all(one in contents.rows for one in untagged)
+    return "background" if untagged and said and classes.has_background else "drop"
 
 
 def config_text(
@@ -107,12 +116,13 @@ def config_text(
     held_out = contents.split_source.endswith("id")
     found = "".join(f"#   {line}\n" for line in findings)
     has_masks = bool(contents.masks)
+    policy = untagged_policy(contents, classes)
     return (
         f"# Written after a look at the folder:\n{found}"
         "data:\n"
         "  dataset: folder\n"
         f"  root: {_scalar(str(root))}\n"
-        "  untagged: drop  # training images without tags: drop, background (they show no class), or error\n"
+        f"  untagged: {policy}  # training images without tags: drop, background (they show no class), or error\n"
         "  options:\n"
         f"    name: {_scalar(folder_name(root, options, taken=()))}  # folder of the artifacts\n"
         "    # The order of the classes fixes their values in masks: append new ones at the end.\n"

@@ -53,7 +53,7 @@ def _untagged(bare: Sequence[str], total: int, policy: str) -> list[Finding]:
         "untagged-image",
         bare,
         f"train: images without a tag, which {does.get(policy, policy)} (data.untagged: {policy}): {{n}}.",
-        "Add their tags, or choose another data.untagged.",
+        "Add their tags; if they show none of the classes, set data.untagged: background.",
     )
 
 
@@ -82,7 +82,7 @@ def balance_findings(counts: Mapping[str, Counts], images: int, classes: ClassSe
 
     Args:
         counts: images per class of each split, with `train`.
-        images: training images with at least one tag.
+        images: training images that are used.
         classes: class list.
     """
     train, val = counts["train"], counts.get("val", np.zeros_like(counts["train"]))
@@ -109,7 +109,7 @@ def balance_findings(counts: Mapping[str, Counts], images: int, classes: ClassSe
         "constant-class",
         always,
         "Classes that are in every training image, so that a classifier has nothing to look for: {n}.",
-        "Add images without the class.",
+        "Add images without the class; those without any tag train with data.untagged: background.",
     )
     order = np.argsort(-train, kind="stable")
     shown = [f"{names[i]} {train[i]}" for i in order if train[i]]

@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_counted_and_listed(folder: Path, lines: Lines):
         table.write("gone.jpg,cat\nimg_0.jpg,dog\n")
     assert init_folder("my_photos") == 0
     assert "tags.csv: long form, 35 images with a row, 1 repeated rows merged" in lines.text
-    assert "1 images have no tag and are left out of training (data.untagged): bare" in lines.text
+    assert "1 images have no tag and are left out of training (data.untagged: drop): bare" in lines.text
     assert "1 names match no image: gone.jpg (my_photos/tags.csv, line 37)" in lines.text
     assert "unmatched: ignore" in Path("my_photos.yaml").read_text()
 
@@ -69,3 +69,31 @@ def test_a_folder_that_cannot_be_used_is_explained(folder: Path):
     with pytest.raises(ConfigError, match="'my photos' cannot name a folder"):
         init_folder("my photos")
     assert not list(Path().glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("table", "policy"),
+    [
+        ("image,crack\na.jpg,1\nb.jpg,0\nc.jpg,0\n", "background"),
+        ("image,crack\na.jpg,1\nb.jpg,0\n", "drop"),  # of c.jpg nothing is known
+        ("image,tags\na.jpg,crack\nb.jpg,\nc.jpg,\n", "drop"),  # an empty cell may mean both
+        ("image,crack\na.jpg,1\nb.jpg,1\nc.jpg,1\n", "drop"),
+    ],
+)
+def test_images_that_the_table_calls_negative_train_as_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines, table: str, policy: str
+):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("walls"), table, ["a.jpg", "b.jpg", "c.jpg"])
+    assert init_folder("walls") == 0
+    assert resolve(["walls.yaml"])["data"]["untagged"] == policy
+    assert ("train as background (data.untagged: background): b, c" in lines.text) == (policy == "background")
+
+
+def test_no_image_is_background_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(Path("walls"), "image,brick,wood\na.jpg,1,0\nb.jpg,0,0\n", ["a.jpg", "b.jpg"])
+    (root / "classes.txt").write_text("brick\nwood\n")
+    assert init_folder("walls") == 0
+    config = resolve(["walls.yaml"])["data"]
+    assert config["untagged"] == ("background" if config["options"]["background"] else "drop")

@@ -294,7 +294,7 @@ def test_the_classifier_is_validated_by_its_tags(lines: Lines):
     task.on_validation_epoch_end()
     assert log.options["val/tag_map"] == {"prog_bar": True, "sync_dist": True}
     assert log.values["val/tag_map"] == pytest.approx(mean_average_precision(means, batch["tags"]))
-    assert task.average_precision.update_count == 0
+    assert task.average_precision.metric.update_count == 0
 
 
 def mean_average_precision(scores: Tensor, tags: Tensor) -> float:

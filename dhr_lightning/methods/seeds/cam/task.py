@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MultilabelAveragePrecision
 
 from dhr_lightning.data.sample import Batch, Geometry, sample_features
+from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.seeds.cam.spec import SPEC
 from dhr_lightning.models.cards import card_of
@@ -55,7 +55,7 @@ class CAMTask(BaseTask):
             backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
         self.card = card_of(backbone, pretrained)
-        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
+        self.average_precision = TagPrecision(self.classes.num_tags)
 
     def forward(self, image: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
@@ -79,16 +79,15 @@ class CAMTask(BaseTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Tag loss and average precision; the ground truth is not used, and an image without tags shows no class."""
         logits = self.image_logits(batch).float()
-        self.average_precision.update(logits, batch["tags"].long())
+        self.average_precision.update(logits, batch["tags"])
         loss = F.multilabel_soft_margin_loss(logits, batch["tags"])
         self.log("val/loss_cls", loss, batch_size=len(logits), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/tag_map`, the mean over the classes that some image shows; nothing where no image has a tag."""
-        found = self.average_precision.compute()  # (T,); a class has 0 only if no image shows it
-        if bool((found > 0).any()):
-            self.log("val/tag_map", found[found > 0].mean(), prog_bar=True, sync_dist=True)
-        self.average_precision.reset()
+        found = self.average_precision.compute()
+        if found is not None:
+            self.log("val/tag_map", found, prog_bar=True, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

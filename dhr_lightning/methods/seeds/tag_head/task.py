@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MultilabelAveragePrecision
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
 from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
@@ -73,7 +73,7 @@ class TagHeadTask(StoredTask):
         self.pooling = tag_pooling(**{"name": "logsumexp", **(pooling or {})})
         self.cells = _cell_limits(background_cells or {})
         self.learns_background = background == "learnt" and self.classes.has_background
-        self.average_precision = MultilabelAveragePrecision(self.classes.num_tags, average="none")
+        self.average_precision = TagPrecision(self.classes.num_tags)
 
     def configure_model(self) -> None:
         """Build the head once the number of channels is known."""
@@ -138,15 +138,14 @@ class TagHeadTask(StoredTask):
         maps = self(batch["inputs"]["features"])
         inside = torch.ones(len(maps), *maps.shape[-2:], dtype=torch.bool, device=maps.device)
         logits = pool_tags(maps, inside, self.pooling).float()
-        self.average_precision.update(logits, batch["tags"].long())
+        self.average_precision.update(logits, batch["tags"])
         self.log("val/loss_cls", F.multilabel_soft_margin_loss(logits, batch["tags"]), batch_size=len(logits))
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/tag_map`, the mean over the classes that some image shows; nothing where no image has a tag."""
-        found = self.average_precision.compute()  # (T,); a class has 0 only if no image shows it
-        if bool((found > 0).any()):
-            self.log("val/tag_map", found[found > 0].mean(), prog_bar=True, sync_dist=True)
-        self.average_precision.reset()
+        found = self.average_precision.compute()
+        if found is not None:
+            self.log("val/tag_map", found, prog_bar=True, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
