@@ -14,6 +14,7 @@ from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
+from dhr_lightning.models.checkpoints import check_finite_weights
 from dhr_lightning.models.freezing import frozen_parts
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.progress import track
@@ -194,11 +195,12 @@ class BaseTask(L.LightningModule):
             self.card = WeightsCard(**checkpoint["card"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained on another class list; take over how images are normalised.
+        """Refuse weights of another class list and those that are not finite; take over how images are normalised.
 
         Raises:
-            CheckpointError: shows both lists.
+            CheckpointError: shows both lists, or names a tensor.
         """
+        check_finite_weights(checkpoint.get("state_dict", {}), where=f"The checkpoint of {self.step}")
         check_class_names(
             checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint"
         )

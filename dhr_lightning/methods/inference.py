@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.models.segmenter import multi_scale_probability
 from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings
 from dhr_lightning.ops.refine import Refiner
@@ -93,13 +93,32 @@ class Inference:
             probability: `(B, C, H, W)` in [0, 1].
             batch: needs `pixels` and `valid` for the CRF.
             allowed: as for `__call__`.
+
+        Raises:
+            DataError: names the first image for which the network gives no numbers.
         """
+        check_finite_outputs(probability, batch)
         if allowed is not None:
             probability = probability * allowed[:, :, None, None]
         if self.refiner is None:
             return probability.argmax(1)
         present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
         return self.refiner(batch["pixels"], probability, present, valid=batch["valid"]).argmax(1)
+
+
+def check_finite_outputs(outputs: Tensor, batch: Batch) -> None:
+    """Refuse outputs `(B, ...)` that are not finite: their argmax would be background everywhere.
+
+    Raises:
+        DataError: names the first image.
+    """
+    finite = torch.isfinite(outputs).flatten(1).all(1)
+    if not bool(finite.all()):
+        name = next(name for name, fine in zip(batch["id"], finite.tolist(), strict=True) if not fine)
+        raise DataError(
+            f"The network gives values that are not finite for image {name!r}, though its weights are finite. "
+            "Predict with --trainer.precision 32-true; if that does not help, look at the image."
+        )
 
 
 def strong_classes(probability: Tensor, valid: Tensor, *, prune: float) -> Tensor:

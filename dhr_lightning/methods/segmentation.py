@@ -14,6 +14,7 @@ from dhr_lightning.methods.base import BaseTask, check_class_names
 from dhr_lightning.methods.inference import Inference
 from dhr_lightning.methods.scored import ScoredTask
 from dhr_lightning.models.cards import card_of
+from dhr_lightning.models.checkpoints import read_checkpoint
 from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")
@@ -157,7 +158,7 @@ def load_encoder(network: nn.Module, path: Path, classes: ClassSet, *, keys: tup
             f"Checkpoint {path} is missing. Run the step that made it again, or take `init` out of what this step "
             "reads."
         )
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = read_checkpoint(path)
     check_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"), classes, where=f"Checkpoint {path}")
     prefix = "network."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dhr_lightning.errors import CheckpointError, ConfigError, DependencyError
+from dhr_lightning.models.checkpoints import check_finite_weights, reason
 
 State = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model", "teacher")
@@ -73,7 +74,7 @@ def read_state(path: Path, *, what: str, source: str = "the file") -> State:
         tensors by key; int8 rows `X.int8` (R, C) with `X.scale` (R,) as `X` float32, exactly `int8 * scale`.
 
     Raises:
-        CheckpointError: if the file is absent or holds no state dict.
+        CheckpointError: if the file is absent, holds no state dict, or a weight is not finite.
     """
     if not path.is_file():
         raise CheckpointError(f"Weights of {what} are missing: {path}. Put {source} there or set pretrained: false.")
@@ -84,10 +85,12 @@ def read_state(path: Path, *, what: str, source: str = "the file") -> State:
             state = state.get(wrapper, state) if isinstance(state.get(wrapper, 0), Mapping) else state
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("it holds no tensors by name")
-        return _dequantized({_PREFIX.sub("", str(key)): value for key, value in state.items()})
+        weights = _dequantized({_PREFIX.sub("", str(key)): value for key, value in state.items()})
     except (OSError, RuntimeError, TypeError, LookupError, AttributeError, EOFError, pickle.UnpicklingError,
             SafetensorError) as error:  # fmt: skip
-        raise CheckpointError(f"Weights of {what} cannot be taken from {path}: {error}") from error
+        raise CheckpointError(f"Weights of {what} cannot be taken from {path}: {reason(error)}.") from error
+    check_finite_weights(weights, where=f"The file {path}")
+    return weights
 
 
 def _dequantized(state: Mapping[str, Tensor]) -> State:

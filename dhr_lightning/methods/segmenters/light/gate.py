@@ -11,6 +11,7 @@ from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.methods.base import check_class_names
 from dhr_lightning.methods.seeds.tag_head.task import TAP_CHANNELS
+from dhr_lightning.models.checkpoints import read_checkpoint
 from dhr_lightning.models.tag_head import TagHead
 from dhr_lightning.ops.tag_pooling import TagPooling, pool_tags, tag_pooling
 
@@ -43,7 +44,7 @@ class TagGate(nn.Module):
             CheckpointError: if it is none of a tag head, or of other classes.
             ConfigError: if the head was trained on a layer that the features lack, or that has other channels there.
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
         settings = checkpoint.get("hyper_parameters", {})
         state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
         if TAP_CHANNELS not in checkpoint or "mean" not in state:
