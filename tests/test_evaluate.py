@@ -153,7 +153,8 @@ def test_compat_counts_empty_images_on_the_validation_split_of_coco(tmp_path: Pa
 def one_image(folder: Path, name: str, classes: tuple[str, ...], truth: np.ndarray) -> DatasetInfo:
     (folder / "truth").mkdir()
     save(folder / "truth" / "a.png", truth)
-    record = Record("a", folder / "a.jpg", (1,), folder / "truth" / "a.png")
+    tags = tuple(sorted({*np.unique(truth).tolist()} - {0, 255}))
+    record = Record("a", folder / "a.jpg", tags, folder / "truth" / "a.png")
     has_background = classes[0] == "background"
     return DatasetInfo(name, ClassSet(classes, has_background), lambda root, split, classes: [record], folder)
 
@@ -226,3 +227,12 @@ def test_progress_wraps_the_images(case: Case, voc_classes: ClassSet):
         progress=lambda ids, title: [seen.append((title, len(ids))), iter(ids)][1],
     )
     assert seen == [("evaluate val", 2)]
+
+
+def test_truth_of_0_and_255_is_no_truth(case: Case, lines: Lines):
+    """Binary masks as drawing tools write them: 255 would not be scored, and any prediction would be perfect."""
+    for image_id in VAL:
+        save(case.root / "SegmentationClass" / f"{image_id}.png", np.where(case.truth(image_id) > 0, 255, 0))
+    assert case.run() == 2
+    assert "None of the 2 true masks of val shows any of the 20 classes, though the tags of 2" in lines.messages[-1]
+    assert not (case.pred / "scores.json").exists()

@@ -37,6 +37,7 @@ class MaskCounts:
             where the truth is background.
         images: images counted.
         labelled: images with a true mask.
+        tagged: images with a true mask and tags.
         image_miou: mean IoU per image, over the classes present in truth or mask.
     """
 
@@ -46,6 +47,7 @@ class MaskCounts:
     stuff: Counts
     images: int = 0
     labelled: int = 0
+    tagged: int = 0
     image_miou: dict[str, float] = field(default_factory=dict)
 
 
@@ -138,7 +140,25 @@ def count_masks(
                 _count(counts, mask, sample, facts)
         if before and after and before.key in masks and after.key in masks:
             changed[image_id] = float(np.mean(masks[before.key] != masks[after.key]))
+    for counts in mask_counts:
+        _check_truth(counts, facts, split)
     return SplitResult(split, mask_counts, changed, before, after)
+
+
+def _check_truth(counts: MaskCounts, facts: TruthFacts, split: str) -> None:
+    """Refuse truth in which no class occurs although tags name some: every prediction would score 100.
+
+    Raises:
+        MaskError: says how many masks there are and what their values look like.
+    """
+    if not counts.tagged or not facts.offset or int(counts.confusion.matrix[facts.offset :].sum()):
+        return
+    raise MaskError(
+        f"None of the {counts.labelled} true masks of {split} shows any of the {len(facts.names) - facts.offset} "
+        f"classes, though the tags of {counts.tagged} of these images name some: any prediction would score 100. "
+        f"{facts.ignore_index} means `not scored`; class values count from 1 in the order of the class list. Write "
+        "the masks so; `python -m dhr_lightning doctor` shows their values."
+    )
 
 
 def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind | None]:
@@ -218,6 +238,7 @@ def _count(counts: MaskCounts, mask: UInt8, sample: _Sample, facts: TruthFacts) 
     counts.tags.add(joint, sample.tags)
     counts.confusion.update(prediction, sample.target, joint)
     counts.labelled += 1
+    counts.tagged += int(bool(sample.tags.any()))
     counts.image_miou[sample.image_id] = scores(joint[0, :classes]).miou
     if sample.stuff is not None:
         rows, slots = len(facts.stuff_names), classes + 1

@@ -14,6 +14,7 @@ _DISAGREEMENT = 0.2  # share of images above which tags or masks deserve a look
 _MIN_DEPENDENT = 3  # images: one or two are dependent by chance, and rare in any case
 _FOREIGN = 0.5  # share of tags with a pixel: masks of the same class list do not fall below
 _SHIFTED = 0.7  # another class list does not reach it by chance
+_VALUES = 8  # mask values that a message names
 _MIN_MASKS = 20
 
 Counts = npt.NDArray[np.int64]
@@ -178,6 +179,8 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
         row[list(scan.mask.pixels if scan.mask else ())] = True
     tags = tag_matrix([s.record for s in rows], classes)
     in_mask = seen[:, classes.offset : classes.num_classes]
+    if tags.any() and not in_mask.any():
+        return [_no_class(rows, classes)]
     items = [
         f"{rows[row].record.id} ({', '.join(_differences(tags[row], in_mask[row], classes))})"
         for row in np.flatnonzero((tags != in_mask).any(1))
@@ -192,6 +195,25 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
         "Masks only score: the tags are trained on as they are. Look at a few." if share > _DISAGREEMENT else "",
     )
     return _shifted(seen, tags, classes) + found
+
+
+def _no_class(rows: Sequence[Scan], classes: ClassSet) -> Finding:
+    """Masks in which no class ever occurs, although tags name some: any prediction would score 100."""
+    values = sorted({value for scan in rows for value in (scan.mask.pixels if scan.mask else ())})
+    ignored = [scan for scan in rows if scan.mask and scan.mask.pixels.get(classes.ignore_index)]
+    advice = f"Class values count from {classes.offset} in the order of the class list; write the masks so."
+    if len(ignored) > len(rows) / 2 and classes.num_tags == 1:
+        (name,) = classes.tag_names
+        advice = (
+            f"{classes.ignore_index} means `not scored`; here it looks like the class {name!r}: write {classes.offset} "
+            "in its place."
+        )
+    found = ", ".join(map(str, values[:_VALUES])) + (" ..." if len(values) > _VALUES else "")
+    text = (
+        f"None of the {len(rows)} masks shows any of the {classes.num_tags} classes, though tags name them; their "
+        f"values are {found}. Every prediction would score 100."
+    )
+    return Finding("problem", "no-class-in-masks", text, len(rows), tuple(s.record.id for s in rows[:5]), advice)
 
 
 def _differences(tags: npt.NDArray[np.bool_], in_mask: npt.NDArray[np.bool_], classes: ClassSet) -> list[str]:

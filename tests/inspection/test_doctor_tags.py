@@ -161,3 +161,19 @@ def test_masks_of_another_class_list_are_recognised_where_there_are_enough(count
     pairs = [((tag,), (0, other[tag])) for tag in random.integers(1, 5, count).tolist()]
     found = by_code(agreement_findings(scans(pairs), CLASSES)).get("foreign-values")
     assert (found.level if found else None) == level
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_masks_without_any_class_are_a_problem_and_255_looks_like_the_only_one(count: int):
+    lesion = ClassSet(("background", "lesion"))
+    (found,) = agreement_findings(scans([((1,), (0, 255))] * count), lesion)
+    assert (found.level, found.code, found.count) == ("problem", "no-class-in-masks", count)
+    assert "values are 0, 255. Every prediction would score 100" in found.text
+    assert found.advice == "255 means `not scored`; here it looks like the class 'lesion': write 1 in its place."
+    (found,) = agreement_findings(scans([((1,), (0, 200)), ((2,), (0, 150))] * count), CLASSES)
+    assert "values are 0, 150, 200" in found.text
+    assert found.advice == "Class values count from 1 in the order of the class list; write the masks so."
+
+
+def test_masks_of_images_without_tags_may_show_no_class():
+    assert "no-class-in-masks" not in by_code(agreement_findings(scans([((), (0,)), ((), (0, 255))]), CLASSES))
