@@ -67,16 +67,32 @@ def graph_of(plan: RecipePlan, entries: Sequence[Entry], title: str) -> RecipeGr
 
 
 def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:
-    """Artifacts of recipes in the order of their steps; what several have in common comes once, with a plain name."""
+    """Artifacts of recipes, the most refined last; what several have in common comes once, with a plain name."""
     shared = [{output for step in plan.steps for output in step.outputs()} for plan in plans]
     common = set.intersection(*shared)
     entries: dict[tuple[str, str], Entry] = {}
     for plan, title in zip(plans, titles(plans), strict=True):
-        for step in plan.steps:
+        for step in by_depth(plan.steps):
             for address, split in step.outputs():
                 prefix = "" if (address, split) in common else f"{title[0]} "
                 entries.setdefault((address, split), _entry(step, address, split, prefix))
     return list(entries.values())
+
+
+def by_depth(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
+    """Steps by how many others lie before them in the longest chain, so that the masks of the last one are judged.
+
+    The order of a recipe's file says nothing of that: a baseline may stand behind the final segmenter.
+
+    Args:
+        steps: in an order in which sources come before what reads them.
+    """
+    depths: dict[str, int] = {}
+    for step in steps:
+        depths[step.name] = 1 + max(
+            (depths[source] for _, source in step.step.sources() if source in depths), default=0
+        )
+    return sorted(steps, key=lambda step: depths[step.name])
 
 
 def _entry(step: PlannedStep, address: str, split: str, prefix: str) -> Entry:
