@@ -20,8 +20,8 @@ from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize
+from dhr_lightning.data.rare_classes import repeat_rare
 from dhr_lightning.data.registry import resolve_dataset
-from dhr_lightning.data.repeats import repeat_rare
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.stored import GridCrop, StoredDataset, collate_stored
@@ -55,7 +55,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         interpolation: of the random resize, `bilinear` or `bicubic`.
         untagged: what happens to training images without tags: `drop`, `background` or `error`.
         repeat_rare: share of the training images below which a class counts as rare; its images come more often, see
-            `data.repeats.repeat_rare`. 0 repeats nothing.
+            `data.rare_classes.repeat_rare`. 0 repeats nothing.
         seed: seed of order and augmentation.
 
     The number of the current DHR mask round is part of this module's checkpoint state.

@@ -1,4 +1,4 @@
-"""Repeat training images of rare classes, so that an epoch shows them more often."""
+"""Choose training images so that rare classes have their say."""
 
 import math
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dhr_lightning.data.catalog import Record
+from dhr_lightning.data.catalog import Record, subsample_evenly
 from dhr_lightning.errors import ConfigError
 
 
@@ -39,3 +39,21 @@ def repeat_rare(records: Sequence[Record], threshold: float, *, seed: int = 0) -
         factor = max((factors[tag] for tag in record.tags), default=1.0)
         repeated += [record] * int(factor + draw)
     return repeated
+
+
+def images_of_each_class(records: Sequence[Record], count: int) -> list[Record]:
+    """Training images in which every class is shown by some, however rare it is.
+
+    Args:
+        records: training images.
+        count: images of each class, evenly over the list; all of a class that has fewer. > 0.
+
+    Returns:
+        Their union, each once, in the order of the list.
+    """
+    by_class: dict[int, list[Record]] = {}
+    for record in records:
+        for tag in record.tags:
+            by_class.setdefault(tag, []).append(record)
+    chosen = {record.id for images in by_class.values() for record in subsample_evenly(images, count)}
+    return [record for record in records if record.id in chosen]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.repeats import repeat_rare
+from dhr_lightning.data.rare_classes import images_of_each_class, repeat_rare
 from dhr_lightning.errors import ConfigError
 from tests.data.datamodules import make_datamodule
 from tests.stand_ins import TAGS
@@ -64,3 +64,12 @@ def test_training_shows_rare_classes_more_often_and_prediction_every_image_once(
     assert [epoch[name] for name in list(TAGS)[1:]] == [2, 2, 2]  # classes of one image in four; the first is in two
     whole = datamodule.whole_dataloader(datamodule.records("train"))
     assert [name for batch in whole for name in batch["id"]] == list(TAGS)
+
+
+def test_every_class_has_some_images_however_rare_it_is():
+    """Class 1 is in all of 20 images, class 2 in the last one and class 3 in the two before."""
+    images = records(*[(1,)] * 17, (1, 3), (1, 3), (1, 2))
+    assert [record.id for record in images_of_each_class(images, 2)] == ["0", "10", "17", "18", "19"]
+    assert images_of_each_class(images, 100) == images
+    untagged = Record("untagged", Path("untagged.jpg"), ())
+    assert images_of_each_class([*images, untagged], 100) == images
