@@ -43,12 +43,11 @@ class StoredTask(BaseTask):
     def feature_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(D,)` of each channel over the cells of some training images."""
         statistics = FeatureStatistics()
-        for batch in self.stored_batches(STATISTICS_IMAGES, "statistics"):
+        records = subsample_evenly(self.trainer.datamodule.records("train"), STATISTICS_IMAGES)
+        for batch in self.stored_batches(records, "statistics"):
             statistics.update(batch["inputs"]["features"].float(), batch["valid"])
         return statistics.result()
 
-    def stored_batches(self, count: int, what: str) -> Iterator[dict[str, Any]]:
-        """Features of some training images, evenly over the list, on the device; no photo is read."""
-        datamodule = self.trainer.datamodule
-        records: list[Record] = subsample_evenly(datamodule.records("train"), count)
-        yield from self.batches(datamodule.stored_dataloader(records), what)
+    def stored_batches(self, records: Sequence[Record], what: str) -> Iterator[dict[str, Any]]:
+        """Features of training images, on the device; no photo is read."""
+        yield from self.batches(self.trainer.datamodule.stored_dataloader(records), what)

@@ -13,36 +13,46 @@ _EPS = 1e-5
 
 
 class ConfidentCells:
-    """A bounded, even sample of cells that the maps call foreground, and of cells that they call background.
+    """A bounded sample of cells that the maps call foreground, by class, and of cells that they call background.
 
     Every cell draws a number that depends on its image and place only, and those with the smallest are kept: the
-    sample is the same whatever the order of the images and their batches.
+    sample is the same whatever the order of the images and their batches. Every class has the same room among the
+    foreground cells, and the images that show it the same room among the background cells: otherwise the few classes
+    that most images show decide what an object looks like.
 
     Args:
+        tags: T, foreground classes.
         low: background are cells whose largest activation is below, in (0, high].
-        high: foreground are cells whose largest activation is above, in [low, 1).
-        limit: cells that are kept of either kind; with D channels `8 * limit * D` bytes, and twice that in between.
+        high: foreground are cells whose largest activation is above, in [low, 1); of the class that has it.
+        limit: cells that are kept of either kind, `limit // tags` (at least 1) for each class; with D channels
+            `8 * limit * D` bytes, and twice that in between.
         seed: of the draw.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
-    def __init__(self, *, low: float = 0.15, high: float = 0.7, limit: int = 10_000, seed: int = 0) -> None:
+    def __init__(self, tags: int, *, low: float = 0.15, high: float = 0.7, limit: int = 10_000, seed: int = 0) -> None:
         if not 0 < low <= high < 1:
             raise ValueError(f"Expected 0 < low <= high < 1, but got {low} and {high}.")
+        check_positive("tags", tags)
         check_positive("limit", limit)
-        self.low, self.high, self.limit, self.seed = low, high, limit, seed
+        self.tags, self.low, self.high, self.seed = tags, low, high, seed
         self.images = 0
-        self._kept = {"foreground": _Sample(limit), "background": _Sample(limit)}
+        each = max(1, limit // tags)
+        self._foreground = [_Sample(each) for _ in range(tags)]
+        self._background = [_Sample(each) for _ in range(tags)]
 
     @torch.no_grad()
-    def update(self, features: Tensor, cam: Tensor, images: Sequence[str], *, valid: Tensor | None = None) -> None:
+    def update(
+        self, features: Tensor, cam: Tensor, keys: Tensor, images: Sequence[str], *, valid: Tensor | None = None
+    ) -> None:
         """Add images.
 
         Args:
             features: `(B, D, h, w)` standardised features, finite where cells are valid.
             cam: `(B, K, h, w)` normalised maps in [0, 1] of the tagged classes on the same grid; 0 for absent ones.
+            keys: `(B, K)` int64 in [-1, T), foreground class of each map; -1 = padding.
             images: names of the B images; each is added once.
             valid: `(B, h, w)` bool, cells that count; `None` for all.
 
@@ -53,36 +63,41 @@ class ConfidentCells:
         check_dims("cam", cam, "B K h w")
         batch, _, *grid = features.shape
         check_shape("cam", cam, (batch, cam.shape[1], *grid), "B K h w")
+        check_shape("keys", keys, cam.shape[:2], "B K")
         if len(images) != batch:
             raise ValueError(f"Expected `images` to be {batch} names, but got {len(images)}.")
-        best = cam.amax(1)  # (B, h, w)
+        best, first = cam.max(1)  # (B, h, w)
         inside = torch.ones_like(best, dtype=torch.bool) if valid is None else valid
         check_shape("valid", inside, best.shape, "B h w")
-        confident = {"foreground": inside & (best > self.high), "background": inside & (best < self.low)}
+        sure, rest = inside & (best > self.high), inside & (best < self.low)
         for index, name in enumerate(images):
             generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
             draw = torch.rand(grid[0] * grid[1], generator=generator, dtype=torch.float64, device="cpu")
-            for kind, chosen in confident.items():
-                self._kept[kind].add(features[index].flatten(1), draw.to(features.device), chosen[index].flatten())
+            draw, rows = draw.to(features.device), features[index].flatten(1)
+            for place, tag in enumerate(keys[index].tolist()):  # the few classes of an image
+                if tag >= 0:
+                    self._foreground[tag].add(rows, draw, (sure[index] & (first[index] == place)).flatten())
+                    self._background[tag].add(rows, draw, rest[index].flatten())
         self.images += batch
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Foreground `(F, D)` and background `(G, D)` cells, F and G at most `limit`.
+    def result(self) -> tuple[list[Tensor], Tensor]:
+        """Foreground cells `(F_c, D)` of each class, none for a class without sure cells, and background `(G, D)`.
 
         Raises:
             ValueError: if there is no cell of either kind; says what to do.
         """
-        found = {kind: sample.cells() for kind, sample in self._kept.items()}
-        for kind, side, advice in (
-            ("foreground", f"above {self.high}", "Lower `high`"),
-            ("background", f"below {self.low}", "Raise `low`"),
+        foreground = [sample.cells() for sample in self._foreground]
+        background = [found for sample in self._background if len(found := sample.cells())]
+        for kind, missing, side, advice in (
+            ("foreground", not any(map(len, foreground)), f"above {self.high}", "Lower `high`"),
+            ("background", not background, f"below {self.low}", "Raise `low`"),
         ):
-            if not len(found[kind]):
+            if missing:
                 raise ValueError(
                     f"No cell of {self.images} images is {kind}: none has a largest activation {side}. {advice}, or "
                     "use a constant background score instead of a learnt one."
                 )
-        return found["foreground"], found["background"]
+        return foreground, torch.cat(background)
 
 
 class _Sample:
@@ -119,49 +134,57 @@ class _Sample:
 
 
 def fit_background(cells: ConfidentCells, *, l2: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Weight `(D,)` and bias `()` of a logistic regression that tells the foreground cells from the background cells.
+    """Logistic regressions, one for each class, that tell its foreground cells from the background cells.
 
     Args:
         cells: confident cells of the training images.
-        l2: weight of the penalty on the weight, > 0, see `ops.logistic.balanced_logistic`.
+        l2: weight of the penalty on the weights, > 0, see `ops.logistic.balanced_logistic`.
+
+    Returns:
+        Weights `(T, D)` and biases `(T,)`. A class without sure cells has the regression of the cells of all others.
 
     Raises:
         ValueError: if there is no cell of either kind, or `l2` is not positive.
     """
-    return balanced_logistic(*cells.result(), l2=l2)
+    foreground, background = cells.result()
+    common = torch.cat([found for found in foreground if len(found)])
+    found = [balanced_logistic(own if len(own) else common, background, l2=l2) for own in foreground]
+    weights, biases = zip(*found, strict=True)
+    return torch.stack(weights), torch.stack(biases)
 
 
 def foreground_probability(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Probability that a cell is foreground.
+    """Probability that a cell belongs to a class and not to the background.
 
     Args:
         features: `(B, D, h, w)`, standardised as those of the fit.
-        weight: `(D,)` of `fit_background`.
-        bias: `()` of `fit_background`.
+        weight: `(T, D)` of `fit_background`.
+        bias: `(T,)` of `fit_background`.
 
     Returns:
-        `(B, h, w)` float in [0, 1].
+        `(B, T, h, w)` float in [0, 1], each class by itself.
 
     Raises:
         ValueError: if a shape does not fit.
     """
     check_dims("features", features, "B D h w")
-    check_shape("weight", weight, (features.shape[1],), "D")
+    check_shape("weight", weight, (len(weight), features.shape[1]), "T D")
+    check_shape("bias", bias, (len(weight),), "T")
     with full_precision(features):
         features = as_float(features)
-        return (torch.einsum("bdhw,d->bhw", features, weight.to(features.dtype)) + bias).sigmoid()
+        logits = torch.einsum("bdhw,td->bthw", features, weight.to(features.dtype))
+        return (logits + bias.to(features.dtype)[:, None, None]).sigmoid()
 
 
 def apply_background(cam: Tensor, probability: Tensor) -> Tensor:
     """Let the learnt background decide where objects are, and the maps which object it is.
 
-    The score of a class is `p * M_c / max_k M_k`, that of the background `1 - p`. So the largest score of a cell is p,
-    a constant background score of 0.5 labels as background what `1 - p` does, and `ops.cam.background_score` gives
-    `1 - p` for an exponent of 1.
+    The score of a class is `p_c * M_c / max_k M_k`. So the score of the class whose map is the largest is its p, and
+    `ops.cam.background_score` with an exponent of 1 gives the background what the largest score leaves of 1.
 
     Args:
         cam: `(B, K, h, w)` normalised maps in [0, 1]; 0 for absent classes.
-        probability: `(B, h, w)` in [0, 1], see `foreground_probability`.
+        probability: `(B, K, h, w)` in [0, 1], of the same classes, see `foreground_probability`.
 
     Returns:
         `(B, K, h, w)` float in [0, 1]; 0 where every map is, whatever the probability.
@@ -170,6 +193,6 @@ def apply_background(cam: Tensor, probability: Tensor) -> Tensor:
         ValueError: if a shape does not fit.
     """
     check_dims("cam", cam, "B K h w")
-    check_shape("probability", probability, (len(cam), *cam.shape[2:]), "B h w")
+    check_shape("probability", probability, cam.shape, "B K h w")
     cam = as_float(cam)
-    return probability[:, None].to(cam.dtype) * (cam / cam.amax(1, keepdim=True).clamp_min(_EPS))
+    return probability.to(cam.dtype) * (cam / cam.amax(1, keepdim=True).clamp_min(_EPS))

@@ -25,7 +25,7 @@ def test_the_head_has_the_channels_that_are_read(taps: list[str] | None, expecte
     task = make(taps)
     task.configure_model()
     assert list(task.tap_channels().items()) == list(expected.items())
-    assert task.background_weight.shape == (sum(expected.values()),)
+    assert task.background_weight.shape == (task.classes.num_tags, sum(expected.values()))
 
 
 def test_a_layer_that_is_not_there_is_refused_before_the_head_is_built():

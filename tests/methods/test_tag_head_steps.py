@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.methods.base import BaseTask
@@ -30,8 +31,9 @@ def head_task(**options: Any) -> TagHeadTask:
     torch.nn.init.normal_(task.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(task.network.classifier.bias, 0.3)
     task.network.set_statistics(torch.full((5,), 0.5), torch.full((5,), 2.0))
-    task.register_buffer("background_weight", torch.tensor([0.5, -1.0, 0.3, 0.2, -0.4]))
-    task.register_buffer("background_bias", torch.tensor(0.1))
+    weight = torch.tensor([0.5, -1.0, 0.3, 0.2, -0.4])
+    task.register_buffer("background_weight", torch.stack([weight, -weight, weight.flip(0), 2 * weight]))
+    task.register_buffer("background_bias", torch.tensor([0.1, 0.2, -0.1, 0.0]))
     return task
 
 
@@ -85,14 +87,14 @@ def test_an_image_without_a_tag_has_no_map(background: str):
 @torch.no_grad()
 def test_a_learnt_background_says_where_and_the_maps_say_which():
     batch = batch_of(TAGS)
-    plain, learnt = head_task(), head_task(background="learnt")
+    plain, learnt = head_task(background="scores"), head_task(background="learnt")
     features = (batch["inputs"]["features"].float() - 0.5) / 2
     weight, bias = learnt.background_weight, learnt.background_bias
-    probability = ((features * weight[:, None, None]).sum(1) + bias).sigmoid()
-    for index, ((_, cam), (_, maps)) in enumerate(
+    for index, ((keys, cam), (_, maps)) in enumerate(
         zip(learnt.predict_step(batch, 0)["cam"], plain.predict_step(batch, 0)["cam"], strict=True)
     ):
-        torch.testing.assert_close(cam, probability[index] * maps / maps.amax(0).clamp_min(1e-5))
+        own = torch.einsum("dhw,kd->khw", features[index], weight[keys - 1]) + bias[keys - 1, None, None]
+        torch.testing.assert_close(cam, own.sigmoid() * maps / maps.amax(0).clamp_min(1e-5))
 
 
 @torch.no_grad()
@@ -158,7 +160,7 @@ def independent_background(
     task: BaseTask, datamodule: WSSSDataModule, *, smooth: int = 2, l2: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """The background as fitted to CAMs of one image after the other."""
-    cells = ConfidentCells(low=0.15, high=0.7)
+    cells = ConfidentCells(task.classes.num_tags, low=0.15, high=0.7)
     for record in datamodule.records("train"):
         features = (torch.from_numpy(features_of(record)).float() - task.network.mean[:, None, None])[None]
         features = features / task.network.std[:, None, None]
@@ -166,7 +168,8 @@ def independent_background(
         for _ in range(smooth):
             maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
         maps = maps[:, [tag - 1 for tag in record.tags]].relu()
-        cells.update(features, maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-5), [record.id])
+        keys = torch.tensor([[tag - 1 for tag in record.tags]])
+        cells.update(features, maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-5), keys, [record.id])
     return fit_background(cells, l2=l2)
 
 
@@ -221,13 +224,21 @@ def test_padding_beside_a_small_image_sets_no_maximum(tiny_voc: Path, tmp_path: 
     torch.testing.assert_close(task.background_bias, bias, atol=1e-4, rtol=1e-3)
 
 
-def test_only_some_images_are_asked_for_the_background(tiny_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tag_head, "BACKGROUND_IMAGES", 2)
-    datamodule, seen = stored_module(tiny_voc, tmp_path, "tag_head", inputs={}), []
-    monkeypatch.setattr(ConfidentCells, "update", lambda self, features, cam, images, **_: seen.extend(images))
-    monkeypatch.setattr(tag_head, "fit_background", lambda cells, **_: (torch.zeros(7), torch.zeros(())))
+def test_some_images_of_every_class_are_asked_for_the_background(
+    tiny_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    datamodule, seen, asked = stored_module(tiny_voc, tmp_path, "tag_head", inputs={}), [], []
+
+    def choose(records: list[Record], count: int) -> list[Record]:
+        asked.append(([record.id for record in records], count))
+        return records[1:3]
+
+    monkeypatch.setattr(tag_head, "images_of_each_class", choose)
+    monkeypatch.setattr(ConfidentCells, "update", lambda self, features, cam, keys, images, **_: seen.extend(images))
+    monkeypatch.setattr(tag_head, "fit_background", lambda cells, **_: (torch.zeros(20, 7), torch.zeros(20)))
     fit(task_on(datamodule, background="learnt"), datamodule, tmp_path, epochs=1)
-    assert seen == ["2007_000001", "2007_000003"]
+    assert asked == [([record.id for record in datamodule.records("train")], 25)]
+    assert seen == ["2007_000002", "2007_000003"]
 
 
 def test_a_fit_that_its_steps_end_also_has_a_background(tiny_voc: Path, tmp_path: Path):

@@ -88,8 +88,9 @@ def statistics() -> tuple[torch.Tensor, ...]:
 
 
 def learnt() -> tuple[torch.Tensor, ...]:
-    cells = learnt_background.ConfidentCells(low=0.5, high=0.6, limit=20)
-    cells.update(USS, CAM[:, :2], ["a", "b"], valid=NEAR)
+    cells = learnt_background.ConfidentCells(K, low=0.5, high=0.6, limit=20 * K)
+    keys = torch.arange(2, device=USS.device).expand(len(USS), 2)
+    cells.update(USS, CAM[:, :2], keys, ["a", "b"], valid=NEAR)
     weight, bias = learnt_background.fit_background(cells)
     probability = learnt_background.foreground_probability(USS, weight, bias)
     return weight, bias, probability, learnt_background.apply_background(CAM, probability)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dhr_lightning.data.rare_classes import images_of_each_class
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
 from dhr_lightning.ops._checks import full_precision
 from dhr_lightning.ops.cam import gather_classes, normalize_cam, somewhere
+from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.learnt_background import (
     ConfidentCells,
     apply_background,
@@ -24,7 +26,7 @@ from dhr_lightning.ops.learnt_background import (
 from dhr_lightning.ops.smoothing import smooth_maps
 from dhr_lightning.ops.tag_pooling import pool_tags, tag_pooling
 
-BACKGROUND_IMAGES = 256
+BACKGROUND_IMAGES = 25  # of each class
 TAP_CHANNELS = "tap_channels"  # key of the checkpoint: what the head reads
 
 
@@ -36,12 +38,12 @@ class TagHeadTask(StoredTask):
         pooling: how the map of a class becomes its logit: `name` (`mean`, `topk`, `logsumexp` or `generalised_mean`)
             and its constant, see `ops.tag_pooling.TagPooling`.
         background: `scores` leaves the background to the propagation, by a threshold of the CAM; `learnt` also fits,
-            after the last epoch, a foreground/background classifier to the cells about which the CAM is sure, and
-            multiplies the CAM by its probability: a threshold of 0.5 is then meant. Without a background class there
-            is nothing to learn.
+            after the last epoch, for each class a classifier of its own cells against the background, to the cells
+            about which the CAM is sure, and multiplies the CAM by its probability: a threshold of 0.5 is then meant.
+            Without a background class there is nothing to learn.
         background_cells: `high` and `low`, the CAM values beyond which a cell is sure.
-        background_l2: penalty of that classifier, see `ops.learnt_background.fit_background`. It has as many weights as
-            the features have channels: a small penalty leaves holes in objects.
+        background_l2: penalty of these classifiers, see `ops.learnt_background.fit_background`. They have as many
+            weights as the features have channels: a small penalty leaves holes in objects.
         present_share: share of the cells in which a tagged class is active at least: where fewer of its logits are
             positive, its map starts at a lower logit. Without that (0), a rare class that the head never believes in
             has no CAM at all.
@@ -80,8 +82,8 @@ class TagHeadTask(StoredTask):
         if not hasattr(self, "network"):
             channels = sum(self.tap_channels().values())
             self.network = TagHead(channels, self.classes.num_tags, hidden=self.hparams.hidden)
-            self.register_buffer("background_weight", torch.zeros(channels))
-            self.register_buffer("background_bias", torch.zeros(()))
+            self.register_buffer("background_weight", torch.zeros(self.classes.num_tags, channels))
+            self.register_buffer("background_bias", torch.zeros(self.classes.num_tags))
         super().configure_model()
 
     def on_fit_start(self) -> None:
@@ -114,11 +116,13 @@ class TagHeadTask(StoredTask):
 
     @torch.no_grad()
     def _fit_background(self) -> None:
-        cells = ConfidentCells(**self.cells)
-        for batch in self.stored_batches(BACKGROUND_IMAGES, "background"):
-            features = batch["inputs"]["features"]
-            cam = self._normalised(features, batch["tags"], batch["valid"])
-            cells.update(self.network.standardize(features), cam, batch["id"], valid=batch["valid"])
+        cells = ConfidentCells(self.classes.num_tags, **self.cells)
+        records = images_of_each_class(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
+        for batch in self.stored_batches(records, "background"):
+            features, classes = batch["inputs"]["features"], self._classes(batch["tags"])
+            cam = self._normalised(features, classes, batch["valid"])
+            keys = (classes.keys - classes.offset).clamp_min(-1)
+            cells.update(self.network.standardize(features), cam, keys, batch["id"], valid=batch["valid"])
         try:
             self.background_weight, self.background_bias = fit_background(cells, l2=self.hparams.background_l2)
         except ValueError as error:
@@ -127,8 +131,10 @@ class TagHeadTask(StoredTask):
                 f"makes more cells sure. To go on without: --{self.step}.background scores."
             ) from error
 
-    def _normalised(self, features: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
-        classes = self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
+    def _classes(self, tags: Tensor) -> ImageClasses:
+        return self.tagged({"tags": tags, "valid": None})  # type: ignore[typeddict-item]
+
+    def _normalised(self, features: Tensor, classes: ImageClasses, valid: Tensor | None = None) -> Tensor:
         with full_precision(features):
             maps = smooth_maps(gather_classes(self(features), classes), self.hparams.smooth, valid=valid)
             return normalize_cam(maps - somewhere(maps, self.hparams.present_share, valid=valid), valid=valid)
@@ -153,11 +159,12 @@ class TagHeadTask(StoredTask):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images, on the grid of their features."""
         features, classes = batch["inputs"]["features"], self.tagged(batch)
-        cam = self._normalised(features, batch["tags"])
+        cam = self._normalised(features, classes)
         if self.learns_background:
             standardized = self.network.standardize(features)
             probability = foreground_probability(standardized, self.background_weight, self.background_bias)
-            cam = apply_background(cam, smooth_maps(probability[:, None], self.hparams.smooth)[:, 0])
+            own = smooth_maps(gather_classes(probability, classes), self.hparams.smooth)
+            cam = apply_background(cam, own)
         named = zip(classes.keys.cpu(), classes.present.cpu(), cam.cpu(), strict=True)
         return {"cam": [(keys[present], maps[present]) for keys, present, maps in named]}
 
@@ -170,7 +177,7 @@ def _cell_limits(chosen: dict[str, float]) -> dict[str, float]:
     """
     limits = {"high": 0.7, "low": 0.15, **chosen}
     try:
-        ConfidentCells(**limits)
+        ConfidentCells(1, **limits)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.init_args.background_cells is {limits}: {error}") from error
     return limits
