@@ -1,9 +1,14 @@
 """Progress with remaining time: a bar on a terminal, plain lines elsewhere."""
 
 import logging
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -13,6 +18,7 @@ from dhr_lightning.errors import DHRError
 Item = TypeVar("Item")
 log = logging.getLogger("dhr_lightning")
 _SECONDS_BETWEEN_LINES = 10.0
+STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # of schedulers, containers and terminals
 
 
 def track(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
@@ -58,16 +64,64 @@ def exit_status(run: Callable[[], int | None]) -> int:
     """Run a command and turn what a user can repair into one line and a status.
 
     Returns:
-        What `run` returns (0 for `None`), 2 after a `DHRError`, 130 after an interrupt.
+        What `run` returns (0 for `None`), 2 after a `DHRError`, 130 after an interrupt, 128 + its number after another
+        signal that asks to stop.
     """
     try:
-        return run() or 0
+        with stopped_by_signals():
+            return run() or 0
     except DHRError as error:
         log.error("error: %s", error)
         return 2
     except KeyboardInterrupt:
         log.error("interrupted; run the same command again to continue")
         return 130
+    except StoppedError as stop:
+        log.error("stopped by %s; run the same command again to continue", signal.Signals(stop.number).name)
+        return 128 + stop.number
+
+
+class StoppedError(BaseException):
+    """A signal asked this process to stop: raised where it is, so that nothing goes on as if the work were done.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise `StoppedError` at the signals by which schedulers, containers and closed terminals end a program.
+
+    Lightning only notes SIGTERM: a fit ended with status 0 and nothing made, and a prediction went on. A signal that
+    somebody handles or ignores already, as `nohup` does, is left alone.
+    """
+    found = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+    found = [number for number in found if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        found = []
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a worker that inherited this: it ends as it would without
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for one in found:  # once is enough; the way out must not be disturbed
+            signal.signal(one, signal.SIG_IGN)
+        raise StoppedError(number)
+
+    for number in found:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in found:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def configure_logging() -> None:

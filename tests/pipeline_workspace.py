@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -142,11 +143,11 @@ class Workspace:
         ]
         return [*(word for file in files for word in ("--config", file)), "--data.root", str(self.data), *inputs]
 
-    def kill_during(self, name: str, sabotage: str, *overrides: str) -> None:
-        """Run a stage in another process that `sabotage`, a piece of Python, makes kill itself."""
+    def kill_during(self, name: str, sabotage: str, *overrides: str, by: str = "SIGKILL") -> str:
+        """Run a stage in another process that `sabotage`, a piece of Python, makes kill itself; returns its errors."""
         script = (
             "import os, signal, sys, torch\ntorch.set_num_threads(1)\n"
-            f"def die():\n    os.kill(os.getpid(), signal.SIGKILL)\n{sabotage}\n"
+            f"def die():\n    os.kill(os.getpid(), signal.{by})\n{sabotage}\n"
             "from tests.pipeline_workspace import STAGES\nfrom dhr_lightning.pipeline.command import stage_main\n"
             f"raise SystemExit(stage_main(STAGES[{name!r}], sys.argv[1:]))\n"
         )
@@ -155,7 +156,9 @@ class Workspace:
             cwd=self.folder, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
             timeout=240, check=False,
         )  # fmt: skip
-        assert result.returncode == -9, result.stdout + result.stderr
+        number = int(getattr(signal, by))
+        assert result.returncode == (-9 if by == "SIGKILL" else 128 + number), result.stdout + result.stderr
+        return result.stderr
 
 
 def _name(step: PlannedStep, address: str, split: str) -> str:

@@ -27,6 +27,14 @@ def deadly(writer, *arguments):
     return die() if sum(written) == 5 else write(writer, *arguments)
 ArtifactWriter.write = deadly
 """
+DIE_AT_THE_THIRD_FILE = """
+from dhr_lightning.artifacts.writer import ArtifactWriter
+write, written = ArtifactWriter.write, []
+def deadly(writer, *arguments):
+    written.append(arguments)
+    return die() if len(written) == 3 else write(writer, *arguments)
+ArtifactWriter.write = deadly
+"""
 DIE_BETWEEN_LAST_FILE_AND_MANIFEST = """
 from dhr_lightning.artifacts.writer import ArtifactWriter
 ArtifactWriter.seal = lambda writer, **info: die()
@@ -60,6 +68,50 @@ def test_training_continues_after_the_last_whole_epoch(
     assert same_tensors(empty_workspace.weights("cam", epochs), undisturbed.weights("cam", epochs))
     for name in ("cam/train", "propagation/train"):
         assert empty_workspace.hashes(name, epochs) == undisturbed.hashes(name, epochs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("by", "workers"), [("SIGTERM", 0), ("SIGTERM", 1), ("SIGUSR1", 0)])
+def test_a_fit_that_a_scheduler_ends_says_so_and_continues_to_equal_weights(
+    empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch, by: str, workers: int
+):
+    epochs = "--cam.trainer.max_epochs=3"
+    undisturbed = copy_of(empty_workspace, "undisturbed")
+    monkeypatch.chdir(undisturbed.folder)
+    assert undisturbed.stage("stage1_cam", epochs) == 0
+
+    monkeypatch.chdir(empty_workspace.folder)
+    number = f"--data.num_workers={workers}"
+    errors = empty_workspace.kill_during("stage1_cam", DIE_IN_THE_SECOND_EPOCH, epochs, number, by=by)
+    assert errors.strip().endswith(f"stopped by {by}; run the same command again to continue")
+    assert "Traceback" not in errors
+    assert empty_workspace.store.addresses() == []
+    lines.clear()
+    assert empty_workspace.stage("stage1_cam", epochs) == 0
+    assert any("cam: continuing from" in line for line in lines.messages)
+    assert same_tensors(empty_workspace.weights("cam", epochs), undisturbed.weights("cam", epochs))
+    for name in ("cam/train", "propagation/train"):
+        assert empty_workspace.hashes(name, epochs) == undisturbed.hashes(name, epochs)
+
+
+@pytest.mark.slow
+def test_a_prediction_that_a_scheduler_ends_keeps_what_is_whole(
+    empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    undisturbed = copy_of(empty_workspace, "undisturbed")
+    monkeypatch.chdir(undisturbed.folder)
+    assert undisturbed.stage("stage1_cam") == 0
+
+    monkeypatch.chdir(empty_workspace.folder)
+    errors = empty_workspace.kill_during("stage1_cam", DIE_AT_THE_THIRD_FILE, by="SIGTERM")
+    assert errors.strip().endswith("stopped by SIGTERM; run the same command again to continue")
+    assert empty_workspace.status("cam/train").state == "partial"
+    assert len(empty_workspace.hashes("cam/train")) == 2
+    lines.clear()
+    assert empty_workspace.stage("stage1_cam") == 0
+    assert "cam: continuing, 2 images are already written" in lines.messages
+    for name in ("cam/train", "propagation/train"):
+        assert empty_workspace.hashes(name) == undisturbed.hashes(name)
 
 
 @pytest.mark.slow
