@@ -200,7 +200,7 @@ class BaseTask(L.LightningModule):
         Raises:
             CheckpointError: shows both lists, or names a tensor.
         """
-        check_finite_weights(checkpoint.get("state_dict", {}), where=f"The checkpoint of {self.step}")
+        check_finite_weights(checkpoint.get("state_dict", {}), where=f"The checkpoint of {self.spec.name}")
         check_class_names(
             checkpoint.get("hyper_parameters", {}).get("class_names"), self.classes, where="The checkpoint"
         )

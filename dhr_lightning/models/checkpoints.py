@@ -1,6 +1,7 @@
 """Read checkpoints of our own runs and look at their tensors before use."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """What is wrong with a file of weights, without the advice of the library to read it unsafely."""
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
-        return "it is no file of tensors and plain values; other objects could run code and are not loaded"
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it holds {named[1]}" if named else "it is damaged"
+        return f"{found}; objects other than tensors and plain values could run code and are not loaded"
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
