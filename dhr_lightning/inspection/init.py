@@ -12,7 +12,7 @@ from dhr_lightning.artifacts.files import write_bytes
 from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, ClassSet
 from dhr_lightning.data.datasets.folder import FolderContents, check_tags, look_into
 from dhr_lightning.data.datasets.folder_options import FolderOptions, folder_classes, folder_name
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES
+from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, SEPARATOR, composed
 from dhr_lightning.data.registry import DATASETS, OWN_DATASETS
 from dhr_lightning.errors import ConfigError, DataError
 
@@ -29,20 +29,35 @@ _GLUE = "\0"  # a space inside a name, where no line may end
 log = logging.getLogger("dhr_lightning")
 
 
-def init_folder(folder: str, output: str | None = None, name: str | None = None, force: bool = False) -> int:
+def init_folder(
+    folder: str,
+    output: str | None = None,
+    name: str | None = None,
+    separator: str = SEPARATOR,
+    nothing: str | None = None,
+    force: bool = False,
+) -> int:
     """Look at a folder of photos with a table of tags, and write a configuration for it.
 
     Args:
         folder: folder with photos (in images/ or directly) and tags.csv.
         output: file to write; default: NAME.yaml here.
         name: name of the dataset; default: the folder's.
+        separator: what separates the tags in a cell of the table.
+        nothing: tags that mean that an image shows none of the classes, such as normal; with commas between them.
         force: overwrite the file.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist. Give the folder that holds your photos and tags.csv.")
     has_list = (root / CLASS_FILE).is_file()
-    options = FolderOptions(name=name, classes=CLASS_FILE if has_list else None, unmatched="ignore")
+    options = FolderOptions(
+        name=name,
+        classes=CLASS_FILE if has_list else None,
+        separator=separator,
+        nothing=composed((nothing or "").split(",")) if nothing else (),
+        unmatched="ignore",
+    )
     target = Path(output or f"{folder_name(root, options, taken=(*DATASETS, *OWN_DATASETS))}.yaml")
     if target.exists() and not force:
         raise ConfigError(f"{target} exists. Choose another --output, or overwrite it with --force.")
@@ -100,9 +115,9 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
 
 
 def untagged_policy(contents: FolderContents, classes: ClassSet) -> str:
-    """What images without tags are: `background` where the table says 0 for every class of each, else left out."""
+    """What images without tags are: `background` where the table says of each that it shows none, else left out."""
     untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
-    said = contents.table.form == "one-hot" and all(one in contents.rows for one in untagged)
+    said = all(one in contents.rows and contents.rows[one].negative for one in untagged)
     return "background" if untagged and said and classes.has_background else "drop"
 
 
@@ -117,6 +132,7 @@ def config_text(
     found = "".join(f"#   {line}\n" for line in findings)
     has_masks = bool(contents.masks)
     policy = untagged_policy(contents, classes)
+    nothing = ", ".join(_scalar(name) for name in options.nothing)
     return (
         f"# Written after a look at the folder:\n{found}"
         "data:\n"
@@ -128,6 +144,8 @@ def config_text(
         "    # The order of the classes fixes their values in masks: append new ones at the end.\n"
         f"    classes:\n{indented}\n"
         f"    background: {str(classes.has_background).lower()}  # false: every pixel belongs to one of the classes\n"
+        + (f"    separator: {_scalar(options.separator)}  # of tags\n" * (options.separator != SEPARATOR))
+        + (f"    nothing: [{nothing}]  # tags that mean: none of the classes\n" * bool(nothing))
         + (f"    holdout: {options.holdout}  # share of the images kept for validation; 0 keeps none\n" * held_out)
         + ("    masks: masks  # true masks, for evaluation only\n" * has_masks)
         + f"    unmatched: {'ignore' if contents.unmatched else 'error'}  # rows without an image: error or ignore\n"

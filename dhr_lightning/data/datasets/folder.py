@@ -12,8 +12,14 @@ from typing import Any
 from dhr_lightning.artifacts.layout import check_id
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record, without_truth
 from dhr_lightning.data.datasets.folder_match import Matcher, Unmatched, choose_splits, has_test_split, match_rows
-from dhr_lightning.data.datasets.folder_options import FolderOptions, folder_classes, folder_name, read_options
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, read_tag_table
+from dhr_lightning.data.datasets.folder_options import (
+    FolderOptions,
+    folder_classes,
+    folder_name,
+    folder_table,
+    read_options,
+)
+from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, composed
 from dhr_lightning.errors import ConfigError, DataError, TagError
 
 _SHOWN = 3
@@ -68,13 +74,13 @@ def resolve_folder(data: Mapping[str, Any], *, taken: Sequence[str] = ()) -> Dat
     root, options = Path(str(data["root"])), read_options(data.get("options") or {})
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist. Set data.root to the folder with your photos.")
-    table = read_tag_table(root / options.table) if options.classes is None else None
+    table = folder_table(root, options) if options.classes is None else None
     return DatasetInfo(
         name=folder_name(root, options, taken=taken),
         classes=folder_classes(root, options, table),
         read=lambda folder, split, classes: read_folder(folder, split, classes, options=options),
         root=root,
-        has_test=lambda folder: has_test_split(folder, read_tag_table(folder / options.table)),
+        has_test=lambda folder: has_test_split(folder, folder_table(folder, options)),
         own_classes=True,
     )
 
@@ -116,7 +122,7 @@ def look_into(root: Path, options: FolderOptions) -> FolderContents:
     photos = _below(root, options.images, "images")
     mask_folder = _below(root, options.masks, "masks", needed=False)
     images = find_images(photos, skip=mask_folder)
-    table = read_tag_table(root / options.table)
+    table = folder_table(root, options)
     matcher = Matcher(root, photos, images)
     rows, merged, unmatched = match_rows(table, matcher)
     if not rows:
@@ -189,7 +195,9 @@ def _find_masks(folder: Path, images: Mapping[str, Path]) -> tuple[dict[str, Pat
     if not folder.is_dir():
         return {}, ()
     files = sorted(path for path in folder.rglob("*") if path.suffix.casefold() == ".png")
-    by_id = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    known = dict(zip(composed(list(images)), images, strict=True))
+    named = [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in files]
+    by_id = {known.get(composed([name])[0], name): path for name, path in named}
     masks = {image_id: path for image_id, path in by_id.items() if image_id in images}
     if files and not masks:
         raise DataError(

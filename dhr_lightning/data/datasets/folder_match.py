@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, merge_rows
+from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, composed, merge_rows
 from dhr_lightning.errors import DataError
 
 
@@ -30,6 +30,7 @@ class Matcher:
     def __init__(self, root: Path, photos: Path, images: Mapping[str, Path]) -> None:
         self._bases = [base.resolve().as_posix() for base in (photos, root)]
         self.images = images
+        self._ids = dict(zip(composed(list(images)), images, strict=True))  # a disk may keep names decomposed
         self._prefix = f"{os.path.relpath(photos, root)}/".replace(os.sep, "/")
 
     def find(self, name: str, where: str) -> str | None:
@@ -48,8 +49,8 @@ class Matcher:
         for text in (spelled, spelled.removeprefix(self._prefix)):
             stem = PurePosixPath(text)
             for image_id in (text, str(stem.with_suffix("")) if stem.suffix.casefold() in IMAGE_SUFFIXES else text):
-                if image_id in self.images:
-                    return image_id
+                if found := self._ids.get(composed([image_id])[0]):
+                    return found
         return None
 
     def hint(self, name: str) -> str:

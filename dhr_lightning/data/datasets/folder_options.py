@@ -1,6 +1,7 @@
 """Options of a dataset that is a user's own folder, and its class list."""
 
 import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 from dhr_lightning.artifacts.kinds import check_name
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.data.datasets.tag_table import TagTable
+from dhr_lightning.data.datasets.tag_doubt import check_doubtful_tags
+from dhr_lightning.data.datasets.tag_table import SEPARATOR, TagTable, composed, read_tag_table
 from dhr_lightning.errors import ArtifactError, ConfigError, TagError
 
 BACKGROUND = "background"
@@ -27,6 +29,8 @@ class FolderOptions:
         background: whether value 0 means "none of the classes".
         masks: folder of true masks, for evaluation only; default: `masks` if there is one.
         holdout: share of the images in [0, 1) kept for validation where no split is given, chosen by a hash of the id.
+        separator: what separates the tags in a cell of the table.
+        nothing: tags that mean that an image shows none of the classes, such as `normal`; they are no classes.
         unmatched: what happens to rows without an image: `error`, or `ignore` with a warning.
     """
 
@@ -37,11 +41,15 @@ class FolderOptions:
     background: bool = True
     masks: str | None = None
     holdout: float = 0.1
+    separator: str = SEPARATOR
+    nothing: tuple[str, ...] = ()
     unmatched: str = "error"
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"Expected data.options.holdout in [0, 1), but got {self.holdout}.")
+        if not self.separator:
+            raise ConfigError("Expected data.options.separator to be a character or more, but got ''.")
         if self.unmatched not in UNMATCHED_POLICIES:
             raise ConfigError(
                 f"Expected data.options.unmatched to be one of {', '.join(UNMATCHED_POLICIES)}, "
@@ -57,6 +65,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "background": (bool,),
     "masks": (str, type(None)),
     "holdout": (int, float),
+    "separator": (str,),
+    "nothing": (list, tuple),
     "unmatched": (str,),
 }
 
@@ -76,13 +86,21 @@ def read_options(options: Mapping[str, Any]) -> FolderOptions:
         if not isinstance(value, _TYPES[name]) or (name == "holdout" and isinstance(value, bool)):
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _TYPES[name])
             raise ConfigError(f"Expected data.options.{name} to be {wanted}, but got {value!r}.")
-    classes = options.get("classes")
-    if isinstance(classes, list | tuple):
-        odd = next((item for item in classes if not isinstance(item, str)), None)
-        if odd is not None:
-            raise ConfigError(f"Expected every name in data.options.classes to be text, but got {odd!r}. Quote it.")
-        options = {**options, "classes": tuple(classes)}
+    for option in ("classes", "nothing"):
+        given = options.get(option)
+        if isinstance(given, list | tuple):
+            odd = next((item for item in given if not isinstance(item, str)), None)
+            if odd is not None:
+                raise ConfigError(
+                    f"Expected every name in data.options.{option} to be text, but got {odd!r}. Quote it."
+                )
+            options = {**options, option: composed(given)}
     return FolderOptions(**options)
+
+
+def folder_table(root: Path, options: FolderOptions) -> TagTable:
+    """The table of tags of a folder, read as its options say."""
+    return read_tag_table(root / options.table, separator=options.separator, nothing=options.nothing)
 
 
 def folder_name(root: Path, options: FolderOptions, *, taken: Sequence[str]) -> str:
@@ -123,7 +141,9 @@ def folder_classes(root: Path, options: FolderOptions, table: TagTable | None) -
         names = [name.strip() for name in options.classes]
     else:
         names = [name for name, _ in table.names] if table else []
-        where = str(table.path) if table else where
+        if table:
+            where = str(table.path)
+            check_doubtful_tags(table.path, table.names, separator=options.separator)
         if options.background and BACKGROUND in names:
             raise TagError(f"{where} has a tag {BACKGROUND!r}, but every image has background. Remove the tag.")
     if "" in names or not names:
@@ -140,7 +160,7 @@ def read_class_file(path: Path) -> list[str]:
         ConfigError: if the file cannot be read or repeats a name.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig")).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The class list {path} cannot be read ({error}). Write one name per line.") from error
     seen: dict[str, int] = {}

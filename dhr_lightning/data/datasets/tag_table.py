@@ -2,8 +2,9 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from dhr_lightning.errors import DataError, TagError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SEPARATOR = ";"
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "image_id", "id")
 _TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes")
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "x"), ("", "0", "0.0", "false", "no")
@@ -26,12 +28,14 @@ class TagRow:
         tags: its tags, each once, in the order of the row.
         line: line in the file, from 1.
         split: `train`, `val`, `test`, or `None` where the table has no such column.
+        negative: whether the row says that the image shows none of the classes, and not only nothing.
     """
 
     image: str
     tags: tuple[str, ...]
     line: int
     split: str | None = None
+    negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,33 +64,41 @@ class _Columns:
     tags: int | None
     one_hot: tuple[tuple[int, str], ...]
     count: int
+    separator: str
+    nothing: tuple[str, ...]
 
 
-def read_tag_table(path: Path) -> TagTable:
+def read_tag_table(path: Path, *, separator: str = SEPARATOR, nothing: tuple[str, ...] = ()) -> TagTable:
     """Read a table of tags; the form follows from its header.
 
     The header names the image column (`image`, `file_name`, ...), then either one tag column (`tag`, `tags`, ...) or
     one column per class, and optionally `split`. Commas, semicolons or tabs separate columns; a byte order mark, CRLF
-    and blank lines are fine. An image may have several rows: see `merge_rows`.
+    and blank lines are fine. An image may have several rows: see `merge_rows`. Names are in Unicode's composed form
+    (NFC), whatever form the file has.
+
+    Args:
+        path: the file.
+        separator: between the tags of a cell.
+        nothing: tags that mean that an image shows none of the classes; they are taken out.
 
     Raises:
         DataError: if the file is missing, not UTF-8, has no usable header or no row, or a row has too many cells or an
             unknown split.
-        TagError: if a one-hot cell is neither 0 nor 1, a tag holds a comma, or two tags differ in case only.
+        TagError: if a one-hot cell is neither 0 nor 1, a tag holds a comma, or two tags look alike.
     """
     try:
         state = path.stat()
     except OSError as error:
         raise DataError(f"There is no table of tags at {path} ({error.strerror}). Write one: `image,tags`.") from error
-    return _read(path, state.st_size, state.st_mtime_ns)
+    return _read(path, state.st_size, state.st_mtime_ns, separator, composed(nothing))
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, size: int, modified: int) -> TagTable:
+def _read(path: Path, size: int, modified: int, separator: str, nothing: tuple[str, ...]) -> TagTable:
     lines = _cells(path)
     if not lines:
         raise DataError(f"{path} is empty. Its first line is a header such as `image,tags`.")
-    columns = _columns(path, *lines[0])
+    columns = replace(_columns(path, *lines[0]), separator=separator, nothing=nothing)
     rows = tuple(_row(path, line, cells, columns) for line, cells in lines[1:])
     if not rows:
         raise DataError(f"{path} has a header and no row. Add one row per image.")
@@ -113,13 +125,14 @@ def merge_rows(path: Path, first: TagRow, again: TagRow) -> TagRow:
             f"{path}, line {again.line}: {again.image!r} is in split {again.split}, but line {first.line} says "
             f"{first.split}. Give an image one split."
         )
-    return TagRow(first.image, tuple(dict.fromkeys((*first.tags, *again.tags))), first.line, first.split)
+    tags = tuple(dict.fromkeys((*first.tags, *again.tags)))
+    return TagRow(first.image, tags, first.line, first.split, not tags and (first.negative or again.negative))
 
 
 def _cells(path: Path) -> list[tuple[int, list[str]]]:
     """Non-empty rows with their line numbers; cells are stripped."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it as `CSV UTF-8`.") from error
     header = text.lstrip("\r\n").splitlines()[0] if text.strip() else ""
@@ -161,7 +174,7 @@ def _columns(path: Path, line: int, header: Sequence[str]) -> _Columns:
     one_hot = () if tags is not None else tuple((index, header[index]) for index in others)
     if len({name for _, name in one_hot}) != len(one_hot):
         raise DataError(f"{path}, line {line} names a column twice. Give each class one column.")
-    return _Columns(image, split, tags, one_hot, len(header))
+    return _Columns(image, split, tags, one_hot, len(header), SEPARATOR, ())
 
 
 def _row(path: Path, line: int, cells: Sequence[str], columns: _Columns) -> TagRow:
@@ -174,14 +187,19 @@ def _row(path: Path, line: int, cells: Sequence[str], columns: _Columns) -> TagR
     if not filled[columns.image]:
         raise DataError(f"{path}, line {line} names no image. Fill its image column or remove the line.")
     if columns.tags is not None:
-        tags = [name.strip() for name in filled[columns.tags].split(";") if name.strip()]
+        found = [name.strip() for name in filled[columns.tags].split(columns.separator) if name.strip()]
     else:
-        tags = [name for index, name in columns.one_hot if _is_set(path, line, name, filled[index])]
+        found = [name for index, name in columns.one_hot if _is_set(path, line, name, filled[index])]
+    tags = tuple(dict.fromkeys(tag for tag in found if tag not in columns.nothing))
     comma = next((tag for tag in tags if "," in tag), None)
     if comma:
-        raise TagError(f"{path}, line {line}: the tag {comma!r} holds a comma. Separate tags with semicolons.")
+        raise TagError(
+            f"{path}, line {line}: the tag {comma!r} holds a comma. Separate tags with semicolons, or set "
+            "data.options.separator (--separator) to ','."
+        )
     split = None if columns.split is None else _split(path, line, filled[columns.split])
-    return TagRow(filled[columns.image], tuple(dict.fromkeys(tags)), line, split)
+    negative = not tags and bool(found or columns.one_hot)
+    return TagRow(filled[columns.image], tags, line, split, negative)
 
 
 def _is_set(path: Path, line: int, name: str, cell: str) -> bool:
@@ -198,10 +216,20 @@ def _split(path: Path, line: int, cell: str) -> str:
     return SPLITS[cell.casefold()]
 
 
+def composed(names: Sequence[str]) -> tuple[str, ...]:
+    """Names in Unicode's composed form, without spaces around them: two files may spell one name in two forms."""
+    return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+
+
+def look(name: str) -> str:
+    """What people see of a name: case, width and kind of its letters and spaces put aside."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("\u200b", "").split())
+
+
 def _check_names(path: Path, names: Sequence[tuple[str, int]]) -> None:
-    """Refuse tags that differ in case only: they would silently become two classes."""
-    for (one, one_line), (other, other_line) in pairwise(sorted(names, key=lambda item: item[0].casefold())):
-        if one.casefold() == other.casefold():
+    """Refuse tags that look alike, such as those that differ in case: they would silently become two classes."""
+    for (one, one_line), (other, other_line) in pairwise(sorted(names, key=lambda item: look(item[0]))):
+        if look(one) == look(other):
             raise TagError(
                 f"{path} spells one tag in two ways, {one!r} (line {one_line}) and {other!r} (line {other_line}). "
                 "Choose one spelling."
