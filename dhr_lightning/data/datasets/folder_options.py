@@ -11,7 +11,7 @@ from dhr_lightning.artifacts.kinds import check_name
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.datasets.tag_doubt import check_doubtful_tags
 from dhr_lightning.data.datasets.tag_table import SEPARATOR, TagTable, composed, read_tag_table
-from dhr_lightning.errors import ArtifactError, ConfigError, TagError
+from dhr_lightning.errors import ArtifactError, ConfigError
 
 BACKGROUND = "background"
 UNMATCHED_POLICIES = ("error", "ignore")
@@ -131,7 +131,7 @@ def folder_classes(root: Path, options: FolderOptions, table: TagTable | None) -
 
     Raises:
         ConfigError: if the file is missing, or a name is empty or repeated.
-        TagError: if a tag of the table is called like the background.
+        TagError: if tags of the table may mean something else, see `tag_doubt.check_doubtful_tags`.
     """
     where = "data.options.classes"
     if isinstance(options.classes, str):
@@ -143,9 +143,8 @@ def folder_classes(root: Path, options: FolderOptions, table: TagTable | None) -
         names = [name for name, _ in table.names] if table else []
         if table:
             where = str(table.path)
-            check_doubtful_tags(table.path, table.names, separator=options.separator)
-        if options.background and BACKGROUND in names:
-            raise TagError(f"{where} has a tag {BACKGROUND!r}, but every image has background. Remove the tag.")
+            doubtful = [one for one in table.names if options.background or one[0] != BACKGROUND]
+            check_doubtful_tags(table.path, doubtful, separator=options.separator)
     if "" in names or not names:
         raise ConfigError(f"{where} holds {'an empty name' if names else 'no class'}. Write one name per class.")
     if options.background and names[0].strip("_").casefold() != BACKGROUND:

@@ -120,7 +120,7 @@ def test_classes_may_be_given_as_list_or_file(folder: Path):
 
 def test_a_background_tag_is_refused_where_background_is_implied(folder: Path):
     (folder / "tags.csv").write_text(TABLE + "sub/d e,background\n")
-    with pytest.raises(TagError, match="a tag 'background'"):
+    with pytest.raises(TagError, match="does the tag 'background' mean that an image shows none"):
         resolve(folder)
     assert "background" in resolve(folder, background=False).classes.tag_names
 
