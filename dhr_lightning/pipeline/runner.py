@@ -19,7 +19,7 @@ from dhr_lightning.pipeline.records import refuse_old_workspace, remember
 from dhr_lightning.progress import duration
 from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
-from dhr_lightning.provenance.start_checks import check_packages, check_weights
+from dhr_lightning.provenance.start_checks import check_packages, check_trainers, check_weights
 from dhr_lightning.provenance.views import DataView
 
 log = logging.getLogger("dhr_lightning")
@@ -45,6 +45,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     configs = {step.name: dict(step.identity.config) for step in steps if step.identity}
     check_weights(configs, in_recipe=True)
     check_packages(configs)
+    check_trainers(configs)
     for step in steps:
         if step.identity is None:  # what cannot be made here is missed before the long work
             refuse_imports(step, step.statuses())

@@ -17,6 +17,7 @@ _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
 _PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_DEVICES = ("gpu", "cuda", "mps")
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -150,6 +151,36 @@ def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:
         for option, package in _PACKAGES.items():
             if _setting(config["model"].get("init_args"), option) == package:
                 _check_package(package, f"{step}.{option}")
+
+
+def check_trainers(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse settings of the trainer that only the end of a long step would refuse.
+
+    Args:
+        configs: configurations by step.
+
+    Raises:
+        ConfigError: names the step and the setting.
+    """
+    for step, config in configs.items():
+        trainer = config.get("trainer") or {}
+        if trainer.get("logger") is False:
+            raise ConfigError(
+                f"{step}: trainer.logger false would leave the run without a folder for its checkpoints. Leave it out."
+            )
+        accelerator = str(trainer.get("accelerator", "auto"))
+        if accelerator in _DEVICES and not _has_device(accelerator):
+            raise ConfigError(
+                f"{step}: trainer.accelerator is {accelerator}, but torch finds no such device here. Use cpu, or auto "
+                "for what is there; for a GPU, install the build of torch for its driver."
+            )
+
+
+def _has_device(accelerator: str) -> bool:
+    import torch  # only where a device is asked for by name
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return any(found.values()) if accelerator == "gpu" else found[accelerator]
 
 
 def _setting(arguments: Any, option: str) -> Any:  # noqa: ANN401 - what YAML gave
