@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,59 @@ def test_a_prediction_that_a_scheduler_ends_keeps_what_is_whole(
     assert "cam: continuing, 2 images are already written" in lines.messages
     for name in ("cam/train", "propagation/train"):
         assert empty_workspace.hashes(name) == undisturbed.hashes(name)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [cut_off, change_a_byte, Path.unlink])
+def test_weights_that_are_damaged_after_the_fit_are_fitted_again_and_never_replaced_by_others(
+    empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+):
+    epochs = "--cam.trainer.max_epochs=3"
+    monkeypatch.chdir(empty_workspace.folder)
+    assert empty_workspace.stage("stage1_cam", epochs) == 0
+    weights, files = empty_workspace.weights("cam", epochs), empty_workspace.hashes("cam/train", epochs)
+
+    damage(empty_workspace.run_folder("cam", epochs) / "version_0" / "checkpoints" / "last.ckpt")
+    shutil.rmtree("artifacts")
+    lines.clear()
+    assert empty_workspace.stage("stage1_cam", epochs) == 0
+    assert "are missing or not as they were; it goes on from the last epoch that is whole" in lines.text
+    assert "cam: continuing from" in lines.text
+    assert [line.partition(":")[0] for line in lines.messages if line.startswith("cam epoch")] == ["cam epoch 3"]
+    assert same_tensors(empty_workspace.weights("cam", epochs), weights)
+    assert empty_workspace.hashes("cam/train", epochs) == files
+
+
+@pytest.mark.slow
+def test_a_fit_continues_from_the_checkpoint_before_where_the_last_one_is_cut_off(
+    empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    epochs = "--cam.trainer.max_epochs=4"
+    undisturbed = copy_of(empty_workspace, "undisturbed")
+    monkeypatch.chdir(undisturbed.folder)
+    assert undisturbed.stage("stage1_cam", epochs) == 0
+
+    monkeypatch.chdir(empty_workspace.folder)
+    later = DIE_IN_THE_SECOND_EPOCH.replace("(1, 1)", "(2, 1)")
+    empty_workspace.kill_during("stage1_cam", later, epochs)
+    folder = empty_workspace.run_folder("cam", epochs) / "version_0" / "checkpoints"
+    cut_off(folder / "last.ckpt")
+    lines.clear()
+    assert empty_workspace.stage("stage1_cam", epochs) == 0
+    assert f"{folder / 'last.ckpt'} is damaged" in lines.text
+    assert f"cam: continuing from {folder / 'previous.ckpt'}" in lines.messages
+    assert (folder / "last.ckpt.damaged").is_file()
+    assert same_tensors(empty_workspace.weights("cam", epochs), undisturbed.weights("cam", epochs))
 
 
 @pytest.mark.slow

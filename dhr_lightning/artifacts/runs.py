@@ -1,17 +1,22 @@
 """Folders of fits: `<workspace>/runs/<dataset>/<method>/<fit key>/version_k`, and which of them has finished."""
 
+import logging
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dhr_lightning.artifacts.files import read_json, write_json
+from dhr_lightning.artifacts.manifest import digest_file
 
 STATE = "state.json"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+log = logging.getLogger("dhr_lightning")
 
 
 def read_state(folder: Path) -> Mapping[str, Any]:
-    """What is known of the newest run: `digest`, `run`, `fitted`, `seconds`; empty if there is none."""
+    """What is known of the newest run: `digest`, `run`, `fitted`, `seconds`, `weights`; empty if there is none."""
     path = folder / STATE
     return read_json(path) if path.is_file() else {}
 
@@ -27,6 +32,35 @@ def find_checkpoint(run: Path) -> Path | None:
         if (run / "checkpoints" / name).is_file():
             return run / "checkpoints" / name
     return None
+
+
+def usable_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole, or `None`; a damaged one is said and renamed `NAME.damaged`."""
+    for name in (LAST, PREVIOUS):
+        path = run / "checkpoints" / name
+        if path.is_file() and _is_whole(path):
+            return path
+        if path.is_file():
+            path.replace(path.with_name(f"{name}.damaged"))  # else it would become the previous one of the next epoch
+            log.warning("%s is damaged (cut off or changed) and put aside as %s.damaged", path, name)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every part of a file that torch wrote has its checksum; a file that is cut off has no table of parts."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        return False
+
+
+def final_weights(run: Path, state: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a finished fit left, or `None` if it is not there any more as it was."""
+    path = run / "checkpoints" / LAST
+    if not path.is_file():
+        return None
+    return path if state.get("weights") in (None, digest_file(path)) and _is_whole(path) else None
 
 
 def finished_checkpoint(folder: Path) -> Path | None:

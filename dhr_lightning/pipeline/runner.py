@@ -10,7 +10,15 @@ import yaml
 
 from dhr_lightning.artifacts.kinds import round_number
 from dhr_lightning.artifacts.lock import FolderLock
-from dhr_lightning.artifacts.runs import find_checkpoint, next_version, read_state, write_state
+from dhr_lightning.artifacts.manifest import digest_file
+from dhr_lightning.artifacts.runs import (
+    final_weights,
+    find_checkpoint,
+    next_version,
+    read_state,
+    usable_checkpoint,
+    write_state,
+)
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ArtifactError
@@ -136,16 +144,27 @@ def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Pa
         state = {"digest": digest, "run": next_version(folder), "fitted": False}
         write_state(folder, state)
     run = folder / str(state["run"])
-    checkpoint = find_checkpoint(run)
-    if state["fitted"] and checkpoint is not None:
-        return checkpoint
+    if state["fitted"]:
+        if (final := final_weights(run, state)) is not None:
+            return final
+        log.warning(
+            "%s: the weights that the finished fit left in %s are missing or not as they were; it goes on from the "
+            "last epoch that is whole",
+            identity.step,
+            run,
+        )
+        state = {**state, "fitted": False, "weights": None}
+        write_state(folder, state)
+    checkpoint = usable_checkpoint(run)
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
     log.info("%s: %s", identity.step, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}")
     start = time.monotonic()
     _lightning(identity, "fit", *resume, run_dir=run)
     seconds = float(state.get("seconds", 0)) + time.monotonic() - start
-    write_state(folder, {**state, "fitted": True, "seconds": round(seconds, 1)})
-    return find_checkpoint(run)
+    final = find_checkpoint(run)
+    weights = None if final is None else digest_file(final)
+    write_state(folder, {**state, "fitted": True, "seconds": round(seconds, 1), "weights": weights})
+    return final
 
 
 def _lightning(identity: StepIdentity, command: str, *arguments: str, run_dir: Path | None) -> None:
