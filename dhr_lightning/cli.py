@@ -24,7 +24,7 @@ from dhr_lightning.callbacks.refresh import PseudoMaskRefresh  # noqa: F401 - na
 from dhr_lightning.callbacks.writers import ArtifactWriters
 from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_text, split_options
 from dhr_lightning.data.datamodule import WSSSDataModule
-from dhr_lightning.errors import ConfigError, DHRError
+from dhr_lightning.errors import ConfigError, DataError, DHRError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
@@ -195,8 +195,18 @@ def read_configs(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def lightning_command(name: str, arguments: Sequence[str]) -> int:
-    """`fit`, `validate`, `test` or `predict` from the command line."""
-    run_lightning([name, *arguments])
+    """`fit`, `validate`, `test` or `predict` from the command line.
+
+    Raises:
+        DHRError: for anything a user can repair; a prediction without any image is no success, as it is in a recipe.
+    """
+    data = run_lightning([name, *arguments]).datamodule
+    if name == "predict" and not any(data.records(split) for split in data.predict_splits):
+        splits = ", ".join(data.predict_splits) or "none"
+        raise DataError(
+            f"There was no image to predict: the splits that {data.step} predicts ({splits}) are empty in {data.root}. "
+            "Add images to their lists, or choose another dataset."
+        )
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_arguments_are_sorted_by_what_they_are_for():
     assert paths == ["a.yaml", "b.yaml"]
     assert overrides == ["--data.seed", "1", "--trainer.devices=2", "--seed_everything", "3"]
     assert others == ["--ckpt_path", "x", "--print_config"]
+
+
+@pytest.mark.parametrize(("name", "images", "status"), [("predict", 0, 2), ("predict", 1, 0), ("fit", 0, 0)])
+def test_a_prediction_of_no_image_is_no_success(
+    name: str, images: int, status: int, monkeypatch: pytest.MonkeyPatch, lines: Lines
+):
+    data = SimpleNamespace(
+        step="dhr", root="photos", predict_splits=("val", "test"), records=lambda split: [0] * images
+    )
+    monkeypatch.setattr(cli, "run_lightning", lambda arguments: SimpleNamespace(datamodule=data))
+    assert main([name, "--config", "a.yaml"]) == status
+    assert any("the splits that dhr predicts (val, test) are empty in photos" in line for line in lines.messages) == (
+        status == 2
+    )
 
 
 @pytest.mark.parametrize("given", [["--ckpt_path=last.ckpt"], ["--ckpt_path", "last.ckpt"]])

@@ -18,7 +18,7 @@ from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.gate import Gate
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ArtifactError, DataError
+from dhr_lightning.errors import ArtifactError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.ops.refine import Refiner
 
@@ -55,12 +55,6 @@ class ArtifactWriters(L.Callback):
         datamodule: WSSSDataModule = trainer.datamodule
         if self.checkpoint is None and datamodule.spec.fits:
             raise ArtifactError("predict writes artifacts, so it must know the weights. Add --ckpt_path PATH.")
-        if not any(datamodule.records(split) for split in datamodule.predict_splits):
-            splits = ", ".join(datamodule.predict_splits) or "none"
-            raise DataError(
-                f"There is no image to predict: the splits of {pl_module.step} ({splits}) are empty in "
-                f"{datamodule.root}. Add images to their lists, or choose another dataset."
-            )
         self._start = time.monotonic()
         writes, demanded = datamodule.spec.writes, datamodule.splits
         kinds = {

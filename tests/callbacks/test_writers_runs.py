@@ -16,7 +16,7 @@ from dhr_lightning.callbacks.writers import ArtifactWriters, prediction_refiner
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
 from dhr_lightning.data.gate import Gate
-from dhr_lightning.errors import ArtifactError, DataError, LockError
+from dhr_lightning.errors import ArtifactError, LockError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.steps import StepSpec, Write
 from tests.pipeline_workspace import Lines
@@ -270,12 +270,3 @@ def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(li
     assert lines.messages == list(tasks)
     assert prediction_refiner(make_task("DHRTask", refine="lattice")) is None  # that one refines what it trains on
     assert prediction_refiner(SimpleNamespace()) is None
-
-
-def test_no_image_at_all_is_an_error_and_not_a_success(
-    datamodule: WSSSDataModule, weights: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(datamodule, "records", lambda split: [])
-    with pytest.raises(DataError, match=r"no image to predict: the splits of wss \(train, val\) are empty"):
-        started(datamodule, weights, segmenter())
-    assert datamodule.store.addresses() == []

@@ -9,13 +9,14 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
+from dhr_lightning.data.datasets.tag_exports import plain_lines
 from dhr_lightning.errors import DataError, TagError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SEPARATOR = ";"
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "image_id", "id")
-_TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes")
+_TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "target", "targets")
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "x"), ("", "0", "0.0", "false", "no")
 
 
@@ -98,6 +99,7 @@ def _read(path: Path, size: int, modified: int, separator: str, nothing: tuple[s
     lines = _cells(path)
     if not lines:
         raise DataError(f"{path} is empty. Its first line is a header such as `image,tags`.")
+    lines = plain_lines(path, lines, separator=separator)
     columns = replace(_columns(path, *lines[0]), separator=separator, nothing=nothing)
     rows = tuple(_row(path, line, cells, columns) for line, cells in lines[1:])
     if not rows:
