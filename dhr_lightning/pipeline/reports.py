@@ -58,7 +58,7 @@ def graph_of(plan: RecipePlan, entries: Sequence[Entry], title: str) -> RecipeGr
     """A recipe with the names that its steps have in a report."""
     names = {(entry.address, entry.split): entry for entry in entries}
     steps = []
-    for step in plan.steps:
+    for step in by_depth(plan.steps):
         found = [names[output] for output in step.outputs() if output in names]
         keys = tuple(dict.fromkeys(report_key(one.step, one.address, one.split) for one in found))
         reads = tuple(dict.fromkeys(source for _, source in step.step.sources()))
