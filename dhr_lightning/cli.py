@@ -198,7 +198,8 @@ def lightning_command(name: str, arguments: Sequence[str]) -> int:
     """`fit`, `validate`, `test` or `predict` from the command line.
 
     Raises:
-        DHRError: for anything a user can repair; a prediction without any image is no success, as it is in a recipe.
+        DataError: if `predict` had no image. In a recipe a split may be empty.
+        DHRError: for anything else that a user can repair.
     """
     data = run_lightning([name, *arguments]).datamodule
     if name == "predict" and not any(data.records(split) for split in data.predict_splits):

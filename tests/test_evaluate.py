@@ -13,9 +13,11 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
 from dhr_lightning.data.datasets.voc import VOC_CLASSES
-from dhr_lightning.errors import DataError
+from dhr_lightning.data.preparation.check import check_dataset
+from dhr_lightning.errors import DataError, MaskError
 from dhr_lightning.evaluation.folder import evaluate_folder
 from dhr_lightning.protocol import EvaluationProtocol
+from dhr_lightning.provenance.views import DataView
 from tests.pipeline_workspace import Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -236,3 +238,14 @@ def test_truth_of_0_and_255_is_no_truth(case: Case, lines: Lines):
     assert case.run() == 2
     assert "None of the 2 true masks of val shows any of the 20 classes, though the tags of 2" in lines.messages[-1]
     assert not (case.pred / "scores.json").exists()
+
+
+def test_such_truth_stops_a_run_before_its_first_step(case: Case, lines: Lines, tmp_path: Path):
+    for image_id in VAL:
+        save(case.root / "SegmentationClass" / f"{image_id}.png", np.where(case.truth(image_id) > 0, 255, 0))
+    view = DataView({"dataset": "voc", "root": str(case.root)})
+    records = {split: view.records(split) for split in ("train", "val")}
+    for _ in range(2):  # it is not remembered as checked
+        with pytest.raises(MaskError, match=r"None of the 2 true masks of val shows any of the 20 classes"):
+            check_dataset(tmp_path / "kept", records, view.info.classes)
+    assert not (tmp_path / "kept").exists()

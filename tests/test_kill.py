@@ -148,6 +148,20 @@ def test_weights_that_are_damaged_after_the_fit_are_fitted_again_and_never_repla
 
 
 @pytest.mark.slow
+def test_a_step_that_starts_from_weights_that_are_gone_has_them_fitted_again(
+    workspace: Workspace, lines: Lines, ran: list[str]
+):
+    """The artifacts of the CAM step are all there; only DHR, which starts from its network, runs again."""
+    weights = workspace.weights("cam")
+    (workspace.run_folder("cam") / "version_0" / "checkpoints" / "last.ckpt").unlink()
+    assert workspace.stage("stage3_dhr", EPOCHS) == 0
+    assert ran[0] == "fit cam"
+    assert "predict cam" not in ran
+    assert "fit dhr" in ran
+    assert same_tensors(workspace.weights("cam"), weights)
+
+
+@pytest.mark.slow
 def test_a_fit_continues_from_the_checkpoint_before_where_the_last_one_is_cut_off(
     empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):

@@ -55,18 +55,13 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def final_weights(run: Path, state: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a finished fit left, or `None` if it is not there any more as it was."""
-    path = run / "checkpoints" / LAST
-    if not path.is_file():
-        return None
-    return path if state.get("weights") in (None, digest_file(path)) and _is_whole(path) else None
-
-
 def finished_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the newest run in a folder if its fit has finished, or `None`."""
+    """The weights that the finished fit of the newest run left; `None` if it has not finished or they have changed."""
     state = read_state(folder)
-    return find_checkpoint(folder / str(state["run"])) if state.get("fitted") else None
+    if not state.get("fitted"):
+        return None
+    path = folder / str(state["run"]) / "checkpoints" / LAST  # never the one before: those are other weights
+    return path if path.is_file() and state.get("weights") in (None, digest_file(path)) else None
 
 
 def next_version(folder: Path) -> str:

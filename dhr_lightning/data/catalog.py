@@ -166,3 +166,21 @@ def tags_to_multi_hot(tags: Sequence[int], classes: ClassSet) -> npt.NDArray[np.
 def subsample_evenly(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spread over the list."""
     return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)
+
+
+def images_of_each_class(records: Sequence[Record], count: int) -> list[Record]:
+    """Training images in which every class is shown by some, however rare it is.
+
+    Args:
+        records: training images.
+        count: images of each class, evenly over the list; all of a class that has fewer. > 0.
+
+    Returns:
+        Their union, each once, in the order of the list.
+    """
+    by_class: dict[int, list[Record]] = {}
+    for record in records:
+        for tag in record.tags:
+            by_class.setdefault(tag, []).append(record)
+    chosen = {record.id for images in by_class.values() for record in subsample_evenly(images, count)}
+    return [record for record in records if record.id in chosen]

@@ -20,7 +20,6 @@ from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader, SizedSampler
 from dhr_lightning.data.normalize import normalize
-from dhr_lightning.data.rare_classes import repeat_rare
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
@@ -54,8 +53,6 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         jitter: strengths of brightness, contrast, saturation, hue.
         interpolation: of the random resize, `bilinear` or `bicubic`.
         untagged: what happens to training images without tags: `drop`, `background` or `error`.
-        repeat_rare: share of the training images below which a class counts as rare; its images come more often, see
-            `data.rare_classes.repeat_rare`. 0 repeats nothing.
         seed: seed of order and augmentation.
 
     The number of the current DHR mask round is part of this module's checkpoint state.
@@ -80,7 +77,6 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1),
         interpolation: str = "bilinear",
         untagged: str = "drop",
-        repeat_rare: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,7 +87,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         self.options = dict(options or {})
         self.batch_size, self.predict_batch_size, self.num_workers = batch_size, predict_batch_size, num_workers
         self.augmentation = Augmentation(crop_size, scale, flip, jitter, interpolation)
-        self.untagged, self.repeat_rare, self.seed = untagged, repeat_rare, seed
+        self.untagged, self.seed = untagged, seed
         self.method, self.step, self.inputs = method, step or method or "", dict(inputs or {})
         self.splits = tuple(splits)
         self.context: RunContext | None = None
@@ -187,16 +183,15 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset:
         grid_crop = getattr(self.task, "grid_crop", None)
-        repeated = repeat_rare(self.records("train"), self.repeat_rare, seed=self.seed)
         if grid_crop is not None:
             inputs, truth = self._sources("fit"), self._truth_port()
-            return StoredDataset(repeated, self.classes, inputs, grid_crop, truth=truth, seed=self.seed)
+            return StoredDataset(self.records("train"), self.classes, inputs, grid_crop, truth=truth, seed=self.seed)
         five_crop = getattr(self.task, "five_crop", None)
         if five_crop is not None:
             crops = FiveCrops(self.records("train"), self.classes, five_crop)
             return CropPairs(crops, neighbours=self.neighbours, seed=self.seed)
         return SegmentationDataset(
-            repeated,
+            self.records("train"),
             self.classes,
             augmentation=self.augmentation if getattr(self.task, "augment", True) else None,
             inputs=self._sources("fit"),

@@ -100,8 +100,33 @@ def check_mask(
     return mask
 
 
-def check_record(record: Record, classes: ClassSet) -> None:
-    """Decode the image and the mask of one record and check them against each other."""
+def check_record(record: Record, classes: ClassSet) -> bool:
+    """Decode the image and the mask of one record and check them against each other.
+
+    Returns:
+        Whether the mask shows a class besides the background; False without a mask.
+    """
     image = read_image(record.image)
-    if record.gt_mask is not None:
-        check_mask(read_truth(record.gt_mask), path=record.gt_mask, size=image.size, classes=classes)
+    if record.gt_mask is None:
+        return False
+    mask = read_truth(record.gt_mask)
+    check_mask(mask, path=record.gt_mask, size=image.size, classes=classes)
+    return bool(((mask >= classes.offset) & (mask != classes.ignore_index)).any())
+
+
+def truth_without_classes(masks: int, tagged: int, *, split: str, tags: int, ignore_index: int) -> MaskError:
+    """The error for true masks in which no class occurs although tags name some: every prediction would score 100.
+
+    Args:
+        masks: true masks of the split.
+        tagged: how many of their images have tags.
+        split: the split.
+        tags: foreground classes.
+        ignore_index: mask value that is not scored.
+    """
+    return MaskError(
+        f"None of the {masks} true masks of {split} shows any of the {tags} classes, though the tags of {tagged} of "
+        f"these images name some: any prediction would score 100. {ignore_index} means `not scored`; class values "
+        "count from 1 in the order of the class list. Write the masks so; `python -m dhr_lightning doctor` shows "
+        "their values."
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.files import truth_without_classes
 from dhr_lightning.errors import MaskError
 from dhr_lightning.evaluation.kinds import MaskKind
 from dhr_lightning.evaluation.masks import read_labels
@@ -149,16 +150,12 @@ def _check_truth(counts: MaskCounts, facts: TruthFacts, split: str) -> None:
     """Refuse truth in which no class occurs although tags name some: every prediction would score 100.
 
     Raises:
-        MaskError: says how many masks there are and what their values look like.
+        MaskError: see `data.files.truth_without_classes`.
     """
     if not counts.tagged or not facts.offset or int(counts.confusion.matrix[facts.offset :].sum()):
         return
-    raise MaskError(
-        f"None of the {counts.labelled} true masks of {split} shows any of the {len(facts.names) - facts.offset} "
-        f"classes, though the tags of {counts.tagged} of these images name some: any prediction would score 100. "
-        f"{facts.ignore_index} means `not scored`; class values count from 1 in the order of the class list. Write "
-        "the masks so; `python -m dhr_lightning doctor` shows their values."
-    )
+    tags = len(facts.names) - facts.offset
+    raise truth_without_classes(counts.labelled, counts.tagged, split=split, tags=tags, ignore_index=facts.ignore_index)
 
 
 def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind | None]:

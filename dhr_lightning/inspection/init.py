@@ -55,7 +55,7 @@ def init_folder(
         name=name,
         classes=CLASS_FILE if has_list else None,
         separator=separator,
-        nothing=composed((nothing or "").split(",")) if nothing else (),
+        nothing=composed(nothing.split(",")) if nothing else (),
         unmatched="ignore",
     )
     target = Path(output or f"{folder_name(root, options, taken=(*DATASETS, *OWN_DATASETS))}.yaml")
@@ -104,10 +104,9 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
         lines.append(f"{len(contents.masks)} true masks, for evaluation only")
     else:
         lines.append("no true masks: nothing needs them; the report shows figures without ground truth")
-    untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
     policy = untagged_policy(contents, classes)
     does = "show no class and train as background" if policy == "background" else "are left out of training"
-    lines += _listed(untagged, f"images have no tag and {does} (data.untagged: {policy})")
+    lines += _listed(contents.untagged, f"images have no tag and {does} (data.untagged: {policy})")
     lines += _listed([f"{name} ({where})" for name, where in contents.unmatched], "names match no image")
     lines += _listed([str(path.relative_to(root)) for path in contents.stray_masks], "masks belong to no image")
     lines += _listed(absent, "classes have no image")
@@ -115,8 +114,8 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
 
 
 def untagged_policy(contents: FolderContents, classes: ClassSet) -> str:
-    """What images without tags are: `background` where the table says of each that it shows none, else left out."""
-    untagged = [one for one in contents.images if one not in contents.rows or not contents.rows[one].tags]
+    """Policy for untagged training images: `background` if the table says of each that it shows none, else `drop`."""
+    untagged = [one for one in contents.untagged if contents.splits[one] == "train"]
     said = all(one in contents.rows and contents.rows[one].negative for one in untagged)
     return "background" if untagged and said and classes.has_background else "drop"
 

@@ -180,7 +180,7 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
     tags = tag_matrix([s.record for s in rows], classes)
     in_mask = seen[:, classes.offset : classes.num_classes]
     if tags.any() and not in_mask.any():
-        return [_no_class(rows, classes)]
+        return _no_class(rows, classes)
     items = [
         f"{rows[row].record.id} ({', '.join(_differences(tags[row], in_mask[row], classes))})"
         for row in np.flatnonzero((tags != in_mask).any(1))
@@ -197,7 +197,7 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
     return _shifted(seen, tags, classes) + found
 
 
-def _no_class(rows: Sequence[Scan], classes: ClassSet) -> Finding:
+def _no_class(rows: Sequence[Scan], classes: ClassSet) -> list[Finding]:
     """Masks in which no class ever occurs, although tags name some: any prediction would score 100."""
     values = sorted({value for scan in rows for value in (scan.mask.pixels if scan.mask else ())})
     ignored = [scan for scan in rows if scan.mask and scan.mask.pixels.get(classes.ignore_index)]
@@ -210,10 +210,10 @@ def _no_class(rows: Sequence[Scan], classes: ClassSet) -> Finding:
         )
     found = ", ".join(map(str, values[:_VALUES])) + (" ..." if len(values) > _VALUES else "")
     text = (
-        f"None of the {len(rows)} masks shows any of the {classes.num_tags} classes, though tags name them; their "
+        f"None of the {{n}} masks shows any of the {classes.num_tags} classes, though tags name them; their "
         f"values are {found}. Every prediction would score 100."
     )
-    return Finding("problem", "no-class-in-masks", text, len(rows), tuple(s.record.id for s in rows[:5]), advice)
+    return finding("problem", "no-class-in-masks", [scan.record.id for scan in rows], text, advice)
 
 
 def _differences(tags: npt.NDArray[np.bool_], in_mask: npt.NDArray[np.bool_], classes: ClassSet) -> list[str]:

@@ -32,8 +32,8 @@ def reason(error: Exception) -> str:
     """What is wrong with a file of weights, without the advice of the library to read it unsafely."""
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it holds {named[1]}" if named else "it is damaged"
-        return f"{found}; objects other than tensors and plain values could run code and are not loaded"
+        found = named[1] if named else "something"
+        return f"it holds {found}; objects other than tensors and plain values could run code and are not loaded"
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 

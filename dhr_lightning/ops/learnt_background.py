@@ -147,9 +147,11 @@ def fit_background(cells: ConfidentCells, *, l2: float = 1e-3) -> tuple[Tensor, 
         ValueError: if there is no cell of either kind, or `l2` is not positive.
     """
     foreground, background = cells.result()
-    common = torch.cat([found for found in foreground if len(found)])
-    found = [balanced_logistic(own if len(own) else common, background, l2=l2) for own in foreground]
-    weights, biases = zip(*found, strict=True)
+    found = [balanced_logistic(own, background, l2=l2) if len(own) else None for own in foreground]
+    if None in found:
+        shared = balanced_logistic(torch.cat([own for own in foreground if len(own)]), background, l2=l2)
+        found = [shared if one is None else one for one in found]
+    weights, biases = zip(*(one for one in found if one is not None), strict=True)
     return torch.stack(weights), torch.stack(biases)
 
 

@@ -12,8 +12,8 @@ from dhr_lightning.artifacts.kinds import round_number
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.artifacts.runs import (
-    final_weights,
     find_checkpoint,
+    finished_checkpoint,
     next_version,
     read_state,
     usable_checkpoint,
@@ -23,6 +23,7 @@ from dhr_lightning.artifacts.store import Status
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
+from dhr_lightning.pipeline.recipe import RecipeStep
 from dhr_lightning.pipeline.records import refuse_old_workspace, remember
 from dhr_lightning.progress import duration
 from dhr_lightning.provenance.identity import StepIdentity
@@ -62,6 +63,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     for step in steps:
         if step.identity is None:
             continue
+        restore_weights(plan, step.step, step.identity)
         statuses = step.statuses()
         if step.name not in force and all(status.fresh for status in statuses.values()):
             continue
@@ -74,6 +76,20 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
         run_step(step.identity, force=step.name in force, refit=rounds)
     log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
     return ran
+
+
+def restore_weights(plan: RecipePlan, step: RecipeStep, identity: StepIdentity) -> None:
+    """Fit again what is missing of the weights that a step starts from: the artifacts beside them may all be fresh."""
+    for port, source in step.sources():
+        origin = plan[source].identity
+        if origin is None or not identity.spec.reads[port].weights:
+            continue
+        folder = origin.run_folder
+        state = read_state(folder)
+        lost = state.get("fitted") and finished_checkpoint(folder) is None
+        if lost and state["digest"] == origin.fit_digest():
+            with FolderLock(folder / ".lock"):
+                fit(origin, folder, again=False, refit=False)
 
 
 def _advice(plan: RecipePlan, step: PlannedStep) -> Mapping[str, str]:
@@ -145,8 +161,8 @@ def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Pa
         write_state(folder, state)
     run = folder / str(state["run"])
     if state["fitted"]:
-        if (final := final_weights(run, state)) is not None:
-            return final
+        if (kept := finished_checkpoint(folder)) is not None:
+            return kept
         log.warning(
             "%s: the weights that the finished fit left in %s are missing or not as they were; it goes on from the "
             "last epoch that is whole",

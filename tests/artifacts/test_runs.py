@@ -2,6 +2,7 @@
 
 import pytest
 
+from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.artifacts.runs import (
     LAST,
     PREVIOUS,
@@ -60,3 +61,14 @@ def test_the_next_version_is_above_all_that_were(tmp_path):
     for name in ("version_0", "version_9", "version_10", "version_x", "version_", "other_30"):
         (tmp_path / name).mkdir()
     assert next_version(tmp_path) == "version_11"
+
+
+def test_weights_that_are_gone_or_changed_are_not_replaced_by_those_before(tmp_path):
+    put(tmp_path, "version_0", PREVIOUS, LAST)
+    last = tmp_path / "version_0" / "checkpoints" / LAST
+    write_state(tmp_path, {"run": "version_0", "fitted": True, "weights": digest_file(last)})
+    assert finished_checkpoint(tmp_path) == last
+    last.write_bytes(b"others")
+    assert finished_checkpoint(tmp_path) is None
+    last.unlink()
+    assert finished_checkpoint(tmp_path) is None

@@ -76,6 +76,7 @@ def test_a_folder_that_cannot_be_used_is_explained(folder: Path):
     [
         ("image,crack\na.jpg,1\nb.jpg,0\nc.jpg,0\n", "background"),
         ("image,crack\na.jpg,1\nb.jpg,0\n", "drop"),  # of c.jpg nothing is known
+        ("image,split,crack\na.jpg,train,1\nb.jpg,train,0\nc.jpg,train,1\n", "background"),
         ("image,tags\na.jpg,crack\nb.jpg,\nc.jpg,\n", "drop"),  # an empty cell may mean both
         ("image,crack\na.jpg,1\nb.jpg,1\nc.jpg,1\n", "drop"),
     ],
@@ -87,7 +88,7 @@ def test_images_that_the_table_calls_negative_train_as_background(
     write_folder(Path("walls"), table, ["a.jpg", "b.jpg", "c.jpg"])
     assert init_folder("walls") == 0
     assert resolve(["walls.yaml"])["data"]["untagged"] == policy
-    assert ("train as background (data.untagged: background): b, c" in lines.text) == (policy == "background")
+    assert ("train as background (data.untagged: background): b" in lines.text) == (policy == "background")
 
 
 def test_no_image_is_background_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,3 +98,17 @@ def test_no_image_is_background_where_there_is_none(tmp_path: Path, monkeypatch:
     assert init_folder("walls") == 0
     config = resolve(["walls.yaml"])["data"]
     assert config["untagged"] == ("background" if config["options"]["background"] else "drop")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_doctor_counts_negatives_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines, kept: bool):
+    """One class, in every image with a tag: a classifier learns it from the images without."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{index}.jpg" for index in range(6)]
+    rows = "".join(f"{name},train,{index % 2}\n" for index, name in enumerate(names))
+    write_folder(Path("walls"), f"image,split,crack\n{rows}", names)
+    assert init_folder("walls") == 0
+    text = Path("walls.yaml").read_text()
+    Path("walls.yaml").write_text(text if kept else text.replace("untagged: background", "untagged: drop"))
+    main(["doctor", "--data", "walls.yaml"])
+    assert ("Classes that are in every training image" in lines.text) == (not kept)

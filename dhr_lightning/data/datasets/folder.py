@@ -19,7 +19,7 @@ from dhr_lightning.data.datasets.folder_options import (
     folder_table,
     read_options,
 )
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, composed
+from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, by_composed_name, composed
 from dhr_lightning.errors import ConfigError, DataError, TagError
 
 _SHOWN = 3
@@ -51,6 +51,11 @@ class FolderContents:
     split_source: str
     masks: Mapping[str, Path]
     stray_masks: tuple[Path, ...]
+
+    @property
+    def untagged(self) -> list[str]:
+        """Ids of images without a tag."""
+        return [image_id for image_id in self.images if image_id not in self.rows or not self.rows[image_id].tags]
 
     @property
     def rowless(self) -> list[str]:
@@ -195,7 +200,7 @@ def _find_masks(folder: Path, images: Mapping[str, Path]) -> tuple[dict[str, Pat
     if not folder.is_dir():
         return {}, ()
     files = sorted(path for path in folder.rglob("*") if path.suffix.casefold() == ".png")
-    known = dict(zip(composed(list(images)), images, strict=True))
+    known = by_composed_name(images)
     named = [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in files]
     by_id = {known.get(composed([name])[0], name): path for name, path in named}
     masks = {image_id: path for image_id, path in by_id.items() if image_id in images}

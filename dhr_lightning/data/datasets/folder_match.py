@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, composed, merge_rows
+from dhr_lightning.data.datasets.tag_table import (
+    IMAGE_SUFFIXES,
+    TagRow,
+    TagTable,
+    by_composed_name,
+    composed,
+    merge_rows,
+)
 from dhr_lightning.errors import DataError
 
 
@@ -30,7 +37,7 @@ class Matcher:
     def __init__(self, root: Path, photos: Path, images: Mapping[str, Path]) -> None:
         self._bases = [base.resolve().as_posix() for base in (photos, root)]
         self.images = images
-        self._ids = dict(zip(composed(list(images)), images, strict=True))  # a disk may keep names decomposed
+        self._ids = by_composed_name(images)
         self._prefix = f"{os.path.relpath(photos, root)}/".replace(os.sep, "/")
 
     def find(self, name: str, where: str) -> str | None:

@@ -59,15 +59,15 @@ def _numbers(path: Path, names: Sequence[tuple[str, int]], separator: str) -> No
 def _separators(path: Path, names: Sequence[tuple[str, int]], separator: str) -> None:
     known = {name for name, _ in names}
     for mark, called in _MARKS.items():
+        if mark == separator:
+            continue
         parts = {name: [part.strip() for part in name.split(mark) if part.strip()] for name in known}
         several = {name: found for name, found in parts.items() if len(found) > 1}
-        # Fewer words than names: the words recur in ever other company, as those of `traffic light` do not.
+        # Fewer words than names: the same words recur in many combinations; those of `traffic light` do not.
         recur = len(several) > 1 and len({part for found in parts.values() for part in found}) < len(known)
         for name, line in names:
             found = several.get(name, [])
-            if mark == separator or not found:
-                continue
-            if mark == _ALWAYS or recur or all(part in known for part in found):
+            if found and (mark == _ALWAYS or recur or all(part in known for part in found)):
                 raise TagError(
                     f"{path}, line {line}: the tag {name!r} looks like {len(found)} tags that {called} separate: "
                     f"{', '.join(map(repr, found[:3]))}. Say so with --separator {mark!r} (data.options.separator). "

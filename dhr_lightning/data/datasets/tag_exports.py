@@ -34,19 +34,22 @@ def plain_lines(path: Path, lines: Lines, *, separator: str) -> Lines:
     for line, cells in lines[1:]:
         filled = [*cells, *[""] * (len(header) - len(cells))]
         name = _UPLOAD.sub("", filled[image].replace("\\", "/").rpartition("/")[2])
-        found.append((line, [name, separator.join(_choices(path, line, filled[choice]))]))
+        found.append((line, [name, separator.join(_choices(path, line, filled[choice], separator))]))
     return found
 
 
-def _choices(path: Path, line: int, cell: str) -> Sequence[str]:
+def _choices(path: Path, line: int, cell: str, separator: str) -> Sequence[str]:
     """Choices of a cell: one name, or JSON where there are several."""
-    if not cell.startswith(("{", "[")):
-        return [cell]
     try:
-        value = json.loads(cell)
+        value = json.loads(cell) if cell.startswith(("{", "[")) else [cell]
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {line}: {cell!r} is no JSON ({error}). Export the table again.") from error
     names = value.get("choices") if isinstance(value, dict) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}, line {line}: expected choices in {cell!r}. Export the project as CSV of choices.")
+    if any(separator in name for name in names):
+        raise DataError(
+            f"{path}, line {line}: a choice of {cell!r} holds {separator!r}, which separates tags. Name another "
+            "--separator (data.options.separator)."
+        )
     return names

@@ -3,8 +3,8 @@
 import csv
 import io
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -100,11 +100,11 @@ def _read(path: Path, size: int, modified: int, separator: str, nothing: tuple[s
     if not lines:
         raise DataError(f"{path} is empty. Its first line is a header such as `image,tags`.")
     lines = plain_lines(path, lines, separator=separator)
-    columns = replace(_columns(path, *lines[0]), separator=separator, nothing=nothing)
+    columns = _columns(path, *lines[0], separator=separator, nothing=nothing)
     rows = tuple(_row(path, line, cells, columns) for line, cells in lines[1:])
     if not rows:
         raise DataError(f"{path} has a header and no row. Add one row per image.")
-    first_line = {name: lines[0][0] for _, name in columns.one_hot}
+    first_line = {name: lines[0][0] for _, name in columns.one_hot if name not in nothing}
     for row in rows:
         for tag in row.tags:
             first_line.setdefault(tag, row.line)
@@ -153,7 +153,7 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _columns(path: Path, line: int, header: Sequence[str]) -> _Columns:
+def _columns(path: Path, line: int, header: Sequence[str], *, separator: str, nothing: tuple[str, ...]) -> _Columns:
     lower = [cell.casefold() for cell in header]
     image = next((lower.index(name) for name in _IMAGE_COLUMNS if name in lower), None)
     if image is None:
@@ -176,7 +176,7 @@ def _columns(path: Path, line: int, header: Sequence[str]) -> _Columns:
     one_hot = () if tags is not None else tuple((index, header[index]) for index in others)
     if len({name for _, name in one_hot}) != len(one_hot):
         raise DataError(f"{path}, line {line} names a column twice. Give each class one column.")
-    return _Columns(image, split, tags, one_hot, len(header), SEPARATOR, ())
+    return _Columns(image, split, tags, one_hot, len(header), separator, nothing)
 
 
 def _row(path: Path, line: int, cells: Sequence[str], columns: _Columns) -> TagRow:
@@ -218,9 +218,26 @@ def _split(path: Path, line: int, cell: str) -> str:
     return SPLITS[cell.casefold()]
 
 
-def composed(names: Sequence[str]) -> tuple[str, ...]:
+def composed(names: Iterable[str]) -> tuple[str, ...]:
     """Names in Unicode's composed form, without spaces around them: two files may spell one name in two forms."""
     return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+
+
+def by_composed_name(ids: Iterable[str]) -> dict[str, str]:
+    """Ids of images, as the disk has them, by their composed form.
+
+    Raises:
+        DataError: if two are one name in two forms.
+    """
+    found: dict[str, str] = {}
+    for image_id in ids:
+        (name,) = composed([image_id])
+        if name in found:
+            raise DataError(
+                f"The images {found[name]!a} and {image_id!a} have one name in two forms. Rename one of them."
+            )
+        found[name] = image_id
+    return found
 
 
 def look(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from dhr_lightning.artifacts.files import read_json, write_json
 from dhr_lightning.artifacts.manifest import digest_config
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.files import check_record
+from dhr_lightning.data.files import check_record, truth_without_classes
 from dhr_lightning.progress import track
 
 
@@ -20,20 +20,34 @@ def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes
 
     Raises:
         DataError: for the first image that cannot be read.
-        MaskError: for the first mask of another size, with unknown values or expanded colours.
+        MaskError: for the first mask of another size, with unknown values or expanded colours; if no mask of a split
+            shows a class although tags name some.
     """
     memory = folder / "checked.json"
     seen = read_json(memory) if memory.is_file() else {}
     stamps = {f"{split}/{record.id}": _stamp(record, classes) for split, rows in records.items() for record in rows}
     fresh = [
-        record for split, rows in records.items() for record in rows
+        (split, record) for split, rows in records.items() for record in rows
         if seen.get(f"{split}/{record.id}") != stamps[f"{split}/{record.id}"]
     ]  # fmt: skip
-    for record in track(fresh, "checking files"):
-        check_record(record, classes)
+    showing = {split for split, record in track(fresh, "checking files") if check_record(record, classes)}
+    for split in records:
+        looked_at = [record for one, record in fresh if one == split]
+        if split not in showing and len(looked_at) == len(records[split]):
+            _check_truth(looked_at, split, classes)
     if fresh:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(memory, stamps)
+
+
+def _check_truth(records: Sequence[Record], split: str, classes: ClassSet) -> None:
+    """Refuse the masks of a split, none of which shows a class, if tags name some."""
+    masks = [record for record in records if record.gt_mask is not None]
+    tagged = sum(bool(record.tags) for record in masks)
+    if tagged and classes.has_background:
+        raise truth_without_classes(
+            len(masks), tagged, split=split, tags=classes.num_tags, ignore_index=classes.ignore_index
+        )
 
 
 def _stamp(record: Record, classes: ClassSet) -> str:

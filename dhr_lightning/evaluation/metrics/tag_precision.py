@@ -26,7 +26,7 @@ class TagPrecision(nn.Module):
         self.metric.update(F.pad(scores, (0, self._missing)), F.pad(tags.long(), (0, self._missing)))
 
     def compute(self) -> Tensor | None:
-        """The mean in [0, 1], and nothing where no image has a tag; starts anew."""
+        """The mean in [0, 1] over the images since the last call; `None` if none of them has a tag."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples")  # of a class that no image shows
             found: Tensor = self.metric.compute()  # (T,); such a class has 0, and no other

@@ -9,7 +9,7 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.config import resolve
 from dhr_lightning.data.datasets.tag_doubt import check_doubtful_tags
 from dhr_lightning.data.datasets.tag_table import read_tag_table
-from dhr_lightning.errors import TagError
+from dhr_lightning.errors import DataError, TagError
 from dhr_lightning.provenance.views import DataView
 from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import Lines
@@ -118,3 +118,21 @@ def test_names_that_look_alike_are_refused(other: str):
     write_folder(Path("photos"), f"image,tags\na.jpg,cat\nb.jpg,{other}\n", ["a.jpg", "b.jpg"])
     with pytest.raises(TagError, match="spells one tag in two ways"):
         read_tag_table(Path("photos/tags.csv"))
+
+
+def test_a_column_that_means_nothing_is_no_class_either(lines: Lines):
+    write_folder(Path("photos"), "image,crack,normal\na.jpg,1,0\nb.jpg,0,1\n", ["a.jpg", "b.jpg"])
+    assert main(["init", "photos"]) == 2
+    assert main(["init", "photos", "--nothing", "normal"]) == 0
+    data = resolve(["photos.yaml"])["data"]
+    assert DataView(data).info.classes.tag_names == ("crack",)
+    assert data["untagged"] == "background"
+
+
+def test_one_name_in_two_forms_on_disk_is_refused():
+    nfc, nfd = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    write_folder(Path("photos"), f"image,tags\n{nfc},cat\n", [nfc, nfd])
+    if len(list(Path("photos/images").iterdir())) < 2:
+        pytest.skip("this disk keeps one form")
+    with pytest.raises(DataError, match="have one name in two forms"):
+        DataView({"dataset": "folder", "root": "photos"}).records("train")

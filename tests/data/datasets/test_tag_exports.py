@@ -50,3 +50,10 @@ def test_numbers_of_a_competition_are_asked_about(tmp_path: Path):
 def test_a_class_called_choice_is_a_class_like_any_other(tmp_path: Path):
     table = read_tag_table(write(tmp_path, "image,choice,other\na.jpg,1,0\nb.jpg,0,1\n"))
     assert [name for name, _ in table.names] == ["choice", "other"]
+
+
+def test_a_choice_that_holds_the_separator_is_not_cut_in_two(tmp_path: Path):
+    path = write(tmp_path, "annotation_id,image,choice\n1,a.jpg,cat;dog\n")
+    with pytest.raises(DataError, match=r"line 2: a choice of 'cat;dog' holds ';'"):
+        read_tag_table(path)
+    assert read_tag_table(path, separator="|").rows[0].tags == ("cat;dog",)

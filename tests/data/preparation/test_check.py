@@ -18,9 +18,10 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = check.check_record
 
-    def spy(record: Record, classes: ClassSet) -> None:
-        original(record, classes)
+    def spy(record: Record, classes: ClassSet) -> bool:
+        shows_a_class = original(record, classes)
         seen.append(record.id)
+        return shows_a_class
 
     monkeypatch.setattr(check, "check_record", spy)
     return seen

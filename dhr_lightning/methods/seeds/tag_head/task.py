@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dhr_lightning.data.rare_classes import images_of_each_class
+from dhr_lightning.data.catalog import images_of_each_class
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.errors import ConfigError, DataError
