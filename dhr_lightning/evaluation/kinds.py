@@ -78,7 +78,7 @@ class MaskKind:
     def short_label(self) -> str:
         """The label without the number of the round."""
         name = self.label_of_method or self.step or self.address
-        return f"{name} segmenter" if self.is_prediction and not name.endswith("Segmenter") else name
+        return f"{name} segmenter" if self.is_prediction and "segmenter" not in name.casefold() else name
 
     @property
     def is_cam(self) -> bool:

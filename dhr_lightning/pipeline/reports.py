@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -76,7 +77,18 @@ def entries_of(plans: Sequence[RecipePlan]) -> list[Entry]:
             for address, split in step.outputs():
                 prefix = "" if (address, split) in common else f"{title[0]} "
                 entries.setdefault((address, split), _entry(step, address, split, prefix))
-    return list(entries.values())
+    return _told_apart(list(entries.values()))
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Several steps of one method are called by the names of their steps, too."""
+    steps: dict[str, set[str]] = {}
+    for entry in entries:
+        steps.setdefault(entry.label, set()).add(entry.step)
+    return [
+        replace(entry, label=f"{entry.label} ({entry.step})") if len(steps[entry.label]) > 1 else entry
+        for entry in entries
+    ]
 
 
 def by_depth(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
