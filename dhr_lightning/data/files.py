@@ -9,9 +9,19 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dhr_lightning.data.catalog import ClassSet, Record
+from dhr_lightning.data.image_headers import (
+    HEIF_REMEDY,
+    ImageHeader,
+    bits_per_channel,
+    is_heif,
+    read_header,
+    reads_heif,
+    register_heif,
+)
 from dhr_lightning.errors import DataError, MaskError
 
 _ORIENTATION = ExifTags.Base.Orientation
+_BITS = 8  # per channel
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
@@ -19,7 +29,7 @@ _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a photo; what goes wrong while it is read names the file."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             yield image
     except FileNotFoundError as error:
         raise DataError(f"Image {path} is missing. Restore it or remove its id from the list.") from error
@@ -29,17 +39,53 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
+def open_image(path: Path) -> Image.Image:
+    """Open a photo without decoding it, a HEIC one too where the optional package can read it.
+
+    Raises:
+        DataError: if it is HEIC and the package is missing.
+        OSError: if the file is missing or no image.
+    """
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError as error:
+        if not is_heif(path):
+            raise
+        if not reads_heif():
+            raise DataError(f"Image {path} cannot be read. {HEIF_REMEDY}.") from error
+    register_heif()
+    return Image.open(path)
+
+
 def read_image(path: Path) -> Image.Image:
-    """Read a photo as RGB, turned upright as its EXIF tag says.
+    """Read a photo as RGB, turned upright as its EXIF tag says; of several pages or frames the first.
+
+    A fourth channel, transparency or another band, is dropped.
 
     Raises:
         DataError: if the file is missing, truncated, no image, larger than Pillow reads safely, or has more than 8 bits
-            per channel (Pillow would cut all brighter values to white).
+            per channel by its header: Pillow would keep the high or the low ones, so that dark or white images result.
     """
     with _opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise DataError(f"Image {path} has {image.mode} pixels of more than 8 bits. Save it with 8 bits.")
+        with path.open("rb") as file:
+            bits = bits_per_channel(image, file.read(512))
+        if bits > _BITS:
+            raise DataError(
+                f"Image {path} has {bits} bits per channel, and "
+                "reading it with 8 would make it dark or white. Scale its real range of values to 0-255 and save it "
+                "with 8 bits."
+            )
         return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def image_header(path: Path) -> ImageHeader:
+    """Depth, pages and bands of a photo; only the header is read.
+
+    Raises:
+        DataError: if the file is missing or no image.
+    """
+    with _opened(path) as image:
+        return read_header(image, path)
 
 
 def image_size(path: Path) -> tuple[int, int]:

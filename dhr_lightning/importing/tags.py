@@ -11,7 +11,7 @@ import numpy as np
 
 from dhr_lightning.artifacts.files import write_bytes
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES
 from dhr_lightning.errors import ConfigError, DataError, TagError
 from dhr_lightning.importing.pickles import read_pickled_dict
 

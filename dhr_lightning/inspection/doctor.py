@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dhr_lightning.data.catalog import TAGGED_SPLITS, DatasetInfo, Record
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES, unread_reason
 from dhr_lightning.errors import DataError
 from dhr_lightning.inspection.duplicates import duplicate_findings, id_findings
 from dhr_lightning.inspection.files import image_findings, mask_findings
@@ -20,8 +21,6 @@ from dhr_lightning.inspection.tags import (
     coverage_findings,
     tag_matrix,
 )
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,17 @@ def _unlisted(records: Mapping[str, Sequence[Record]]) -> list[Finding]:
         str(path)
         for folder in folders
         for path in folder.iterdir()
-        if path.suffix.lower() in _IMAGE_SUFFIXES and path not in listed
+        if path.suffix.casefold() in IMAGE_SUFFIXES and not unread_reason(path) and path not in listed
     )
-    return finding("fact", "unlisted-image", extra, "Photos beside the listed ones that are in no split: {n}.")
+    unread = [
+        f"{path} ({why})" for folder in folders for path in sorted(folder.iterdir()) if (why := unread_reason(path))
+    ]
+    return finding(
+        "fact", "unlisted-image", extra, "Photos beside the listed ones that are in no split: {n}."
+    ) + finding(
+        "warning",
+        "unread-kind",
+        unread,
+        "Files beside the photos whose kind is not read: {n}.",
+        "Convert those that are photos of the dataset.",
+    )

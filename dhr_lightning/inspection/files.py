@@ -11,16 +11,15 @@ from dhr_lightning.inspection.scan import MaskScan, Scan
 
 SMALLEST_SIDE = 16  # pixels: less than one cell at the usual output stride
 LARGE_PIXELS = 16_000_000
-_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-_DEEP = ("I", "F")  # first letter of the modes of more than 8 bits
+_BITS = 8  # per channel
 
 
 def image_findings(scans: Sequence[Scan]) -> list[Finding]:
     """Unreadable, tiny, huge, turned and unusual photos, and how large they are."""
-    broken = [f"{s.record.image} ({s.error})" for s in scans if not s.readable and not s.mode.startswith(_DEEP)]
+    broken = [f"{s.record.image} ({s.error})" for s in scans if not s.readable and _bits(s) <= _BITS]
     good = [s for s in scans if s.readable]
     tiny = [_with_size(s) for s in good if min(s.size) < SMALLEST_SIDE]
-    deep = [f"{s.record.image} ({s.mode})" for s in scans if s.mode.startswith(_DEEP)]
+    deep = [f"{s.record.image} ({s.mode}, {_bits(s)} bits)" for s in scans if _bits(s) > _BITS]
     large = [_with_size(s) for s in good if s.size[0] * s.size[1] > LARGE_PIXELS]
     found = finding(
         "problem",
@@ -36,8 +35,8 @@ def image_findings(scans: Sequence[Scan]) -> list[Finding]:
         "problem",
         "deep-image",
         deep,
-        "Photos with more than 8 bits per channel, which reading as RGB clips to white: {n}.",
-        "Scale them to 8 bits and save them again.",
+        "Photos with more than 8 bits per channel, which reading with 8 would make dark or white: {n}.",
+        "Scale their real range of values to 0-255 and save them with 8 bits.",
     )
     found += finding(
         "warning",
@@ -48,6 +47,10 @@ def image_findings(scans: Sequence[Scan]) -> list[Finding]:
         "Scale them down together with their masks.",
     )
     return found + _turned(good) + _modes(good) + _sizes(good)
+
+
+def _bits(scan: Scan) -> int:
+    return scan.header.bits if scan.header else _BITS
 
 
 def _with_size(scan: Scan) -> str:
@@ -65,14 +68,31 @@ def _turned(scans: Sequence[Scan]) -> list[Finding]:
 
 
 def _modes(scans: Sequence[Scan]) -> list[Finding]:
-    alpha = [f"{s.record.image} ({s.mode})" for s in scans if s.mode in _ALPHA]
-    other = Counter(s.mode for s in scans if s.mode not in (*_ALPHA, "RGB"))
+    alpha = [f"{s.record.image} ({s.mode})" for s in scans if s.fourth == "transparency"]
+    bands = [f"{s.record.image} ({s.mode})" for s in scans if s.fourth == "band"]
+    pages = [f"{s.record.image} ({s.header.pages})" for s in scans if s.header and s.header.pages > 1]
+    other = Counter(s.mode for s in scans if s.fourth in ("", "opaque") and s.mode != "RGB")
     found = finding(
         "warning",
         "transparent-image",
         alpha,
         "Photos with transparency, which is dropped, so that hidden pixels become visible: {n}.",
         "Look at one; if its hidden pixels are not part of the photo, save it again on a plain background.",
+    )
+    found += finding(
+        "warning",
+        "other-band",
+        bands,
+        "Photos with a fourth channel that varies like a picture, such as near-infrared, and not like transparency; "
+        "the first three are used: {n}.",
+        "Look at one; save the three channels that you want as RGB.",
+    )
+    found += finding(
+        "warning",
+        "several-pages",
+        pages,
+        "Files with several pages or frames, of which the first is used: {n}.",
+        "Save the pages that you want as files of their own.",
     )
     kinds = [f"{mode}: {number}" for mode, number in sorted(other.items())]
     text = f"Photos that are not stored as RGB and are converted when read: {sum(other.values())}."

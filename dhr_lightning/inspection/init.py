@@ -12,7 +12,9 @@ from dhr_lightning.artifacts.files import write_bytes
 from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS, ClassSet
 from dhr_lightning.data.datasets.folder import FolderContents, check_tags, look_into
 from dhr_lightning.data.datasets.folder_options import FolderOptions, folder_classes, folder_name
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, SEPARATOR, composed
+from dhr_lightning.data.datasets.tag_table import SEPARATOR, composed
+from dhr_lightning.data.files import image_header
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES
 from dhr_lightning.data.registry import DATASETS, OWN_DATASETS
 from dhr_lightning.errors import ConfigError, DataError
 
@@ -107,7 +109,9 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
     policy = untagged_policy(contents, classes)
     does = "show no class and train as background" if policy == "background" else "are left out of training"
     lines += _listed(contents.untagged, f"images have no tag and {does} (data.untagged: {policy})")
-    lines += _listed([f"{name} ({where})" for name, where in contents.unmatched], "names match no image")
+    lines += _listed([f"{name} ({where})" for name, where, _ in contents.unmatched], "names match no image")
+    lines += _listed([f"{path.name} ({why})" for path, why in contents.unread.items()], "files are not read")
+    lines += _header_lines(contents)
     lines += _listed([str(path.relative_to(root)) for path in contents.stray_masks], "masks belong to no image")
     lines += _listed(absent, "classes have no image")
     return lines
@@ -118,6 +122,28 @@ def untagged_policy(contents: FolderContents, classes: ClassSet) -> str:
     untagged = [one for one in contents.untagged if contents.splits[one] == "train"]
     said = all(one in contents.rows and contents.rows[one].negative for one in untagged)
     return "background" if untagged and said and classes.has_background else "drop"
+
+
+def unmatched_policy(contents: FolderContents) -> str:
+    """Policy for rows without an image: `error` where one of them names a file that is there and not read."""
+    return "ignore" if contents.unmatched and not any(one.reason for one in contents.unmatched) else "error"
+
+
+def _header_lines(contents: FolderContents) -> list[str]:
+    broken, deep, several = [], [], []
+    for path in contents.images.values():
+        try:
+            header = image_header(path)
+        except DataError as error:
+            broken.append(f"{path.name} ({error})")
+            continue
+        deep += [f"{path.name} ({header.bits} bits)"] * (header.bits > 8)
+        several += [f"{path.name} ({header.pages})"] * (header.pages > 1)
+    return [
+        *_listed(broken, "photos cannot be read"),
+        *_listed(deep, "photos have more than 8 bits per channel and are refused: scale them to 8 bits"),
+        *_listed(several, "files have several pages or frames, of which the first is used"),
+    ]
 
 
 def config_text(
@@ -147,7 +173,7 @@ def config_text(
         + (f"    nothing: [{nothing}]  # tags that mean: none of the classes\n" * bool(nothing))
         + (f"    holdout: {options.holdout}  # share of the images kept for validation; 0 keeps none\n" * held_out)
         + ("    masks: masks  # true masks, for evaluation only\n" * has_masks)
-        + f"    unmatched: {'ignore' if contents.unmatched else 'error'}  # rows without an image: error or ignore\n"
+        + f"    unmatched: {unmatched_policy(contents)}  # rows without an image: error or ignore\n"
     )
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from dhr_lightning.data.catalog import Record
-from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.files import open_image, read_image, read_truth
+from dhr_lightning.data.image_headers import ImageHeader, read_header
 from dhr_lightning.errors import DataError, MaskError
 from dhr_lightning.progress import track
 
@@ -59,6 +60,8 @@ class Scan:
         stored: the same before the turn that the EXIF tag asks for.
         orientation: EXIF orientation, 1 = upright.
         mode: Pillow's name of the stored pixels, such as `RGB` or `CMYK`.
+        header: depth, pages and bands as stored; `None` if unreadable.
+        fourth: what the channel beside the colours holds: `opaque`, `transparency`, `band`; empty without one.
         digest: of the file's bytes.
         thumbnail: `(16, 16)` uint8 grey, `None` if unreadable.
         mask: its ground truth, `None` without one.
@@ -71,6 +74,8 @@ class Scan:
     stored: tuple[int, int] = (0, 0)
     orientation: int = 1
     mode: str = ""
+    header: ImageHeader | None = None
+    fourth: str = ""
     digest: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = None
     mask: MaskScan | None = None
@@ -121,13 +126,30 @@ def scan_record(split: str, record: Record) -> Scan:
     scan = Scan(split, record, mask=scan_mask(record.gt_mask) if record.gt_mask is not None else None)
     try:
         digest = hashlib.blake2b(record.image.read_bytes(), digest_size=16).hexdigest()
-        with Image.open(record.image) as header:
+        with open_image(record.image) as header:
             orientation = int(header.getexif().get(_ORIENTATION, 1))
             scan = replace(scan, stored=header.size, orientation=orientation, mode=header.mode, digest=digest)
+            scan = replace(scan, header=read_header(header, record.image))
+            scan = replace(scan, fourth=fourth_channel(header, scan.header))
         image = read_image(record.image)
     except (*_UNREADABLE, *_BOMB) as error:
         return replace(scan, error=_reason(error))
     return replace(scan, size=image.size, thumbnail=make_thumbnail(image))
+
+
+def fourth_channel(image: Image.Image, header: ImageHeader | None) -> str:
+    """What the channel beside the colours holds, see `Scan.fourth`.
+
+    Transparency hides or shows: most of its values are 0 or 255. A band such as near-infrared varies everywhere.
+    """
+    if header is not None and header.other_band:
+        return "band"
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return ""
+    counts = np.array(image.convert("RGBA").getchannel("A").histogram())
+    if counts[255] == counts.sum():
+        return "opaque"
+    return "transparency" if counts[[0, 255]].sum() > counts.sum() / 2 else "band"
 
 
 def scan_mask(path: Path) -> MaskScan:

@@ -99,7 +99,7 @@ def test_a_photo_of_16_bits_would_turn_white(voc_copy: Path):
     (voc_copy / PHOTO).unlink()
     path = (voc_copy / PHOTO).with_suffix(".png")
     Image.fromarray((np.arange(48 * 64).reshape(48, 64) * 20).astype(np.uint16)).save(path)
-    assert only(voc_copy, "deep-image").items == (f"{path} (I;16)",)
+    assert only(voc_copy, "deep-image").items == (f"{path} (I;16, 16 bits)",)
 
 
 def test_transparent_and_converted_photos(voc_copy: Path):
@@ -200,3 +200,16 @@ def test_threads_keep_the_order_and_the_content(tiny_voc: Path):
     assert one[4].mask.pixels == dict(zip(values.tolist(), pixels.tolist(), strict=True))
     with pytest.raises(ValueError, match=r"`workers` >= 1, but got 0"):
         scan_records(records, workers=0)
+
+
+def test_a_fourth_band_is_not_transparency(voc_copy: Path):
+    paths = sorted((voc_copy / "JPEGImages").iterdir())[:3]
+    pixels = [np.array(Image.open(path).convert("RGBA")) for path in paths]
+    pixels[0][..., 3] = np.linspace(0, 255, pixels[0][..., 3].size).reshape(pixels[0].shape[:2])  # near-infrared
+    pixels[1][: pixels[1].shape[0] // 2, :, 3] = 0  # half is hidden; the third is opaque
+    for path, values in zip(paths, pixels, strict=True):
+        path.unlink()
+        Image.fromarray(values).save(path.with_suffix(".png"))
+    result = complaints(look(voc_copy))
+    assert [one.split(" ")[0] for one in result["other-band"].items] == [str(paths[0].with_suffix(".png"))]
+    assert [one.split(" ")[0] for one in result["transparent-image"].items] == [str(paths[1].with_suffix(".png"))]

@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.config import resolve
@@ -8,6 +10,7 @@ from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.inspection.init import init_folder
 from dhr_lightning.provenance.views import DataView
 from tests.data.datasets.folder_samples import write_folder, write_photo
+from tests.data.test_image_headers import png16
 from tests.pipeline_workspace import Lines
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -112,3 +115,29 @@ def test_doctor_counts_negatives_that_train(tmp_path: Path, monkeypatch: pytest.
     Path("walls.yaml").write_text(text if kept else text.replace("untagged: background", "untagged: drop"))
     main(["doctor", "--data", "walls.yaml"])
     assert ("Classes that are in every training image" in lines.text) == (not kept)
+
+
+def test_kinds_that_are_not_read_are_named_and_never_hidden(folder: Path, lines: Lines):
+    (folder / "images" / "scan.dcm").write_bytes(b"DICM")
+    (folder / "images" / "bare.nef").write_bytes(b"RAW")
+    with (folder / "tags.csv").open("a") as table:
+        table.write("scan.dcm,cat\ngone.jpg,cat\n")
+    assert init_folder("my_photos") == 0
+    assert "2 files are not read: bare.nef (camera raw: develop it to JPEG), scan.dcm (medical:" in lines.text
+    assert "unmatched: error" in Path("my_photos.yaml").read_text()
+    view = DataView(resolve(["my_photos.yaml"])["data"])
+    with pytest.raises(DataError, match=r"'scan\.dcm' \(.*line 37\) cannot be read\. medical: write its slices"):
+        view.records("train")
+
+
+def test_depth_and_pages_are_said(folder: Path, lines: Lines):
+    png16(folder / "images" / "deep.png", np.zeros((6, 8, 3), np.uint16))
+    frames = [Image.new("L", (8, 6), grey) for grey in (0, 100, 200)]
+    frames[0].save(folder / "images" / "film.gif", save_all=True, append_images=frames[1:])
+    (folder / "images" / "cut.jfif").write_bytes(b"\xff\xd8")
+    assert init_folder("my_photos") == 0
+    assert (
+        "1 photos have more than 8 bits per channel and are refused: scale them to 8 bits: deep.png (16" in lines.text
+    )
+    assert "1 files have several pages or frames, of which the first is used: film.gif (3)" in lines.text
+    assert "1 photos cannot be read: cut.jfif (" in lines.text

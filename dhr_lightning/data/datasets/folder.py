@@ -3,8 +3,8 @@
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from dhr_lightning.data.datasets.folder_options import (
     folder_table,
     read_options,
 )
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES, TagRow, TagTable, by_composed_name, composed
+from dhr_lightning.data.datasets.tag_table import TagRow, TagTable, by_composed_name, composed
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES, unread_reason
 from dhr_lightning.errors import ConfigError, DataError, TagError
 
 _SHOWN = 3
@@ -40,6 +41,7 @@ class FolderContents:
         split_source: where the splits come from, in words.
         masks: true masks by id.
         stray_masks: mask files that belong to no image.
+        unread: files beside the images whose kind is not read, and why.
     """
 
     images: Mapping[str, Path]
@@ -51,6 +53,7 @@ class FolderContents:
     split_source: str
     masks: Mapping[str, Path]
     stray_masks: tuple[Path, ...]
+    unread: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def untagged(self) -> list[str]:
@@ -138,7 +141,8 @@ def look_into(root: Path, options: FolderOptions) -> FolderContents:
         )
     splits, source, lost = choose_splits(root, rows, table, matcher, holdout=options.holdout)
     masks, stray = _find_masks(mask_folder, images)
-    return FolderContents(images, rows, table, merged, (*unmatched, *lost), splits, source, masks, stray)
+    unread = unread_files(photos, skip=mask_folder)
+    return FolderContents(images, rows, table, merged, (*unmatched, *lost), splits, source, masks, stray, unread)
 
 
 def check_tags(table: TagTable, classes: ClassSet) -> None:
@@ -180,20 +184,34 @@ def find_images(photos: Path, *, skip: Path | None = None) -> dict[str, Path]:
         ArtifactError: if an id cannot name a file.
     """
     found: dict[str, Path] = {}
+    for path in _files(photos, skip):
+        if path.suffix.casefold() not in IMAGE_SUFFIXES or unread_reason(path):
+            continue
+        image_id = check_id(path.relative_to(photos).with_suffix("").as_posix())
+        if image_id in found:
+            one, other = sorted((found[image_id], path))
+            raise DataError(f"{one} and {other} would share the id {image_id!r}. Rename or remove one of them.")
+        found[image_id] = path
+    if not found:
+        others = "".join(f" {path.name} is not read ({why})." for path, why in [*unread_files(photos).items()][:1])
+        raise DataError(f"There is no image in {photos}.{others} Images end in {', '.join(IMAGE_SUFFIXES)}.")
+    return dict(sorted(found.items()))
+
+
+def unread_files(photos: Path, *, skip: Path | None = None) -> dict[Path, str]:
+    """Files beside the photos whose kind is known and not read, and why; sorted.
+
+    Args:
+        photos: folder, searched with its sub-folders.
+        skip: a folder in it that holds something else.
+    """
+    return {path: why for path in sorted(_files(photos, skip)) if (why := unread_reason(path))}
+
+
+def _files(photos: Path, skip: Path | None) -> Iterator[Path]:
     for where, folders, names in os.walk(photos):
         folders[:] = [one for one in folders if not one.startswith(".") and Path(where, one) != skip]
-        for name in names:
-            path = Path(where, name)
-            if name.startswith(".") or path.suffix.casefold() not in IMAGE_SUFFIXES:
-                continue
-            image_id = check_id(path.relative_to(photos).with_suffix("").as_posix())
-            if image_id in found:
-                one, other = sorted((found[image_id], path))
-                raise DataError(f"{one} and {other} would share the id {image_id!r}. Rename or remove one of them.")
-            found[image_id] = path
-    if not found:
-        raise DataError(f"There is no image in {photos}. Images end in {', '.join(IMAGE_SUFFIXES)}.")
-    return dict(sorted(found.items()))
+        yield from (Path(where, name) for name in names if not name.startswith("."))
 
 
 def _find_masks(folder: Path, images: Mapping[str, Path]) -> tuple[dict[str, Path], tuple[Path, ...]]:
@@ -214,7 +232,10 @@ def _find_masks(folder: Path, images: Mapping[str, Path]) -> tuple[dict[str, Pat
 
 def _refuse_unmatched(contents: FolderContents, options: FolderOptions) -> None:
     unmatched = contents.unmatched
-    first = "; ".join(f"{name!r} ({where})" for name, where in unmatched[:_SHOWN])
+    unread = next((one for one in unmatched if one.reason), None)
+    if unread:
+        raise DataError(f"{unread.name!r} ({unread.where}) cannot be read. {unread.reason}.")
+    first = "; ".join(f"{name!r} ({where})" for name, where, _ in unmatched[:_SHOWN])
     text = f"{len(unmatched)} names match no image: {first}{' ...' if len(unmatched) > _SHOWN else ''}."
     if options.unmatched == "error":
         raise DataError(f"{text} Restore the images, remove the rows, or set data.options.unmatched: ignore.")

@@ -8,21 +8,22 @@ from typing import NamedTuple
 
 from dhr_lightning.data.catalog import SPLITS, TAGGED_SPLITS
 from dhr_lightning.data.datasets.tag_table import (
-    IMAGE_SUFFIXES,
     TagRow,
     TagTable,
     by_composed_name,
     composed,
     merge_rows,
 )
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES, unread_reason
 from dhr_lightning.errors import DataError
 
 
 class Unmatched(NamedTuple):
-    """A name without an image."""
+    """A name without an image; `reason` says why a file of that name is not read, and is empty where there is none."""
 
     name: str
     where: str
+    reason: str = ""
 
 
 class Matcher:
@@ -36,6 +37,7 @@ class Matcher:
 
     def __init__(self, root: Path, photos: Path, images: Mapping[str, Path]) -> None:
         self._bases = [base.resolve().as_posix() for base in (photos, root)]
+        self._folders = (photos, root)
         self.images = images
         self._ids = by_composed_name(images)
         self._prefix = f"{os.path.relpath(photos, root)}/".replace(os.sep, "/")
@@ -60,6 +62,11 @@ class Matcher:
                     return found
         return None
 
+    def unread(self, name: str) -> str:
+        """Why the file of this name is not read as a photo; empty where there is no such file."""
+        paths = [folder / name.replace("\\", "/") for folder in self._folders]
+        return next((why for path in paths if (why := unread_reason(path)) and path.is_file()), "")
+
     def hint(self, name: str) -> str:
         """An image that may be meant: another case, or another sub-folder."""
         stem = PurePosixPath(name.replace("\\", "/")).stem.casefold()
@@ -75,7 +82,7 @@ def match_rows(table: TagTable, matcher: Matcher) -> tuple[dict[str, TagRow], in
         where = f"{table.path}, line {row.line}"
         image_id = matcher.find(row.image, where)
         if image_id is None:
-            unmatched.append(Unmatched(row.image, where))
+            unmatched.append(Unmatched(row.image, where, matcher.unread(row.image)))
             continue
         merged += image_id in rows
         rows[image_id] = merge_rows(table.path, rows[image_id], row) if image_id in rows else row
@@ -141,7 +148,7 @@ def _read_lists(lists: Mapping[str, Path], matcher: Matcher) -> tuple[dict[str, 
             where = f"{path}, line {number}"
             image_id = matcher.find(line.strip(), where)
             if image_id is None:
-                lost.append(Unmatched(line.strip(), where))
+                lost.append(Unmatched(line.strip(), where, matcher.unread(line.strip())))
             elif listed.setdefault(image_id, split) != split:
                 raise DataError(f"{where}: {image_id!r} is in {listed[image_id]}.txt too. An image has one split.")
     return listed, lost

@@ -7,8 +7,8 @@ from typing import Any
 
 from dhr_lightning.data.catalog import IGNORE_INDEX, ClassSet, DatasetInfo, Record, without_truth
 from dhr_lightning.data.datasets.folder_options import BACKGROUND, FolderOptions, folder_name
-from dhr_lightning.data.datasets.tag_table import IMAGE_SUFFIXES
 from dhr_lightning.data.datasets.voc import tags_from_xml
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES
 from dhr_lightning.errors import ConfigError, DataError
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from dhr_lightning.data.datasets.tag_exports import plain_lines
+from dhr_lightning.data.image_headers import IMAGE_SUFFIXES
 from dhr_lightning.errors import DataError, TagError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SEPARATOR = ";"
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "image_id", "id")
