@@ -1,5 +1,24 @@
 """Errors that a user can repair; the command line shows them as one line and exits with status 2."""
 
+import errno
+from collections.abc import Mapping
+
+_FULL = "Free some space and run the same command again; finished files are kept"
+_RIGHTS = "Give this user rights to it, or choose another folder (--workspace, --root, --output)"
+_REMEDIES: Mapping[int, str] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.ENOTDIR: "A part of this path is a file; choose another folder",
+    errno.EISDIR: "It is a folder; name a file",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EMFILE: "Allow more open files (`ulimit -n 4096`), or load with fewer workers (--data.num_workers 0)",
+    errno.EIO: "The disk or network drive failed; look at it before you go on",
+    errno.ESTALE: "The network drive lost the file; run the same command again",
+}
+
 
 class DHRError(Exception):
     """Base of every error whose message says what is wrong, where, and what to do."""
@@ -39,3 +58,9 @@ class NonFiniteLossError(DHRError):
 
 class DependencyError(DHRError):
     """An optional package is needed for the chosen option and is not installed."""
+
+
+def machine_error(error: OSError) -> str | None:
+    """What a refusal of the machine means, as one sentence with the path, or `None` for one that is no such thing."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return None if remedy is None else f"{error.filename or 'A file'}: {error.strerror}. {remedy}."

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from dhr_lightning.errors import DHRError
+from dhr_lightning.errors import DHRError, machine_error
 
 Item = TypeVar("Item")
 log = logging.getLogger("dhr_lightning")
@@ -64,14 +64,20 @@ def exit_status(run: Callable[[], int | None]) -> int:
     """Run a command and turn what a user can repair into one line and a status.
 
     Returns:
-        What `run` returns (0 for `None`), 2 after a `DHRError`, 130 after an interrupt, 128 + its number after another
-        signal that asks to stop.
+        What `run` returns (0 for `None`), 2 after a `DHRError` or a refusal of the machine (full disk, no rights), 130
+        after an interrupt, 128 + its number after another signal that asks to stop.
     """
     try:
         with stopped_by_signals():
             return run() or 0
     except DHRError as error:
         log.error("error: %s", error)
+        return 2
+    except OSError as error:
+        sentence = machine_error(error)
+        if sentence is None:
+            raise
+        log.error("error: %s", sentence)
         return 2
     except KeyboardInterrupt:
         log.error("interrupted; run the same command again to continue")

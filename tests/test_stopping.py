@@ -1,5 +1,6 @@
 """Signals that ask a command to stop: where it ends, its status, and whose signals are left alone."""
 
+import errno
 import os
 import signal
 import threading
@@ -89,3 +90,28 @@ def test_another_thread_installs_nothing():
     thread.start()
     thread.join()
     assert found == [0]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "/disk/x.png: No space left on device. Free some space"),
+        (errno.EROFS, "/disk/x.png: Read-only file system. Give this user rights to it, or choose another folder (--w"),
+        (errno.EACCES, "/disk/x.png: Permission denied. Give this user rights"),
+        (errno.EMFILE, "/disk/x.png: Too many open files. Allow more open files (`ulimit -n 4096`)"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(number: int, text: str, lines: Lines):
+    def run() -> int:
+        raise OSError(number, os.strerror(number), "/disk/x.png")
+
+    assert exit_status(run) == 2
+    assert lines.messages[-1].startswith(f"error: {text}")
+
+
+def test_an_error_of_our_own_is_not_taken_for_one_of_the_machine():
+    def run() -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+        exit_status(run)

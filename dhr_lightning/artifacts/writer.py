@@ -1,6 +1,7 @@
 """Write one artifact so that a kill at any moment leaves a state that can be resumed and is never called complete."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,9 @@ from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_ids, timestamp
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.progress import human
+
+_FIRST_LOOK = 8  # files before the size of the rest is estimated
 
 
 class ArtifactWriter:
@@ -58,6 +62,7 @@ class ArtifactWriter:
         self._paths = {image_id: layout.item_path(folder, identity.address, image_id) for image_id in self.ids}
         self._resources = ExitStack()
         self._active = False
+        self._written = self._bytes = 0
         if digest_ids(self.ids) != identity.ids:
             raise ValueError(f"Expected the {identity.count} ids of `identity`, but got {len(self.ids)} other `ids`.")
         if self._codec.needs_palette and palette is None:
@@ -110,7 +115,7 @@ class ArtifactWriter:
 
         Raises:
             ValueError: for an unknown id, another number of arrays, a wrong shape or type, or outside the context.
-            ArtifactError: if the disk is full.
+            ArtifactError: if the disk is full, or will be by what the files so far tell.
         """
         path = self._path(image_id)
         if not self._active:
@@ -121,6 +126,10 @@ class ArtifactWriter:
         if "/" in image_id:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._codec.write(path, arrays, self.palette)
+        self._written += 1
+        self._bytes += path.stat().st_size
+        if self._written >= _FIRST_LOOK and self._written.bit_count() == 1:
+            self._refuse_small_disk()
         return path
 
     def seal(self, *, seconds: float | None = None, **info: Any) -> Manifest:
@@ -154,6 +163,16 @@ class ArtifactWriter:
         manifest.save(self.folder / layout.MANIFEST)
         (self.folder / layout.PARTIAL).unlink(missing_ok=True)
         return manifest
+
+    def _refuse_small_disk(self) -> None:
+        """Look at 8, 16, 32, ... files what the rest will take: better now than hours later."""
+        left = len(self.missing())
+        needed, free = left * self._bytes // self._written, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ArtifactError(
+                f"{self.folder} will need about {human(needed)} more for {left} images, but {human(free)} are free. "
+                f"Free {human(needed - free)} and run the same command again; finished files are kept."
+            )
 
     def _path(self, image_id: str) -> Path:
         if image_id not in self._paths:

@@ -1,5 +1,6 @@
 """Checkpoints that a kill cannot break."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dhr_lightning.artifacts.runs import LAST, PREVIOUS
+from dhr_lightning.errors import ArtifactError
+from dhr_lightning.progress import human
+
+_NEARLY_FULL = 1_000_000  # bytes: torch writes more than this at once
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,10 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for leftover in path.parent.glob(".tmp-*"):
             leftover.unlink(missing_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        _save(checkpoint, temporary)
         if path.exists():
             kept = path.with_name(f".tmp-{os.getpid()}-{PREVIOUS}")
             try:
@@ -36,6 +38,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(kept, path.with_name(PREVIOUS))
             kept.unlink(missing_ok=True)  # still there if both were links to one file
         os.replace(temporary, path)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save, or leave nothing.
+
+    Raises:
+        ArtifactError: if the disk is full; torch says so as an error of its own.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        written, free = path.stat().st_size if path.exists() else 0, shutil.disk_usage(path.parent).free
+        path.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else free < _NEARLY_FULL
+        if not full:
+            raise
+        raise ArtifactError(
+            f"No space left for the checkpoint in {path.parent}: {human(written)} of it were written, {human(free)} "
+            "free. Free some space and run the same command again; it continues from the epoch before."
+        ) from error
 
 
 class LastCheckpoint(Checkpoint):

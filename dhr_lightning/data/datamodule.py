@@ -18,7 +18,7 @@ from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset
-from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader, SizedSampler
+from dhr_lightning.data.loading import CanvasBatches, EpochSampler, SizedSampler, WorkerDataLoader
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
@@ -173,13 +173,9 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
         if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
-            return self._loader(
-                dataset, LazyWorkerDataLoader, batch_sampler=self._batches(dataset, sampler, self.batch_size)
-            )
+            return self._loader(dataset, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
-        return self._loader(
-            dataset, LazyWorkerDataLoader, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last
-        )
+        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset:
         grid_crop = getattr(self.task, "grid_crop", None)
@@ -207,12 +203,12 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Stored features of some training images, in order, whole and without their photos."""
         sources = {port: one for port, one in self._sources("predict").items() if one.kind.role == "features"}
         dataset = StoredDataset(records, self.classes, sources, GridCrop())
-        return self._loader(dataset, DataLoader, batch_size=self.predict_batch_size)
+        return self._loader(dataset, batch_size=self.predict_batch_size)
 
     def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
         """All crops of the training images in order, five for each image."""
         crops = FiveCrops(self.records("train"), self.classes, crop)
-        return self._loader(crops, DataLoader, batch_size=self.batch_size)
+        return self._loader(crops, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""
@@ -243,7 +239,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def _whole(self, dataset: SegmentationDataset) -> DataLoader[Any]:
         batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)
-        return self._loader(dataset, DataLoader, batch_sampler=batches)
+        return self._loader(dataset, batch_sampler=batches)
 
     def _batches(self, dataset: SegmentationDataset, sampler: SizedSampler, size: int) -> CanvasBatches:
         """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
@@ -256,10 +252,10 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Sides of the canvas of a whole image are multiples of this many pixels."""
         return int(getattr(self.task, "canvas_divisor", CANVAS_DIVISOR))
 
-    def _loader(self, dataset: Dataset[Any], loader: type[DataLoader[Any]], **options: Any) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         divisor = self._divisor if getattr(dataset, "augmentation", None) is None else 1
         stored = isinstance(dataset, StoredDataset)
-        return loader(
+        return WorkerDataLoader(
             dataset,
             num_workers=self.num_workers,
             collate_fn=collate_stored if stored else functools.partial(collate, divisor=divisor),

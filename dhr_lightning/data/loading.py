@@ -1,9 +1,24 @@
 """Order and start of batches, such that a resumed run repeats exactly and no image changes the result of another."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence, Sized
+import logging
+import shutil
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from dhr_lightning.errors import DataError, DHRError
+from dhr_lightning.progress import human
+
+WORKER_TIMEOUT = 600  # seconds; one batch takes a small part of it
+_SHARED_MEMORY = Path("/dev/shm")
+_PLENTY = 8_000_000_000  # bytes of shared memory that no setting here fills
+_READ_AHEAD = 3  # batches of one worker: two that are ready and one in the making
+_SHARE = 0.8  # of what is free
+log = logging.getLogger("dhr_lightning")
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -17,16 +32,84 @@ class EpochSampler(DistributedSampler[Any]):
         return ((self.epoch, index) for index in super().__iter__())
 
 
-class LazyWorkerDataLoader(DataLoader[Any]):
-    """Starts its workers at the first batch, not when its iterator is made.
+class WorkerDataLoader(DataLoader[Any]):
+    """Starts its workers at the first batch, asks before whether their batches fit, and never waits without end.
 
     Lightning makes the first iterator of a fit before it sets the epoch and before callbacks prepare the first masks:
     workers that read ahead would take the order of epoch 0 in a resumed run, and masks that are not written yet.
     """
 
     def __iter__(self) -> Any:  # noqa: ANN401 - torch hides the type of its iterators
-        """Yield the batches of one epoch."""
-        yield from super().__iter__()
+        """Yield the batches of one epoch.
+
+        Raises:
+            DHRError: what a worker raised, as it raised it.
+            DataError: if a worker died, or gave no batch in ten minutes.
+        """
+        if self.num_workers > 0:
+            self.num_workers = self._fitting_workers()
+            self.timeout = WORKER_TIMEOUT if self.num_workers > 0 else 0
+        try:
+            yield from super().__iter__()
+        except DHRError as error:  # of a worker: torch puts the worker's traceback into the message
+            before, _, message = str(error).rpartition(f"{type(error).__name__}: ")
+            if not before.startswith("Caught"):
+                raise
+            raise type(error)(message.strip()) from error
+        except RuntimeError as error:
+            if self.num_workers == 0 or not str(error).startswith("DataLoader"):
+                raise
+            raise DataError(
+                f"A process that loads images ended or gave nothing for {WORKER_TIMEOUT} s ({error}). It may lack "
+                f"memory: load with fewer (--data.num_workers {self.num_workers // 2}); finished work is kept."
+            ) from error
+
+    def _fitting_workers(self) -> int:
+        free = shared_memory_free()
+        if free is None or free > _PLENTY:
+            return self.num_workers
+        keys = next(iter(self.batch_sampler if self.batch_sampler is not None else self.sampler), None)
+        if keys is None:
+            return self.num_workers
+        first = keys[0] if isinstance(keys, list) else keys
+        images = len(keys) if isinstance(keys, list) else 1
+        sample = self.dataset[first]
+        collated = self.collate_fn([sample]) if isinstance(keys, list) else sample
+        fitting = fitting_workers(self.num_workers, tensor_bytes(collated) * images, free=free)
+        if fitting < self.num_workers:
+            log.warning(
+                "%s has %s free, too little for the batches of %d processes: images are loaded by %s. "
+                "In docker, --shm-size 2g gives more.",
+                *(_SHARED_MEMORY, human(free), self.num_workers, fitting or "this process alone"),
+            )
+        return fitting
+
+
+def shared_memory_free() -> int | None:
+    """Free bytes of the shared memory through which workers hand over their batches; `None` where there is no limit."""
+    return shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None
+
+
+def fitting_workers(workers: int, batch_bytes: int, *, free: int) -> int:
+    """Workers whose batches fit into shared memory: each holds those that it read ahead, and others need some too.
+
+    Args:
+        workers: wanted.
+        batch_bytes: of one batch.
+        free: bytes of shared memory.
+    """
+    return min(workers, int(_SHARE * free) // max(_READ_AHEAD * batch_bytes, 1))
+
+
+def tensor_bytes(sample: Any) -> int:  # noqa: ANN401 - what a dataset yields
+    """Bytes of all tensors in nested mappings, sequences and dataclasses."""
+    if isinstance(sample, Tensor):
+        return sample.nbytes
+    if isinstance(sample, Mapping):
+        return sum(tensor_bytes(value) for value in sample.values())
+    if isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
+        return sum(tensor_bytes(value) for value in sample)
+    return sum(tensor_bytes(value) for value in vars(sample).values()) if is_dataclass(sample) else 0
 
 
 class SizedSampler(Sized, Iterable[Any], Protocol):

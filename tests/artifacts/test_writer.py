@@ -1,9 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dhr_lightning.artifacts import files
+from dhr_lightning.artifacts import writer as writer_module
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError, LockError
 
@@ -226,3 +228,20 @@ def test_version_and_note_are_recorded(store, describe, opened, ids):
     assert info["seconds"] == 2
     assert info["version"]
     assert info["created"][:2] == "20"
+
+
+def test_a_disk_that_will_be_too_small_is_told_after_eight_files(tmp_path, palette, describe, monkeypatch):
+    store, ids = ArtifactStore(tmp_path / "artifacts", "tiny"), tuple(f"{k:03d}" for k in range(40))
+    identity = describe(ids=ids)
+    free = [10**9]
+    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with store.open_writer("mask", "train", identity=identity, ids=ids, palette=palette) as writer:
+        for one in ids[:7]:
+            size = writer.write(one, MASK).stat().st_size
+        free[0] = 32 * size - 1
+        with pytest.raises(ArtifactError, match=r"more for 32 images, but .* are free\. Free 1 B and run"):
+            writer.write(ids[7], MASK)
+        free[0] = 24 * size
+        for one in ids[8:16]:
+            writer.write(one, MASK)
+        assert len(writer.missing()) == 24

@@ -1,5 +1,8 @@
+import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from dhr_lightning.artifacts.runs import find_checkpoint, next_version
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO
+from dhr_lightning.errors import ArtifactError
 
 
 class Killed(BaseException):
@@ -91,3 +95,30 @@ def test_versions_count_on_from_the_highest(tmp_path: Path):
     for name in ("version_2", "version_10", "version_x"):
         (tmp_path / name).mkdir()
     assert next_version(tmp_path) == "version_11"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("[enforce fail] unexpected pos 64 vs 0")]
+)
+def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(ArtifactError, match=r"No space left for the checkpoint in .*checkpoints: .* 0 B free"):
+        save(run, 3)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert step_of(last(run)) == 2
+
+
+def test_another_error_of_torch_stays_what_it_is(run: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(content: Any, file: Any) -> None:
+        raise RuntimeError("cannot pickle")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        save(run, 3)

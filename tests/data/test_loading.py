@@ -1,4 +1,8 @@
+import os
+import signal
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, SequentialSampler
 
-from dhr_lightning.data.loading import CanvasBatches, EpochSampler, LazyWorkerDataLoader
+from dhr_lightning.data import loading
+from dhr_lightning.data.loading import (
+    CanvasBatches,
+    EpochSampler,
+    WorkerDataLoader,
+    fitting_workers,
+    shared_memory_free,
+    tensor_bytes,
+)
+from dhr_lightning.errors import DataError
+from tests.pipeline_workspace import Lines
+
+pytest_plugins = ["tests.pipeline_fixtures"]
 
 
 class Recorder(Dataset[int]):
@@ -52,7 +68,7 @@ def test_the_order_depends_on_the_epoch_alone():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_workers_start_with_the_first_batch(workers: int):
     dataset = Recorder()
-    batches = iter(LazyWorkerDataLoader(dataset, batch_size=2, num_workers=workers))
+    batches = iter(WorkerDataLoader(dataset, batch_size=2, num_workers=workers))
     dataset.ready = True
     assert [batch.tolist() for batch in batches] == [[True, True]] * 3
 
@@ -86,3 +102,67 @@ def test_no_whole_image_may_be_dropped():
         CanvasBatches(range(3), 2, True, canvases="aaa")
     with pytest.raises(ValueError, match="batch_size"):
         CanvasBatches(range(3), 0, canvases="aaa")
+
+
+class Pictures(Dataset[dict[str, torch.Tensor]]):
+    """Six samples of 4000 bytes; `fault` happens at the third, in a worker."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.owner = fault, os.getpid()
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index == 2 and os.getpid() != self.owner:
+            if self.fault == "error":
+                raise DataError("Image x.jpg cannot be read. Replace it.")
+            if self.fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "waits":
+                time.sleep(60)
+        return {"pixels": torch.full((1000,), float(index))}
+
+
+def batches_of(loader: WorkerDataLoader) -> list[list[float]]:
+    return [batch["pixels"][:, 0].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize(("free", "workers"), [(10**10, 2), (90_000, 2), (40_000, 1), (20_000, 0)])
+def test_no_more_workers_than_shared_memory_holds_and_the_same_batches(
+    free: int, workers: int, monkeypatch: pytest.MonkeyPatch, lines: Lines
+):
+    monkeypatch.setattr(loading, "shared_memory_free", lambda: free)
+    loader = WorkerDataLoader(Pictures(), batch_size=2, num_workers=2)
+    assert batches_of(loader) == [[0, 1], [2, 3], [4, 5]]
+    assert loader.num_workers == workers
+    warned = [line for line in lines.messages if "/dev/shm" in line]
+    assert warned == [] if workers == 2 else "--shm-size" in warned[0]
+
+
+def test_workers_need_room_for_what_they_read_ahead():
+    assert fitting_workers(8, 1000, free=3 * 1000 * 8) == 6  # a fifth is left to others
+    assert fitting_workers(8, 0, free=0) == 0
+    assert tensor_bytes({"a": torch.zeros(2, 3), "b": [torch.zeros(4, dtype=torch.uint8), "id"]}) == 28
+    assert shared_memory_free() is None or shared_memory_free() > 0
+
+
+def test_no_shared_memory_has_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(loading, "_SHARED_MEMORY", tmp_path / "none")
+    assert shared_memory_free() is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("error", r"^Image x\.jpg cannot be read\. Replace it\.$"),
+        ("killed", r"ended or gave nothing .*--data\.num_workers 1\)"),
+        ("waits", r"gave nothing for 2 s .*--data\.num_workers 1\)"),
+    ],
+)
+def test_what_happens_to_a_worker_is_one_sentence_and_never_a_wait(
+    fault: str, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "WORKER_TIMEOUT", 2)
+    with pytest.raises(DataError, match=message):
+        batches_of(WorkerDataLoader(Pictures(fault), batch_size=2, num_workers=2))

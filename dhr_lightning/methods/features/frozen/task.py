@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.feature_space import space_needed
 from dhr_lightning.data.frozen_features import FeatureDataset, FeatureReader, FrozenSettings
+from dhr_lightning.data.loading import WorkerDataLoader
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features.frozen.spec import SPEC
@@ -85,7 +86,7 @@ class FrozenTask(BaseTask):
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         reader = FeatureReader(self.network, self.reader.settings, computes=on_cpu)
         workers = self._processes() if on_cpu else datamodule.num_workers
-        return DataLoader(FeatureDataset(records, reader), batch_size=None, num_workers=workers)
+        return WorkerDataLoader(FeatureDataset(records, reader), batch_size=None, num_workers=workers)
 
     def _processes(self) -> int:
         if self.hparams.processes != "auto":
