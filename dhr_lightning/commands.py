@@ -104,9 +104,12 @@ def doctor(arguments: Sequence[str]) -> int:
 def status(arguments: Sequence[str]) -> int:
     """Show every artifact."""
     parser = _recipe_parser("status", "Show every artifact of the recipes that ran, or of one: fresh, stale (why), "
-                            "partial or absent. Exit status 1 if any is stale or partial.")  # fmt: skip
+                            "partial or absent. Exit status 1 if any is stale, partial or damaged.")  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="read every file: damaged ones, changed ones, and "
+                        "photos that were replaced; takes as long as reading them")  # fmt: skip
     words, overrides = split_overrides(arguments)
-    return show_status(to_request(parser.parse_args(words), overrides))
+    options = parser.parse_args(words)
+    return show_status(to_request(options, overrides), verify=options.verify)
 
 
 def gc(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from dhr_lightning.errors import ArtifactError
 MANIFEST = "manifest.json"
 PARTIAL = ".partial.json"
 IDS = "ids.txt"
+CHECKSUMS = "checksums.txt"
 LOCK = ".lock"
 
 

@@ -24,11 +24,11 @@ class Status:
 
     Attributes:
         state: `fresh` (complete and as today's settings would make it), `stale` (made from something else),
-            `partial` (interrupted, or a file is missing) or `absent`.
+            `partial` (interrupted, or a file is missing), `absent`, or `damaged` (files were read and cannot be used).
         reason: what changed or what is missing; empty when fresh.
     """
 
-    state: Literal["fresh", "stale", "absent", "partial"]
+    state: Literal["fresh", "stale", "absent", "partial", "damaged"]
     reason: str = ""
 
     @property

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import dhr_lightning
 from dhr_lightning.artifacts import layout
+from dhr_lightning.artifacts.checksums import checksum, read_checksums, write_checksums
 from dhr_lightning.artifacts.files import TEMPORARY_PREFIX, write_bytes
 from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.lock import FolderLock
@@ -63,6 +64,7 @@ class ArtifactWriter:
         self._resources = ExitStack()
         self._active = False
         self._written = self._bytes = 0
+        self._sums: dict[str, str] = {}
         if digest_ids(self.ids) != identity.ids:
             raise ValueError(f"Expected the {identity.count} ids of `identity`, but got {len(self.ids)} other `ids`.")
         if self._codec.needs_palette and palette is None:
@@ -128,6 +130,7 @@ class ArtifactWriter:
         self._codec.write(path, arrays, self.palette)
         self._written += 1
         self._bytes += path.stat().st_size
+        self._sums[image_id] = checksum(path)
         if self._written >= _FIRST_LOOK and self._written.bit_count() == 1:
             self._refuse_small_disk()
         return path
@@ -158,6 +161,8 @@ class ArtifactWriter:
         if seconds is not None:
             facts["seconds"] = round(seconds, 3)
         manifest = self.identity.with_info(**facts)
+        kept = {**read_checksums(self.folder), **self._sums}  # of an interrupted run, or of another rank: read now
+        write_checksums(self.folder, {one: kept.get(one) or checksum(path) for one, path in self._paths.items()})
         if hasattr(os, "sync"):
             os.sync()  # or a power cut could leave empty files under a manifest that calls them complete
         manifest.save(self.folder / layout.MANIFEST)
@@ -198,6 +203,7 @@ class ArtifactWriter:
             )
         # Order matters: at no moment may a manifest or partial state describe files of another identity.
         manifest.unlink(missing_ok=True)
+        (self.folder / layout.CHECKSUMS).unlink(missing_ok=True)
         for path in items:
             path.unlink(missing_ok=True)
         self._declare(partial)

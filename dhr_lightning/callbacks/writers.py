@@ -17,6 +17,7 @@ from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.gate import Gate
+from dhr_lightning.data.preparation.check import photos_digest
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.methods.base import BaseTask
@@ -116,6 +117,9 @@ class ArtifactWriters(L.Callback):
             for (_, split), writer in self._writers.items():
                 # not the device of the task, which has left it when nothing was left to predict
                 info = inference_info(task, split, device=trainer.strategy.root_device)
+                store = trainer.datamodule.store
+                photos = photos_digest(store.root / store.dataset, split, writer.ids)
+                info |= {"photos": photos} if photos else {}
                 _tell_gate(writer.seal(seconds=seconds, **info), writer.folder)
         self._close()
 

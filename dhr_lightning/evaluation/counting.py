@@ -39,6 +39,8 @@ class MaskCounts:
         images: images counted.
         labelled: images with a true mask.
         tagged: images with a true mask and tags.
+        pixels: pixels of all images.
+        area: of them, those with a class besides the background.
         image_miou: mean IoU per image, over the classes present in truth or mask.
     """
 
@@ -49,6 +51,8 @@ class MaskCounts:
     images: int = 0
     labelled: int = 0
     tagged: int = 0
+    pixels: int = 0
+    area: int = 0
     image_miou: dict[str, float] = field(default_factory=dict)
 
 
@@ -228,6 +232,8 @@ def _count(counts: MaskCounts, mask: UInt8, sample: _Sample, facts: TruthFacts) 
 
     classes, prediction = len(facts.names), _to_tensor(mask)
     counts.images += 1
+    counts.pixels += mask.size
+    counts.area += int(np.count_nonzero((mask >= facts.offset) & (mask < classes)))
     if sample.target is None:
         counts.tags.update(prediction, sample.tags)
         return

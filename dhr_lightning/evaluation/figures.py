@@ -28,6 +28,7 @@ class Figures(TypedDict):
     vanished_tag_rate: float | None
     vanished_adjacent_rate: float | None
     missing_tag_rate: float | None
+    labelled_area: float | None
     background_rates: dict[str, float | None]
     head_miou: float | None
     tail_miou: float | None
@@ -65,6 +66,7 @@ def _figures(counts: MaskCounts, facts: TruthFacts, pairs: Sequence[tuple[int, i
         vanished_tag_rate=_known(lost.vanished_share),
         vanished_adjacent_rate=_known(lost.vanished_beside_share),
         missing_tag_rate=_known(lost.empty_share),
+        labelled_area=_share(counts.area, counts.pixels),
         background_rates={_pair_name(pair, facts): _background_rate(counts, pair) for pair in pairs},
         head_miou=_known(float(found.iou[list(facts.head)].nanmean())),
         tail_miou=_known(float(found.iou[list(facts.tail)].nanmean())),

@@ -122,7 +122,7 @@ def find_kinds(
             continue
         wanted = ids[entry.split]
         found = tuple(one for one in wanted if store.path(entry.address, entry.split, one).is_file())
-        name = f"{entry.step} ({entry.address}/{entry.split})"
+        name = f"{entry.step} on {entry.split}"
         if reason := _incomplete(store, entry, found, wanted):
             if found:
                 notes.append(f"{name} is incomplete, so it is not shown: {reason}. Run the recipe again.")
@@ -180,7 +180,7 @@ def _incomplete(store: ArtifactStore, entry: Entry, found: Sequence[str], ids: S
     except ArtifactError as error:
         return str(error).rstrip(".")
     if manifest is None:
-        return f"no manifest; {store.status(entry.address, entry.split).reason.rstrip('.')}"
+        return f"{len(found)} of {len(ids)} images are there"
     if len(found) >= manifest.count:
         return ""
     on_disk = set(found)

@@ -11,6 +11,7 @@ from dhr_lightning.pipeline.command import split_request
 from dhr_lightning.pipeline.plan import RecipePlan, make_plan
 from dhr_lightning.pipeline.records import forget_recipe, garbage, refuse_old_workspace, remembered, remove
 from dhr_lightning.pipeline.request import Request
+from dhr_lightning.pipeline.verify import verified, verify_photos, verify_weights
 from dhr_lightning.progress import human
 from dhr_lightning.provenance.views import DataView
 
@@ -32,22 +33,35 @@ def first_request(request: Request) -> Request:
     return request if changed or request.recipe is None else other_request(request, request.recipe)
 
 
-def show_status(request: Request) -> int:
-    """Show the artifacts of the recipe that is named, or of every recipe that ran; returns the exit status."""
+def show_status(request: Request, *, verify: bool = False) -> int:
+    """Show the artifacts of the recipe that is named, or of every recipe that ran; returns the exit status.
+
+    Args:
+        request: names the data, and a recipe if only one is wanted.
+        verify: read every file, and the photos.
+    """
     view = DataView(request.data_section()["data"])
     refuse_old_workspace(view)
     named = request.recipe is not None or request.swaps or request.drops
     names = [one["recipe"] for one in remembered(view.store)]
     requests = [request] if named or not names else [other_request(request, name) for name in names]
-    states = [status for one in requests for status in _show_recipe(make_plan(one))]
-    return int(any(status.state in ("stale", "partial") for status in states))
+    photos = verify_photos(view, view.splits) if verify else []
+    states = [status for one in requests for status in _show_recipe(make_plan(one), verify=verify)]
+    for line in photos:
+        log.warning("%s", line)
+    return int(bool(photos) or any(status.state in ("stale", "partial", "damaged") for status in states))
 
 
-def _show_recipe(plan: RecipePlan) -> list[Status]:
+def _show_recipe(plan: RecipePlan, *, verify: bool) -> list[Status]:
     log.info("recipe %s on %s", plan.recipe.name, plan.view.info.name)
     states: list[Status] = []
     for step in plan.steps:
         rows = step.statuses()
+        if verify:
+            rows = verified(step, rows)
+            if (lost := verify_weights(step)) is not None:
+                log.info("  %-12s %s", step.name, lost)
+                states.append(Status("damaged", lost))
         for (address, split), status in rows.items():
             manifest = plan.view.store.manifest(address, split) if status.fresh else None
             log.info("  %-12s %s/%s  %s%s", step.name, address, split, status, _facts(manifest))

@@ -12,6 +12,7 @@ from dhr_lightning.evaluation.figures import Figures
 from dhr_lightning.evaluation.kinds import MaskKind
 from dhr_lightning.evaluation.sweep import Sweep
 from dhr_lightning.evaluation.truth import GroundTruth, TruthFacts
+from dhr_lightning.reporting.confusions import ConfusionPicture
 from dhr_lightning.reporting.graph import BOX, Comparison, Drawing
 from dhr_lightning.reporting.pictures import Gallery
 from dhr_lightning.reporting.tables import class_table, duration, ladder, step_table, time_bars
@@ -49,6 +50,7 @@ class PageContent:
         sweep: oracle curve of the background score, where there is ground truth.
         drawings: the recipes as pictures.
         comparison: several recipes side by side.
+        confusions: who is taken for whom, by split.
     """
 
     title: str
@@ -62,6 +64,7 @@ class PageContent:
     sweep: Sweep | None = None
     drawings: Sequence[Drawing] = ()
     comparison: Comparison | None = None
+    confusions: Sequence[ConfusionPicture] = ()
 
 
 def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> str:
@@ -107,7 +110,7 @@ def render_page(content: PageContent, truth: GroundTruth, facts: TruthFacts) -> 
         has_background=truth.classes.has_background,
         meanings=_grouped([(kind.short_label, kind.meaning) for kind in content.kinds]),
         glossary=_glossary(facts, pairs=pairs, scored=scored),
-        protocols=_grouped([(kind.label, figures[kind.key]["protocol"]) for kind in content.kinds]),
+        protocols=_protocols(by_split, figures),
     )
 
 
@@ -138,6 +141,20 @@ def _glossary(facts: TruthFacts, *, pairs: Sequence[str], scored: bool) -> list[
     known |= {"adjacent": scored and bool(facts.adjacent), "stuff": scored and bool(pairs)}
     known |= {"groups": scored and bool(facts.head) and bool(facts.tail)}
     return [(term.format(**words), text.format(**words)) for need, term, text in GLOSSARY if known[need]]
+
+
+def _protocols(by_split: Mapping[str, Sequence[MaskKind]], figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
+    """What all masks of a split have in common, once; then what is particular to some."""
+    found: list[tuple[str, str]] = []
+    for split, kinds in by_split.items():
+        words = {kind.label: figures[kind.key]["protocol"].split("; ") for kind in kinds}
+        first = next(iter(words.values()))
+        common = [one for one in first if all(one in others for others in words.values())]
+        if common:
+            found.append((f"All on {split}", "; ".join(common)))
+        own = [(label, "; ".join(one for one in parts if one not in common)) for label, parts in words.items()]
+        found += _grouped([(label, text) for label, text in own if text])
+    return found
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from dhr_lightning.evaluation.kinds import Entry, MaskKind, find_kinds
 from dhr_lightning.evaluation.masks import difference
 from dhr_lightning.evaluation.sweep import Sweep, sweep_background
 from dhr_lightning.evaluation.truth import DatasetTruth, GroundTruth, TruthFacts, resolve_truth
+from dhr_lightning.reporting.confusions import confusion_pictures
 from dhr_lightning.reporting.graph import Comparison, RecipeGraph, compare_recipes, draw_graph
 from dhr_lightning.reporting.html import PageContent, render_page
 from dhr_lightning.reporting.pictures import build_galleries, picture_columns
@@ -91,6 +92,7 @@ def build_report(
     content = PageContent(
         parts.title, split, verdict, kinds, figures, galleries, parts.seconds, [*parts.notes, *remarks], sweep,
         drawings=[draw_graph(graph, figures, scored=scored) for graph in graphs],
+        confusions=confusion_pictures(results, facts),
         comparison=_comparison(store, graphs, kinds, figures, scored=scored),
     )  # fmt: skip
     summary = _summary(content, truth)
@@ -147,9 +149,7 @@ def _kinds(
     splits = [name for name in dict.fromkeys((split, *SPLITS)) if name in on_disk]
     kinds, remarks = find_kinds(store, entries, {name: truth.ids(name) for name in splits}, splits=splits)
     if not kinds:
-        remarks.append(
-            f"There is no complete mask in {store.root}, so there is nothing to judge. Run the recipe first."
-        )
+        remarks.append("There is no complete mask, so there is nothing to judge. Run the recipe first.")
     return kinds, remarks
 
 

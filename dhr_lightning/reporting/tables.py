@@ -112,12 +112,13 @@ def step_table(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, cha
         chained: whether changes to the step before are shown; branches of the pipeline are nobody's step before.
     """
     pairs = list(figures[kinds[0].key]["background_rates"])[:_SHOWN_PAIRS]
-    getters: list[tuple[str, bool, Callable[[Figures], float | None]]] = [
+    getters: list[tuple[str, bool | None, Callable[[Figures], float | None]]] = [
         ("mIoU", True, lambda figure: figure["miou"]),
         ("Boundary IoU", True, lambda figure: figure["mboundary_iou"]),
         ("Vanished tags", False, lambda figure: figure["vanished_tag_rate"]),
         ("Vanished beside neighbour", False, lambda figure: figure["vanished_adjacent_rate"]),
         ("Tags without a pixel", False, lambda figure: figure["missing_tag_rate"]),
+        ("Labelled area", None, lambda figure: figure["labelled_area"] if figure["miou"] is None else None),
         *((_arrow(pair), False, lambda figure, pair=pair: figure["background_rates"][pair]) for pair in pairs),
         ("Frequent classes", True, lambda figure: figure["head_miou"]),
         ("Rare classes", True, lambda figure: figure["tail_miou"]),
@@ -190,12 +191,13 @@ def _arrow(pair: str) -> str:
     return f"{stuff} → {name}"
 
 
-def _cell(value: float | None, above: float | None, *, up: bool) -> Cell:
+def _cell(value: float | None, above: float | None, *, up: bool | None) -> Cell:
+    """A figure and its change; `up` says whether more is better, or `None` where neither is."""
     if value is None or above is None:
         return Cell(percent(value))
     points = round(100 * value, 1) - round(100 * above, 1)
     if abs(points) < 0.05:
         return Cell(percent(value), "±0")
-    tone = "better" if (points > 0) == up else "worse"
+    tone = "same" if up is None else "better" if (points > 0) == up else "worse"
     sign = "+" if points > 0 else "−"
     return Cell(percent(value), f"{sign}{abs(points):.1f}", tone)

@@ -7,6 +7,7 @@ from dhr_lightning.evaluation.figures import Figures
 from dhr_lightning.evaluation.kinds import MaskKind
 
 _NOTABLE_POINTS = 0.1
+FEWEST_IMAGES = 20  # fewer give no figure that anybody should quote
 _BESIDE = "small classes erased beside a larger neighbour"
 
 
@@ -19,12 +20,14 @@ class Verdict:
         measure: what the figure is and on which split.
         outcome: (name, figure, split) of each segmenter on other images.
         sentences: plain sentences about failure modes, may be empty.
+        without: the headline where there is no figure.
     """
 
     steps: tuple[tuple[str, str], ...]
     measure: str
     outcome: tuple[tuple[str, str, str], ...]
     sentences: tuple[str, ...]
+    without: str = "No masks to judge yet"
 
     @property
     def text(self) -> str:
@@ -32,7 +35,7 @@ class Verdict:
         ladder = " → ".join(f"{name} {figure}" for name, figure in self.steps)
         parts = [f"{ladder} {self.measure}"] if ladder else []
         parts += [f"{name} {figure} on {split}" for name, figure, split in self.outcome]
-        return "; ".join(parts) or "No masks to judge yet"
+        return "; ".join(parts) or self.without
 
 
 def write_verdict(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, split: str) -> Verdict:
@@ -47,19 +50,35 @@ def write_verdict(kinds: Sequence[MaskKind], figures: Mapping[str, Figures], *, 
         The verdict; without true masks it counts the tags that the masks keep instead of mIoU.
     """
     scored = any(figures[kind.key]["miou"] is not None for kind in kinds)
-    ladder = [kind for kind in _milestones(kinds, split) if headline(figures[kind.key], scored=scored) is not None]
+    told = {kind.key for kind in kinds if scored or figures[kind.key]["images"] >= FEWEST_IMAGES}
+    known = [kind for kind in kinds if headline(figures[kind.key], scored=scored) is not None]
+    ladder = [kind for kind in _milestones(kinds, split) if kind in known and kind.key in told]
     steps = [(_short(kind), percent(headline(figures[kind.key], scored=scored))) for kind in ladder]
     outcome = [
         (kind.label, percent(headline(figures[kind.key], scored=scored)), kind.split)
-        for kind in kinds
-        if kind.is_prediction and kind.split != split and headline(figures[kind.key], scored=scored) is not None
+        for kind in known
+        if kind.is_prediction and kind.split != split and kind.key in told
     ]
-    measure = f"{'mIoU' if scored else '% of tags kept'} on {split}"
-    sentences = [] if scored or not kinds else ["There are no true masks, so these are figures that need none."]
+    images = max((figures[kind.key]["images"] for kind in ladder), default=0)
+    measure = f"mIoU on {split}" if scored else f"% of tags kept on the {images} images of {split}"
+    sentences = [] if scored or not kinds else _without_truth(ladder, known, figures)
     refined = [kind for kind in ladder if not kind.is_cam and not kind.is_prediction]
     if len(refined) > 1:
         sentences += _changes(refined[0], refined[-1], figures)
-    return Verdict(tuple(steps), measure, tuple(outcome), tuple(sentences))
+    without = "Too few images for a headline" if known else Verdict.without
+    return Verdict(tuple(steps), measure, tuple(outcome), tuple(sentences), without)
+
+
+def _without_truth(ladder: Sequence[MaskKind], known: Sequence[MaskKind], figures: Mapping[str, Figures]) -> list[str]:
+    """What the share of tags kept cannot see, and why there is none where images are few."""
+    few = {kind.split: figures[kind.key]["images"] for kind in known if figures[kind.key]["images"] < FEWEST_IMAGES}
+    areas = ", ".join(f"{_short(kind)} {percent(figures[kind.key]['labelled_area'])} %" for kind in ladder)
+    sentences = [
+        "There are no true masks. A tag is kept when a single pixel shows it: the figure grows when masks flood the "
+        "image, and it cannot see whether they lie in the right place. Look at the pictures."
+    ]
+    sentences += [f"Labelled area: {areas}."] if areas else []
+    return sentences + [f"{split} has {count} images, too few for a figure." for split, count in few.items()]
 
 
 def headline(figure: Figures, *, scored: bool) -> float | None:

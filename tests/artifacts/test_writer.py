@@ -1,4 +1,5 @@
 import os
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from dhr_lightning.artifacts import files
 from dhr_lightning.artifacts import writer as writer_module
+from dhr_lightning.artifacts.checksums import read_checksums
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError, LockError
 
@@ -53,7 +55,7 @@ def test_same_identity_resumes_and_keeps_the_files(store, describe, opened, ids)
         writer.seal()
     assert store.path(*KIND, ids[1]).stat() == before
     assert store.status(*KIND, expected=describe()).fresh
-    assert names(store) == {f"{one}.png" for one in ids} | {"manifest.json", "ids.txt", ".lock"}
+    assert names(store) == {f"{one}.png" for one in ids} | {"manifest.json", "ids.txt", "checksums.txt", ".lock"}
 
 
 def test_empty_file_left_by_a_power_cut_is_not_done(store, describe, opened, ids):
@@ -215,7 +217,10 @@ def test_only_the_lists_and_the_manifest_are_synced_not_every_item(describe, ope
         assert disk_events == [f"replace {one.split('/')[-1]}.png" for one in ids]
         disk_events.clear()
         writer.seal()
-    assert disk_events == ["sync file", "replace manifest.json", "sync folder"]
+    assert disk_events == [
+        *("sync file", "replace checksums.txt", "sync folder"),
+        *("sync file", "replace manifest.json", "sync folder"),
+    ]
 
 
 def test_version_and_note_are_recorded(store, describe, opened, ids):
@@ -245,3 +250,21 @@ def test_a_disk_that_will_be_too_small_is_told_after_eight_files(tmp_path, palet
         for one in ids[8:16]:
             writer.write(one, MASK)
         assert len(writer.missing()) == 24
+
+
+def test_checksums_are_of_what_was_written_and_survive_an_interruption(store, describe, opened, ids):
+    with opened(describe()) as writer:
+        for one in ids:
+            writer.write(one, MASK)
+        writer.seal()
+    folder = store.folder(*KIND)
+    first = read_checksums(folder)
+    assert first == {one: f"{zlib.crc32(store.path(*KIND, one).read_bytes()):08x}" for one in ids}
+    store.path(*KIND, ids[0]).write_bytes(b"painted on")  # nobody may call this the file that was written
+    store.path(*KIND, ids[1]).unlink()
+    with opened(describe()) as writer:
+        writer.write(ids[1], MASK)
+        writer.seal()
+    assert read_checksums(folder) == first
+    with opened(describe(tau=0.5)) as writer:
+        assert read_checksums(folder) == {}

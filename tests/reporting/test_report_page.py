@@ -10,7 +10,12 @@ from PIL import Image
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.evaluation.counting import SplitResult, count_masks
+from dhr_lightning.evaluation.kinds import MaskKind
+from dhr_lightning.evaluation.truth import resolve_truth
 from dhr_lightning.protocol import EvaluationProtocol
+from dhr_lightning.reporting import confusions, verdict
+from dhr_lightning.reporting.confusions import confusion_picture
 from dhr_lightning.reporting.pictures import overlay_uri
 from dhr_lightning.reporting.report import ReportParts, build_report
 from dhr_lightning.reporting.tables import duration, heat_cell
@@ -115,6 +120,60 @@ def test_pictures_are_described_and_never_repeated(report):
 
 
 @pytest.mark.usefixtures("full_store")
+def test_tags_kept_come_with_images_area_and_what_they_cannot_see(report, truth, monkeypatch):
+    truth.masks = False
+    monkeypatch.setattr(verdict, "FEWEST_IMAGES", 4)
+    summary, _, _ = report()
+    assert summary["verdict"].startswith("CAM 66.7 → CRF 66.7 → DHR 100.0 % of tags kept on the 4 images of train. ")
+    assert "cannot see whether they lie in the right place" in summary["verdict"]
+    area = summary["metrics"]["cam/train"]["labelled_area"]
+    assert f"Labelled area: CAM {100 * area:.1f} %, CRF 37.5 %, DHR 25.0 %." in summary["verdict"]
+    assert "val has 2 images, too few for a figure." in summary["verdict"]
+    assert summary["metrics"]["propagation/train"]["labelled_area"] == 0.375  # 64 pixels of objects and two rows of 16
+
+
+@pytest.mark.usefixtures("full_store")
+def test_confusion_counts_pixels_as_a_plain_loop_does(report, truth, lose_bottle):
+    _, page, _ = report()
+    text = page.text
+    assert "Who is taken for whom on train" in text
+    assert "Who is taken for whom on val" in text
+    facts = resolve_truth(truth)
+    counts = SplitResult("train", [_counted(truth, facts, lose_bottle)], {}, None, None)
+    picture = confusion_picture(counts, facts)
+    plain = np.zeros((4, 4))
+    for image_id in truth.ids("train"):
+        np.add.at(plain, (truth.draw(image_id), lose_bottle(image_id)), 1)
+    shares = plain / np.maximum(plain.sum(1, keepdims=True), 1)
+    shown = [[cell.text for cell in cells] for _, cells in picture.rows]
+    assert [name for name, _ in picture.rows] == ["background", "table", "bottle", "train"]
+    assert shown == [[f"{100 * share:.0f}" if share >= 0.005 else "" for share in row] for row in shares]
+    assert picture.pairs[:2] == ("16.7 % of background taken for train", "100.0 % of bottle taken for table")
+
+
+def test_of_many_classes_those_with_mistakes_are_shown(truth, lose_bottle, monkeypatch):
+    monkeypatch.setattr(confusions, "MOST_CLASSES", 2)
+    facts = resolve_truth(truth)
+    picture = confusion_picture(SplitResult("train", [_counted(truth, facts, lose_bottle)], {}, None, None), facts)
+    assert [name for name, _ in picture.rows] == ["background", "train"]
+    assert picture.left_out == 2
+
+
+def _counted(truth, facts, draw):
+    kind = MaskKind("dhr/mask", "train", tuple(truth.ids("train")), "dhr", "DHR")
+    return count_masks(truth, facts, [kind], lambda _, image_id, target: draw(image_id), title="").mask_counts[0]
+
+
+@pytest.mark.usefixtures("full_store")
+def test_what_masks_have_in_common_is_said_once(report):
+    _, page, text = report()
+    assert text.count("a pixel without a predicted class counts as a miss") == 2  # once for each split
+    assert "All on train" in page.text
+    title = re.search(r"<h1>(.*)</h1>", text)[1]
+    assert text.split("<body>")[1].count(title) == 1
+
+
+@pytest.mark.usefixtures("full_store")
 def test_same_artifacts_give_the_same_bytes(report):
     assert report()[2] == report()[2]
 
@@ -141,18 +200,17 @@ def test_incomplete_kinds_are_named_not_shown(report, put, truth, store, lose_bo
     assert list(summary["metrics"]) == ["propagation/train"]
     mine, mars, dhr = summary["notes"]
     assert mine == "mine"
-    assert "mars (mars/mask/train) is incomplete" in mars
-    assert "no manifest" in mars
-    assert "dhr (dhr/mask/round_01/train) is incomplete" in dhr
+    assert mars == "mars on train is incomplete, so it is not shown: 2 of 4 images are there. Run the recipe again."
+    assert "dhr on train is incomplete" in dhr
     assert "first missing 'train_1'" in dhr
-    assert "mars (mars/mask/train) is incomplete" in page.text
+    assert "mars on train is incomplete" in page.text
 
 
 def test_part_of_a_split_is_judged_and_said(report, put, truth):
     put("crf/mask", "train", truth.draw, ids=["train_0", "train_2"])
     summary, _, _ = report()
     assert summary["metrics"]["propagation/train"]["images"] == 2
-    assert summary["notes"] == ["propagation (crf/mask/train) covers 2 of 4 images; its figures are those."]
+    assert summary["notes"] == ["propagation on train covers 2 of 4 images; its figures are those."]
 
 
 def test_damaged_mask_of_a_complete_kind_stops_with_its_path(report, put, truth, store):
@@ -167,7 +225,8 @@ def test_without_true_masks_the_page_says_so(report, truth):
     truth.masks = False
     summary, page, _ = report()
     assert "No true masks on train: only label-free figures are reported there." in summary["notes"]
-    assert summary["verdict"].startswith("CAM 66.7 → CRF 66.7 → DHR 100.0 % of tags kept on train")
+    assert summary["verdict"].startswith("Too few images for a headline. There are no true masks. A tag is kept when")
+    assert "train has 4 images, too few for a figure." in summary["verdict"]
     assert "mIoU" not in page.text
     assert "Every class" not in page.text
     assert "Most changed from CRF to DHR round 2" in page.text

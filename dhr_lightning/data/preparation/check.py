@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dhr_lightning.artifacts.checksums import checksum
 from dhr_lightning.artifacts.files import read_json, write_json
 from dhr_lightning.artifacts.manifest import digest_config
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.files import check_record, truth_without_classes
 from dhr_lightning.progress import track
+
+MEMORY = "checked.json"
 
 
 def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes: ClassSet) -> None:
@@ -23,21 +26,46 @@ def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes
         MaskError: for the first mask of another size, with unknown values or expanded colours; if no mask of a split
             shows a class although tags name some.
     """
-    memory = folder / "checked.json"
+    memory = folder / MEMORY
     seen = read_json(memory) if memory.is_file() else {}
     stamps = {f"{split}/{record.id}": _stamp(record, classes) for split, rows in records.items() for record in rows}
-    fresh = [
-        (split, record) for split, rows in records.items() for record in rows
-        if seen.get(f"{split}/{record.id}") != stamps[f"{split}/{record.id}"]
-    ]  # fmt: skip
-    showing = {split for split, record in track(fresh, "checking files") if check_record(record, classes)}
+    sums = {name: found[1] for name, found in seen.items() if found[0] == stamps.get(name)}
+    pairs = [(split, record) for split, rows in records.items() for record in rows]
+    fresh = [(split, record) for split, record in pairs if f"{split}/{record.id}" not in sums]
+    showing = set()
+    for split, record in track(fresh, "checking files"):
+        if check_record(record, classes):
+            showing.add(split)
+        sums[f"{split}/{record.id}"] = checksum(record.image)
     for split in records:
         looked_at = [record for one, record in fresh if one == split]
         if split not in showing and len(looked_at) == len(records[split]):
             _check_truth(looked_at, split, classes)
     if fresh:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(memory, stamps)
+        write_json(memory, {name: [stamp, sums[name]] for name, stamp in stamps.items()})
+
+
+def photos_digest(folder: Path, split: str, ids: Sequence[str]) -> str | None:
+    """Digest of the photos of a split as they were when they were last checked; `None` where they were not.
+
+    Args:
+        folder: as in `check_dataset`.
+        split: the split.
+        ids: its images.
+    """
+    memory = folder / MEMORY
+    seen = read_json(memory) if memory.is_file() else {}
+    sums = [seen.get(f"{split}/{one}", (None, None))[1] for one in ids]
+    return digest_config({"photos": sums}) if sums and None not in sums else None
+
+
+def changed_photos(folder: Path, split: str, records: Sequence[Record]) -> list[Path]:
+    """Photos whose bytes are not those that were last checked, whatever their size and time say."""
+    memory = folder / MEMORY
+    seen = read_json(memory) if memory.is_file() else {}
+    kept = {record.image: seen.get(f"{split}/{record.id}", (None, None))[1] for record in records}
+    return [path for path, sum_ in kept.items() if sum_ is not None and (not path.is_file() or checksum(path) != sum_)]
 
 
 def _check_truth(records: Sequence[Record], split: str, classes: ClassSet) -> None:
