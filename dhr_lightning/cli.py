@@ -26,6 +26,7 @@ from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_tex
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DataError, DHRError
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.models.cards import IMAGENET_CARD
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
 
@@ -108,8 +109,20 @@ class DHRCommandLine(LightningCLI):
             check_background(self.identity.config, step=self.identity.step)
             check_weights({self.identity.step: self.identity.config}, in_recipe=False)
 
+    def before_predict(self) -> None:
+        """Say what begins: first lines of progress come late where images are large."""
+        images = sum(len(self.datamodule.records(split)) for split in self.datamodule.predict_splits)
+        self._tell_start(f"predicts {images} images of {', '.join(self.datamodule.predict_splits)}")
+
+    def _tell_start(self, what: str) -> None:
+        device = self.trainer.strategy.root_device
+        network = describe_network(self.model, self.datamodule, fitted=self.checkpoint is not None)
+        log.info("%s: %s%s on %s", self.datamodule.step, what, network, device)
+
     def before_fit(self) -> None:
-        """Say the effective batch where it is not the one in the configuration."""
+        """Say what begins, and the effective batch where it is not the one in the configuration."""
+        epochs = self.trainer.max_epochs
+        self._tell_start(f"fits {len(self.datamodule.records('train'))} images, {epochs} epochs")
         parts = {
             "images": self.datamodule.batch_size,
             "accumulated": self.trainer.accumulate_grad_batches,
@@ -144,6 +157,31 @@ class DHRCommandLine(LightningCLI):
         version = self.run_dir.name if self.run_dir else None
         board = TensorBoardLogger(folder.parent, name=folder.name, version=version, default_hp_metric=False)
         return [board, ContinuedCSVLogger(folder.parent, name=folder.name, version=board.version)]
+
+
+def describe_network(task: BaseTask, data: WSSSDataModule, *, fitted: bool) -> str:
+    """Backbone of a task and where its weights come from, as `, backbone NAME with WEIGHTS`; empty without a backbone.
+
+    Args:
+        task: with its arguments in `hparams`.
+        data: knows the runs whose weights a task starts from.
+        fitted: whether a checkpoint of its own is used.
+    """
+    name, given = task.hparams.get("backbone"), task.hparams.get("pretrained")
+    if not name:
+        return ""
+    if fitted:
+        return f", backbone {name}, as fitted"
+    runs = [str(data.inputs[port]) for port, read in data.spec.reads.items() if read.weights and port in data.inputs]
+    if runs:
+        weights = f"the weights of {runs[0]}"
+    elif isinstance(given, str):
+        weights = f"weights of {given}"
+    else:
+        weights = "pretrained weights" if given else "random weights"
+    card = getattr(task, "card", None)
+    supervised = f" ({card.words})" if card not in (None, IMAGENET_CARD) and given and not runs else ""
+    return f", backbone {name} with {weights}{supervised}"
 
 
 def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> DHRCommandLine:
@@ -247,7 +285,7 @@ def quiet() -> None:
         ".*GPU available but not used.*",
         ".*litmodels.*",
         ".*compute.* method of metric ConfusionMatrix was called before.*",
-        ".*Total length of `DataLoader` across ranks is zero.*",
+        ".*Total length of .* across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")

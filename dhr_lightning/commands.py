@@ -133,6 +133,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         pred: str,
         data: str = BUILTIN,
         root: str | None = None,
+        workspace: str = ".",
         split: str = "val",
         missing: str = "error",
         compat: str = "none",
@@ -141,20 +142,21 @@ def evaluate(arguments: Sequence[str]) -> int:
         """Score a folder of palette or grey PNGs (<id>.png, class values) against the ground truth of a split.
 
         Args:
-            pred: folder of masks.
+            pred: folder of masks; also relative to the workspace.
             data: name of a dataset, a YAML file, or a folder of photos with tags.
             root: folder of the dataset; default: the one in its configuration.
+            workspace: folder that holds artifacts/.
             split: train or val; a test split has no ground truth.
             missing: error, or background to count a missing file as all background.
             compat: none, or dhr to leave out the images that the evaluator published with DHR leaves out.
             json: also write the figures to this file.
         """
-        view = DataView(data_section(data, root)["data"])
-        result = evaluate_folder(
-            Path(pred), view.info, view.root, split, missing=missing, compat=compat, progress=track
-        )
+        view = DataView(data_section(data, root, workspace)["data"])
+        folder = Path(pred) if Path(pred).is_dir() else Path(workspace) / pred
+        result = evaluate_folder(folder, view.info, view.root, split, missing=missing, compat=compat, progress=track)
         show_scores(result)
         if json:
+            Path(json).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(json), result)
         return 0
 

@@ -64,3 +64,18 @@ def machine_error(error: OSError) -> str | None:
     """What a refusal of the machine means, as one sentence with the path, or `None` for one that is no such thing."""
     remedy = _REMEDIES.get(error.errno or 0)
     return None if remedy is None else f"{error.filename or 'A file'}: {error.strerror}. {remedy}."
+
+
+_PLAIN = "python -m dhr_lightning run"
+_command = _PLAIN
+
+
+def run_command() -> str:
+    """The command that makes what is missing, with the data and changes of the command that runs now."""
+    return _command
+
+
+def set_run_command(command: str = _PLAIN) -> None:
+    """Tell messages which recipe this process is about; without an argument they name the plain command."""
+    global _command
+    _command = command

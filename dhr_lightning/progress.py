@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from dhr_lightning.errors import DHRError, machine_error
+from dhr_lightning.errors import DHRError, machine_error, set_run_command
 
 Item = TypeVar("Item")
 log = logging.getLogger("dhr_lightning")
@@ -68,6 +68,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
         after an interrupt, 128 + its number after another signal that asks to stop.
     """
     try:
+        set_run_command()
         with stopped_by_signals():
             return run() or 0
     except DHRError as error:

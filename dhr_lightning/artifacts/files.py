@@ -16,13 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dhr_lightning.errors import ArtifactError
+from dhr_lightning.errors import ArtifactError, run_command
 
 TEMPORARY_PREFIX = ".tmp-"
-REPAIR = (
-    "Delete the file and run the recipe again (`python -m dhr_lightning run`, with the options of last time); the "
-    "other files are kept."
-)
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
 
 
@@ -260,11 +256,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _absent(path: Path) -> ArtifactError:
-    return ArtifactError(f"{path} does not exist. Run the recipe that makes it again (`python -m dhr_lightning run`).")
+    return ArtifactError(f"{path} does not exist. Run `{run_command()}`, which makes it again.")
 
 
 def _unreadable(path: Path, reason: object) -> ArtifactError:
-    return ArtifactError(f"{path} cannot be read ({reason}). {REPAIR}")
+    return ArtifactError(
+        f"{path} cannot be read ({reason}). Delete the file and run `{run_command()}`; the other files are kept."
+    )
 
 
 def _expect(array: NDArray[Any], name: str, dtype: type[np.generic], letters: str, dimensions: int) -> None:

@@ -173,6 +173,6 @@ def truth_without_classes(masks: int, tagged: int, *, split: str, tags: int, ign
     return MaskError(
         f"None of the {masks} true masks of {split} shows any of the {tags} classes, though the tags of {tagged} of "
         f"these images name some: any prediction would score 100. {ignore_index} means `not scored`; class values "
-        "count from 1 in the order of the class list. Write the masks so; `python -m dhr_lightning doctor` shows "
-        "their values."
+        "count from 1 in the order of the class list. Write the masks so; `python -m dhr_lightning doctor --data "
+        "...` shows their values."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from dhr_lightning.artifacts.kinds import kind_of, round_number
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.gate import Gate
-from dhr_lightning.errors import ArtifactError
+from dhr_lightning.errors import ArtifactError, run_command
 from dhr_lightning.protocol import describe_inference
 
 CAM_THRESHOLD = 0.3  # where no manifest names a background score
@@ -125,7 +125,7 @@ def find_kinds(
         name = f"{entry.step} on {entry.split}"
         if reason := _incomplete(store, entry, found, wanted):
             if found:
-                notes.append(f"{name} is incomplete, so it is not shown: {reason}. Run the recipe again.")
+                notes.append(f"{name} is incomplete, so it is not shown: {reason}. Run `{run_command()}`.")
             continue
         if len(found) < len(wanted):
             notes.append(f"{name} covers {len(found)} of {len(wanted)} images; its figures are those.")

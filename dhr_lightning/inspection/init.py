@@ -70,6 +70,7 @@ def init_folder(
     classes = folder_classes(root, options, contents.table)
     check_tags(contents.table, classes)
     findings = describe_contents(root, contents, classes)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, config_text(root, options, contents, classes, findings).encode())
     for line in findings:
         log.info(line)

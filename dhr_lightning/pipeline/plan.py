@@ -15,7 +15,7 @@ from dhr_lightning.config import (
     read_yaml,
     split_options,
 )
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, set_run_command
 from dhr_lightning.pipeline.recipe import IMPORTED, Recipe, RecipeStep, kind_read
 from dhr_lightning.pipeline.request import Request
 from dhr_lightning.provenance.identity import AUTO, StepIdentity
@@ -128,6 +128,7 @@ def make_plan(request: Request) -> RecipePlan:
         config = apply_overrides(config, [*common, *own.get(step.name, ())])
         config = _with_splits(step, config, demanded.get(step.name, set()))
         planned[step.name] = _planned(step, config, planned, views, request)
+    set_run_command(request.command("run"))
     return RecipePlan(recipe, request, list(planned.values()))
 
 

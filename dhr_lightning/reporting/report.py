@@ -9,6 +9,7 @@ from typing import Any
 from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import SPLITS
+from dhr_lightning.errors import run_command
 from dhr_lightning.evaluation.counting import Progress, SplitResult, evaluate_split
 from dhr_lightning.evaluation.figures import Figures, all_figures
 from dhr_lightning.evaluation.kinds import Entry, MaskKind, find_kinds
@@ -149,7 +150,7 @@ def _kinds(
     splits = [name for name in dict.fromkeys((split, *SPLITS)) if name in on_disk]
     kinds, remarks = find_kinds(store, entries, {name: truth.ids(name) for name in splits}, splits=splits)
     if not kinds:
-        remarks.append("There is no complete mask, so there is nothing to judge. Run the recipe first.")
+        remarks.append(f"There is no complete mask, so there is nothing to judge. Run `{run_command()}` first.")
     return kinds, remarks
 
 

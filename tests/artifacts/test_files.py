@@ -98,7 +98,7 @@ def test_truncated_file_names_the_path_and_the_command(tmp_path, palette, cam, s
     for path, read in write_three(tmp_path, palette, cam).items():
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(ArtifactError, match=rf"{path}.*the recipe"):
+        with pytest.raises(ArtifactError, match=rf"{path}.*`python -m dhr_lightning run`"):
             read(path)
 
 
@@ -132,7 +132,7 @@ def test_header_that_claims_an_absurd_size_is_an_error_not_a_crash(tmp_path):
 
 def test_absent_file_says_which_stage_makes_it(tmp_path):
     for read in (files.read_mask, files.read_cam, files.read_features, files.read_json):
-        with pytest.raises(ArtifactError, match=r"does not exist.*the recipe"):
+        with pytest.raises(ArtifactError, match=r"does not exist.*`python -m dhr_lightning run`"):
             read(tmp_path / "none")
 
 

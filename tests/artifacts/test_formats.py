@@ -27,7 +27,7 @@ def test_json_is_indented_text_with_letters_as_they_are_and_on_the_disk(tmp_path
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_folder_in_place_of_a_file_is_refused_with_its_path(tmp_path, read):
-    with pytest.raises(ArtifactError, match=rf"{tmp_path} cannot be read \(.*the recipe"):
+    with pytest.raises(ArtifactError, match=rf"{tmp_path} cannot be read \(.*`python -m dhr_lightning run`"):
         read(tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import write_json
-from tests.pipeline_workspace import Lines, Workspace
+from tests.pipeline_workspace import RECIPE, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 PAMR = ["--swap", "propagation=pamr"]
@@ -225,3 +225,23 @@ def test_several_recipes_stand_side_by_side_in_one_report(workspace: Workspace, 
     assert names.count("cam/train") == 1  # what both have in common stands once, under its plain name
     assert not any(name.endswith(" cam/train") for name in names)
     assert len([name for name in names if name.endswith(" propagation/train")]) == 2
+
+
+def test_messages_name_the_whole_command(workspace: Workspace, no_lightning: None, lines: Lines):
+    mask = next(path for path in sorted(workspace.store.root.rglob("mask/train/*.png")) if "crf" in str(path))
+    mask.write_bytes(b"\x89PNG broken")
+    command = f"python -m dhr_lightning run dhr --root {workspace.data} --overlay debug.yaml --swap uss=patches"
+    for words in (["status"], ["report"]):
+        lines.clear()
+        main([*words, *RECIPE, "--root", str(workspace.data), *(["--verify"] if words == ["status"] else [])])
+        assert f"Delete the file and run `{command}`" in lines.text
+    lines.clear()
+    assert main(["evaluate", "--pred", str(mask.parent), "--split", "train", "--root", str(workspace.data)]) == 2
+    assert "and run `python -m dhr_lightning run`" in lines.text  # no recipe is known there
+
+
+def test_output_in_a_folder_that_does_not_exist_is_made(workspace: Workspace, no_lightning: None, lines: Lines):
+    folder = next(path.parent for path in sorted(workspace.store.root.rglob("prediction/val/manifest.json")))
+    arguments = ["--root", str(workspace.data), "--json", "new/folder/scores.json"]
+    assert main(["evaluate", "--pred", str(folder.relative_to(workspace.folder)), "--workspace", ".", *arguments]) == 0
+    assert json.loads((workspace.folder / "new/folder/scores.json").read_text())["images"] == 4

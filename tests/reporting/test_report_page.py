@@ -200,7 +200,7 @@ def test_incomplete_kinds_are_named_not_shown(report, put, truth, store, lose_bo
     assert list(summary["metrics"]) == ["propagation/train"]
     mine, mars, dhr = summary["notes"]
     assert mine == "mine"
-    assert mars == "mars on train is incomplete, so it is not shown: 2 of 4 images are there. Run the recipe again."
+    assert mars == "mars on train is incomplete, so it is not shown: 2 of 4 images are there. Run `python -m dhr_lightning run`."
     assert "dhr on train is incomplete" in dhr
     assert "first missing 'train_1'" in dhr
     assert "mars on train is incomplete" in page.text
@@ -235,7 +235,7 @@ def test_without_true_masks_the_page_says_so(report, truth):
 def test_empty_store_gives_a_page_that_says_what_to_run(report):
     summary, page, _ = report(seconds={})
     assert summary["metrics"] == {}
-    assert "Run the recipe first" in page.text
+    assert "Run `python -m dhr_lightning run` first" in page.text
 
 
 def test_text_of_the_user_is_escaped(report, put, truth):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.gate import Gate, measure_removal
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ConfigError, MaskError
+from dhr_lightning.errors import ConfigError, MaskError, run_command
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.mars.spec import SPEC
 from dhr_lightning.methods.refinement import RefiningTask
@@ -81,7 +81,7 @@ class MARSTask(RefiningTask):
         super().__init__(**options)
         if not self.classes.has_background:
             raise ConfigError(
-                "MARS needs a background class, which this dataset lacks. Run the recipe with --drop mars."
+                f"MARS needs a background class, which this dataset lacks. Run `{run_command()}` with --drop mars."
             )
         if rejected not in ("background", "ignore"):
             raise ConfigError(f"Expected model.init_args.rejected to be background or ignore, but got {rejected!r}.")
@@ -126,7 +126,7 @@ class MARSTask(RefiningTask):
         if not bool((classes == 0).any()):
             raise MaskError(
                 "None of the masks has a cell of background, so MARS has nothing to compare with. Raise the background "
-                "score of the propagation (its setting `background`), or run the recipe with --drop mars."
+                f"score of the propagation (its setting `background`), or run `{run_command()}` with --drop mars."
             )
         self.centroids, self.found = debiased_centroids(
             centroids,
