@@ -21,12 +21,12 @@ from dhr_lightning.callbacks.loggers import ContinuedCSVLogger
 from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh  # noqa: F401 - named shortly in configurations
+from dhr_lightning.callbacks.start import StepStart
 from dhr_lightning.callbacks.writers import ArtifactWriters
 from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_text, split_options
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DataError, DHRError
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.models.cards import IMAGENET_CARD
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
 
@@ -40,6 +40,7 @@ class DHRCommandLine(LightningCLI):
         identity: of the step, if it has all its inputs: where its artifacts go, and what their manifests say.
         run_dir: continue logging in this folder; default: a new version under `runs/`.
         checkpoint: the weights that `predict` will use.
+        in_recipe: whether a recipe runs it, whose artifacts may be replaced.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class DHRCommandLine(LightningCLI):
         identity: StepIdentity | None,
         run_dir: Path | None = None,
         checkpoint: Path | None = None,
+        in_recipe: bool = False,
     ) -> None:
-        self.identity, self.run_dir, self.checkpoint = identity, run_dir, checkpoint
+        self.identity, self.run_dir, self.checkpoint, self.in_recipe = identity, run_dir, checkpoint, in_recipe
         super().__init__(
             BaseTask,
             WSSSDataModule,
@@ -87,7 +89,8 @@ class DHRCommandLine(LightningCLI):
         if trainer.plugins is None:
             options["plugins"] = [AtomicCheckpointIO()]
         bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
-        extra: list[L.Callback] = [LastCheckpoint(), ArtifactWriters(self.checkpoint), bar]
+        start = StepStart(self.identity, self.checkpoint, in_recipe=self.in_recipe)
+        extra: list[L.Callback] = [start, LastCheckpoint(), ArtifactWriters(self.checkpoint), bar]
         if self.model.hparams.get("ema") is not None:
             extra.append(WeightAverage(self.model.hparams.ema, self.model.hparams.ema_warmup))
         if trainer.enable_model_summary is None:
@@ -109,20 +112,8 @@ class DHRCommandLine(LightningCLI):
             check_background(self.identity.config, step=self.identity.step)
             check_weights({self.identity.step: self.identity.config}, in_recipe=False)
 
-    def before_predict(self) -> None:
-        """Say what begins: first lines of progress come late where images are large."""
-        images = sum(len(self.datamodule.records(split)) for split in self.datamodule.predict_splits)
-        self._tell_start(f"predicts {images} images of {', '.join(self.datamodule.predict_splits)}")
-
-    def _tell_start(self, what: str) -> None:
-        device = self.trainer.strategy.root_device
-        network = describe_network(self.model, self.datamodule, fitted=self.checkpoint is not None)
-        log.info("%s: %s%s on %s", self.datamodule.step, what, network, device)
-
     def before_fit(self) -> None:
-        """Say what begins, and the effective batch where it is not the one in the configuration."""
-        epochs = self.trainer.max_epochs
-        self._tell_start(f"fits {len(self.datamodule.records('train'))} images, {epochs} epochs")
+        """Say the effective batch where it is not the one in the configuration."""
         parts = {
             "images": self.datamodule.batch_size,
             "accumulated": self.trainer.accumulate_grad_batches,
@@ -159,37 +150,13 @@ class DHRCommandLine(LightningCLI):
         return [board, ContinuedCSVLogger(folder.parent, name=folder.name, version=board.version)]
 
 
-def describe_network(task: BaseTask, data: WSSSDataModule, *, fitted: bool) -> str:
-    """Backbone of a task and where its weights come from, as `, backbone NAME with WEIGHTS`; empty without a backbone.
-
-    Args:
-        task: with its arguments in `hparams`.
-        data: knows the runs whose weights a task starts from.
-        fitted: whether a checkpoint of its own is used.
-    """
-    name, given = task.hparams.get("backbone"), task.hparams.get("pretrained")
-    if not name:
-        return ""
-    if fitted:
-        return f", backbone {name}, as fitted"
-    runs = [str(data.inputs[port]) for port, read in data.spec.reads.items() if read.weights and port in data.inputs]
-    if runs:
-        weights = f"the weights of {runs[0]}"
-    elif isinstance(given, str):
-        weights = f"weights of {given}"
-    else:
-        weights = "pretrained weights" if given else "random weights"
-    card = getattr(task, "card", None)
-    supervised = f" ({card.words})" if card not in (None, IMAGENET_CARD) and given and not runs else ""
-    return f", backbone {name} with {weights}{supervised}"
-
-
-def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> DHRCommandLine:
+def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None, in_recipe: bool = False) -> DHRCommandLine:
     """Run one of Lightning's subcommands after merging all `--config` files into one.
 
     Args:
         arguments: `fit|validate|test|predict`, then options.
         run_dir: continue logging in this folder.
+        in_recipe: whether a recipe runs it.
 
     Raises:
         DHRError: for anything a user can repair.
@@ -218,6 +185,7 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None) -> D
             identity=StepIdentity(config) if config else None,
             run_dir=run_dir,
             checkpoint=Path(checkpoint) if checkpoint else None,
+            in_recipe=in_recipe,
         )
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process instead of handing it on

@@ -304,3 +304,21 @@ def test_report_judges_every_mask(workspace: Workspace, lines: Lines):
     (refined,) = (note for note in result["notes"] if note.startswith("Refined with "))
     assert refined.endswith(": propagation/train, mars/train, dhr/train.")
     assert "<html" in (folder / "report.html").read_text()
+
+
+def test_predicting_other_photos_never_replaces_what_a_recipe_predicted(
+    workspace: Workspace, lines: Lines, tmp_path: Path
+):
+    weights = str(workspace.run_folder("cam") / "version_0" / "checkpoints" / "last.ckpt")
+    before = workspace.hashes("cam/train")
+    others = tmp_path / "others"
+    shutil.copytree(workspace.data, others)
+    train = others / "ImageSets" / "Segmentation" / "train.txt"
+    train.write_text("\n".join(train.read_text().split()[1:]) + "\n")
+    arguments = [*workspace.configs("cam"), "--ckpt_path", weights]
+    assert main(["predict", *arguments, "--data.root", str(others)]) == 2
+    assert "holds predictions of 12 other images, which would be lost" in lines.messages[-1]
+    assert workspace.hashes("cam/train") == before
+    elsewhere = ["--data.root", str(others), "--data.workspace", str(tmp_path / "new")]
+    assert main(["predict", *arguments, *elsewhere]) == 0
+    assert main(["predict", *arguments]) == 0  # the same images: nothing is lost

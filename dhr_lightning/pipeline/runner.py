@@ -187,4 +187,4 @@ def _lightning(identity: StepIdentity, command: str, *arguments: str, run_dir: P
     from dhr_lightning.cli import run_lightning
 
     config = yaml.safe_dump(dict(identity.config), sort_keys=False)
-    run_lightning([command, "--config", config, *arguments], run_dir=run_dir)
+    run_lightning([command, "--config", config, *arguments], run_dir=run_dir, in_recipe=True)

@@ -51,7 +51,9 @@ def test_a_file_emptied_by_hand_is_named_when_it_is_read(store, describe, fill, 
     fill(describe())
     path = store.path(*KIND, ids[0])
     path.write_bytes(b"")
-    with pytest.raises(ArtifactError, match=rf"{path} cannot be read .*Delete the file and run `python -m dhr_lightning run`"):
+    with pytest.raises(
+        ArtifactError, match=rf"{path} cannot be read .*Delete the file and run `python -m dhr_lightning run`"
+    ):
         read_mask(path)
     path.unlink()
     assert store.status(*KIND, expected=describe()).state == "partial"

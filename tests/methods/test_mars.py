@@ -50,7 +50,10 @@ def test_masks_without_background_are_refused_with_what_to_do():
     task, batch = make_task("MARSTask", refine="none"), make_batch([[1], [2]], [(32, 32), (32, 32)])
     batch["inputs"]["masks"] = torch.tensor([1, 2])[:, None, None].expand_as(batch["inputs"]["masks"]).contiguous()
     task.training_step(batch, 0)
-    with pytest.raises(MaskError, match=r"None of the masks has a cell of background.*run `python -m dhr_lightning run` with --drop mars"):
+    with pytest.raises(
+        MaskError,
+        match=r"None of the masks has a cell of background.*run `python -m dhr_lightning run` with --drop mars",
+    ):
         task.on_train_epoch_end()
 
 
