@@ -18,7 +18,7 @@ from dhr_lightning.callbacks.progress import planned_epochs
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.drawing import Pixels, heat, overlay, panel
-from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.files import read_gt_mask, read_image
 from dhr_lightning.methods.base import BaseTask
 
 
@@ -59,8 +59,8 @@ def draw_panel(task: BaseTask, datamodule: WSSSDataModule, count: int) -> Pixels
         row = {"image": image, **_pictures(datamodule, record, image)}
         masks = _predicted(task, datamodule, record)
         row |= {title: overlay(image, mask, datamodule.classes) for title, mask in masks.items()}
-        if record.gt_mask is not None:
-            row["truth"] = overlay(image, read_truth(record.gt_mask), datamodule.classes)
+        if (truth := read_gt_mask(record)) is not None:
+            row["truth"] = overlay(image, truth, datamodule.classes)
         rows.append(row)
     titles = [title for title in rows[0] if all(title in row for row in rows)]
     names = [datamodule.classes.names[value] for value in sorted(found)]

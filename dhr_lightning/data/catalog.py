@@ -87,13 +87,17 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class Record:
-    """One image on disk: its id, files and tags (as class values, ascending)."""
+    """One image on disk: its id, files and tags (as class values, ascending).
+
+    `gt_values` gives the class value of each of the 256 values of the mask file, where they differ.
+    """
 
     id: str
     image: Path
     tags: tuple[int, ...]
     gt_mask: Path | None = None
     stuff: Path | None = None
+    gt_values: bytes | None = None
 
 
 def without_truth(records: Sequence[Record]) -> list[Record]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from dhr_lightning.artifacts.files import read_features, read_mask
 from dhr_lightning.artifacts.kinds import ArtifactKind
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
-from dhr_lightning.data.files import check_mask, read_image, read_truth
+from dhr_lightning.data.files import check_mask, read_gt_mask, read_image
 from dhr_lightning.data.frozen_features import FeatureReader
 from dhr_lightning.data.sample import GridMaps, Sample
 from dhr_lightning.data.transforms import Augmentation, whole_image
@@ -103,10 +103,9 @@ class SegmentationDataset(Dataset[Sample]):
             if source.kind.geometry == "nearest":
                 path = source.path(record.id)
                 masks[port] = check_mask(read_mask(path), path=path, size=size, classes=self.classes)
-        if self.gt_mask and record.gt_mask is not None:
-            masks[GT_MASK] = check_mask(
-                read_truth(record.gt_mask), path=record.gt_mask, size=size, classes=self.classes
-            )
+        truth = read_gt_mask(record) if self.gt_mask else None
+        if truth is not None and record.gt_mask is not None:
+            masks[GT_MASK] = check_mask(truth, path=record.gt_mask, size=size, classes=self.classes)
         return masks
 
     def _read(self, port: str, record: Record) -> GridMaps:

@@ -1,7 +1,8 @@
 """Read photos and ground-truth masks, with errors that name the file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from dhr_lightning.data.image_headers import (
 from dhr_lightning.errors import DataError, MaskError
 
 _ORIENTATION = ExifTags.Base.Orientation
+_FEWEST_MASKS, _FOREIGN = 20, 0.2  # images, and share of tags in their mask: another class list has less by chance
 _BITS = 8  # per channel
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -121,6 +123,18 @@ def read_truth(path: Path) -> npt.NDArray[np.uint8]:
     return mask
 
 
+def read_gt_mask(record: Record) -> npt.NDArray[np.uint8] | None:
+    """The true mask `(H, W)` uint8 of an image in class values, or `None` where it has none.
+
+    Raises:
+        MaskError: as `read_truth`.
+    """
+    if record.gt_mask is None:
+        return None
+    mask = read_truth(record.gt_mask)
+    return mask if record.gt_values is None else np.frombuffer(record.gt_values, np.uint8)[mask]
+
+
 def check_mask(
     mask: npt.NDArray[np.uint8], *, path: Path, size: tuple[int, int], classes: ClassSet
 ) -> npt.NDArray[np.uint8]:
@@ -146,18 +160,71 @@ def check_mask(
     return mask
 
 
-def check_record(record: Record, classes: ClassSet) -> bool:
+def check_record(record: Record, classes: ClassSet) -> frozenset[int] | None:
     """Decode the image and the mask of one record and check them against each other.
 
     Returns:
-        Whether the mask shows a class besides the background; False without a mask.
+        Class values that the mask shows; `None` without a mask.
     """
     image = read_image(record.image)
-    if record.gt_mask is None:
-        return False
-    mask = read_truth(record.gt_mask)
+    mask = read_gt_mask(record)
+    if mask is None or record.gt_mask is None:
+        return None
     check_mask(mask, path=record.gt_mask, size=image.size, classes=classes)
-    return bool(((mask >= classes.offset) & (mask != classes.ignore_index)).any())
+    return frozenset(np.unique(mask).tolist()) - {classes.ignore_index}
+
+
+@dataclass
+class TruthAgreement:
+    """Whether the true masks of a split can be those of its tags.
+
+    Args:
+        masks: true masks.
+        tagged: images with a mask and tags.
+        tags: tags of these images.
+        shown: of them, those with a pixel in the mask.
+        objects: whether any mask shows a class besides the background.
+    """
+
+    masks: int = 0
+    tagged: int = 0
+    tags: int = 0
+    shown: int = 0
+    objects: bool = False
+
+    def add(self, tags: Collection[int], values: Collection[int], *, offset: int) -> None:
+        """Count an image with a true mask.
+
+        Args:
+            tags: class values of its tags.
+            values: class values that the mask shows.
+            offset: the first class value that is no background.
+        """
+        self.masks += 1
+        self.tagged += bool(tags)
+        self.tags += len(tags)
+        self.shown += len(set(tags) & set(values))
+        self.objects = self.objects or any(value >= offset for value in values)
+
+    def check(self, *, split: str, tags: int, ignore_index: int) -> None:
+        """Refuse truth that cannot be that of the tags.
+
+        Args:
+            split: the split.
+            tags: foreground classes.
+            ignore_index: mask value that is not scored.
+
+        Raises:
+            MaskError: if no class occurs although tags name some, or almost no tag has a pixel in its mask.
+        """
+        if self.tagged and not self.objects:
+            raise truth_without_classes(self.masks, self.tagged, split=split, tags=tags, ignore_index=ignore_index)
+        if self.tagged >= _FEWEST_MASKS and self.shown < _FOREIGN * self.tags:
+            raise MaskError(
+                f"Only {self.shown} of {self.tags} tags of {split} have a pixel of their class in the true mask: the "
+                "masks follow another class list, and any figure would be wrong. `python -m dhr_lightning doctor "
+                "--data ...` shows their values; for a folder of your own, map them with data.options.mask_values."
+            )
 
 
 def truth_without_classes(masks: int, tagged: int, *, split: str, tags: int, ignore_index: int) -> MaskError:
@@ -173,6 +240,6 @@ def truth_without_classes(masks: int, tagged: int, *, split: str, tags: int, ign
     return MaskError(
         f"None of the {masks} true masks of {split} shows any of the {tags} classes, though the tags of {tagged} of "
         f"these images name some: any prediction would score 100. {ignore_index} means `not scored`; class values "
-        "count from 1 in the order of the class list. Write the masks so; `python -m dhr_lightning doctor --data "
-        "...` shows their values."
+        "count from 1 in the order of the class list. Write the masks so, or map their values: for a folder of your "
+        "own data.options.mask_values, such as {255: lesion}; `python -m dhr_lightning doctor --data ...` shows them."
     )

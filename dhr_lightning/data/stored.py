@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.dataset import Source, sample_generator
-from dhr_lightning.data.files import check_mask, image_size, read_truth
+from dhr_lightning.data.files import check_mask, image_size, read_gt_mask
 from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.ops.soft_labels import class_shares
 
@@ -124,7 +124,7 @@ class StoredDataset(Dataset[StoredSample]):
         """Share of each class in each cell of the labels, over its whole area: unlabelled pixels count for none."""
         source = self.inputs.get(port)
         path = source.path(record.id) if source else cast(Path, record.gt_mask)  # images without are left out
-        mask = read_mask(path) if source else read_truth(path)
+        mask = read_mask(path) if source else cast(np.ndarray, read_gt_mask(record))
         height, width = image_size(record.image)
         check_mask(mask, path=path, size=(width, height), classes=self.classes)
         scale = self.crop.label_scale

@@ -8,7 +8,7 @@ import torch
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.files import read_truth
+from dhr_lightning.data.files import read_gt_mask
 from dhr_lightning.evaluation.metrics import confusion_matrix, scores
 
 
@@ -32,8 +32,9 @@ def compare_masks(
         changed, pixels = changed + int((mask != before).sum()), pixels + mask.size
         found = set(np.unique(mask).tolist())
         tags, missing = tags + len(record.tags), missing + len(set(record.tags) - found)
-        if record.gt_mask is not None:
-            truth = torch.from_numpy(read_truth(record.gt_mask).astype(np.int64))
+        true_mask = read_gt_mask(record)
+        if true_mask is not None:
+            truth = torch.from_numpy(true_mask.astype(np.int64))
             matrix = matrix + confusion_matrix(
                 torch.from_numpy(mask.astype(np.int64)),
                 truth,

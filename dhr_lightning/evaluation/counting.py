@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data.files import truth_without_classes
+from dhr_lightning.data.files import TruthAgreement
 from dhr_lightning.errors import MaskError
 from dhr_lightning.evaluation.kinds import MaskKind
 from dhr_lightning.evaluation.masks import read_labels
@@ -38,7 +38,7 @@ class MaskCounts:
             where the truth is background.
         images: images counted.
         labelled: images with a true mask.
-        tagged: images with a true mask and tags.
+        agreement: of the true masks with the tags.
         pixels: pixels of all images.
         area: of them, those with a class besides the background.
         image_miou: mean IoU per image, over the classes present in truth or mask.
@@ -50,7 +50,7 @@ class MaskCounts:
     stuff: Counts
     images: int = 0
     labelled: int = 0
-    tagged: int = 0
+    agreement: TruthAgreement = field(default_factory=TruthAgreement)
     pixels: int = 0
     area: int = 0
     image_miou: dict[str, float] = field(default_factory=dict)
@@ -151,15 +151,13 @@ def count_masks(
 
 
 def _check_truth(counts: MaskCounts, facts: TruthFacts, split: str) -> None:
-    """Refuse truth in which no class occurs although tags name some: every prediction would score 100.
+    """Refuse truth that cannot be that of the tags: in the worst case every prediction would score 100.
 
     Raises:
-        MaskError: see `data.files.truth_without_classes`.
+        MaskError: see `data.files.TruthAgreement`.
     """
-    if not counts.tagged or not facts.offset or int(counts.confusion.matrix[facts.offset :].sum()):
-        return
-    tags = len(facts.names) - facts.offset
-    raise truth_without_classes(counts.labelled, counts.tagged, split=split, tags=tags, ignore_index=facts.ignore_index)
+    if facts.offset:
+        counts.agreement.check(split=split, tags=len(facts.names) - facts.offset, ignore_index=facts.ignore_index)
 
 
 def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind | None]:
@@ -173,13 +171,15 @@ def compared_kinds(kinds: Sequence[MaskKind]) -> tuple[MaskKind | None, MaskKind
 
 @dataclass(frozen=True)
 class _Sample:
-    """Ground truth of one image: `mask` as read, `target` of the same values for counting."""
+    """Ground truth of one image: `mask` as read, `target` of the same values for counting, class values in words."""
 
     image_id: str
     tags: Tensor
     mask: UInt8 | None
     target: Tensor | None
     stuff: Counts | None
+    tag_values: frozenset[int] = frozenset()
+    values: frozenset[int] = frozenset()
 
     @staticmethod
     def load(truth: GroundTruth, facts: TruthFacts, split: str, image_id: str) -> _Sample:
@@ -198,7 +198,8 @@ class _Sample:
             )
         stuff = truth.stuff(split, image_id) if facts.stuff_names else None
         slots = None if stuff is None else _background_slots(stuff, mask, facts)
-        return _Sample(image_id, tags, mask, _to_tensor(mask), slots)
+        values = frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()) - {facts.ignore_index}
+        return _Sample(image_id, tags, mask, _to_tensor(mask), slots, frozenset(truth.tags(split, image_id)), values)
 
 
 def _no_counts(kind: MaskKind, facts: TruthFacts) -> MaskCounts:
@@ -241,7 +242,7 @@ def _count(counts: MaskCounts, mask: UInt8, sample: _Sample, facts: TruthFacts) 
     counts.tags.add(joint, sample.tags)
     counts.confusion.update(prediction, sample.target, joint)
     counts.labelled += 1
-    counts.tagged += int(bool(sample.tags.any()))
+    counts.agreement.add(sample.tag_values, sample.values, offset=facts.offset)
     counts.image_miou[sample.image_id] = scores(joint[0, :classes]).miou
     if sample.stuff is not None:
         rows, slots = len(facts.stuff_names), classes + 1

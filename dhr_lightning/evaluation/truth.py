@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
-from dhr_lightning.data.files import read_image, read_truth
+from dhr_lightning.data.files import read_gt_mask, read_image, read_truth
 from dhr_lightning.errors import ConfigError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -91,8 +91,7 @@ class DatasetTruth(GroundTruth):
 
     def mask(self, split: str, image_id: str) -> UInt8 | None:
         """True mask `(H, W)` of class values, or `None` if the image has none."""
-        path = self._record(split, image_id).gt_mask
-        return None if path is None else read_truth(path)
+        return read_gt_mask(self._record(split, image_id))
 
     def tags(self, split: str, image_id: str) -> set[int]:
         """Class values of the tags of an image."""

@@ -123,7 +123,7 @@ def _usable_cores() -> int:
 
 def scan_record(split: str, record: Record) -> Scan:
     """Decode the photo and the mask of one record. What cannot be decoded is noted, not raised."""
-    scan = Scan(split, record, mask=scan_mask(record.gt_mask) if record.gt_mask is not None else None)
+    scan = Scan(split, record, mask=scan_mask(record.gt_mask, record.gt_values) if record.gt_mask is not None else None)
     try:
         digest = hashlib.blake2b(record.image.read_bytes(), digest_size=16).hexdigest()
         with open_image(record.image) as header:
@@ -152,8 +152,13 @@ def fourth_channel(image: Image.Image, header: ImageHeader | None) -> str:
     return "transparency" if counts[[0, 255]].sum() > counts.sum() / 2 else "band"
 
 
-def scan_mask(path: Path) -> MaskScan:
-    """Decode a mask and count its values. What cannot be decoded is noted, not raised."""
+def scan_mask(path: Path, table: bytes | None = None) -> MaskScan:
+    """Decode a mask and count its values. What cannot be decoded is noted, not raised.
+
+    Args:
+        path: the file.
+        table: class value of each value of the file, see `Record.gt_values`.
+    """
     try:
         with Image.open(path) as header:
             mode, size = header.mode, header.size
@@ -166,6 +171,8 @@ def scan_mask(path: Path) -> MaskScan:
         return MaskScan(path, state, _reason(error.__cause__ or error), mode, size)
     except (*_UNREADABLE, *_BOMB) as error:
         return MaskScan(path, "unreadable", _reason(error), mode, size)
+    if table is not None:
+        values = np.frombuffer(table, np.uint8)[values]
     counts = np.bincount(values.ravel(), minlength=256)
     pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return MaskScan(path, "ok", "", mode, (values.shape[1], values.shape[0]), pixels)

@@ -16,6 +16,7 @@ _FOREIGN = 0.5  # share of tags with a pixel: masks of the same class list do no
 _SHIFTED = 0.7  # another class list does not reach it by chance
 _VALUES = 8  # mask values that a message names
 _MIN_MASKS = 20
+_FEW = 3  # images of a class from which its absence in their masks is no chance
 
 Counts = npt.NDArray[np.int64]
 
@@ -194,19 +195,41 @@ def agreement_findings(scans: Sequence[Scan], classes: ClassSet) -> list[Finding
         f"{int((tags & ~in_mask).sum())} tags without a pixel, {int((in_mask & ~tags).sum())} classes without a tag).",
         "Masks only score: the tags are trained on as they are. Look at a few." if share > _DISAGREEMENT else "",
     )
-    return _shifted(seen, tags, classes) + found
+    return _shifted(seen, tags, classes) + _ignored_classes(seen, tags, classes) + found
+
+
+def _ignored_classes(seen: npt.NDArray[np.bool_], tags: npt.NDArray[np.bool_], classes: ClassSet) -> list[Finding]:
+    """Classes whose objects the masks seem to leave out of the score: never a pixel of them, always ignored ones."""
+    shown = seen[:, classes.offset : classes.num_classes]
+    ignored = seen[:, classes.ignore_index]
+    items = [
+        f"{name} ({int(tagged.sum())} images)"
+        for name, tagged, has in zip(classes.tag_names, tags.T, shown.T, strict=True)
+        if tagged.sum() >= _FEW and not has[tagged].any() and ignored[tagged].all()
+    ]
+    return finding(
+        "problem",
+        "ignored-class",
+        items,
+        f"Classes without a pixel in the masks of their images, all of which hold {classes.ignore_index} (not scored): "
+        "{n}. Whole objects seem to be left out of the score.",
+        f"If {classes.ignore_index} means the class, set data.options.mask_values: {{{classes.ignore_index}: NAME}}.",
+    )
 
 
 def _no_class(rows: Sequence[Scan], classes: ClassSet) -> list[Finding]:
     """Masks in which no class ever occurs, although tags name some: any prediction would score 100."""
     values = sorted({value for scan in rows for value in (scan.mask.pixels if scan.mask else ())})
     ignored = [scan for scan in rows if scan.mask and scan.mask.pixels.get(classes.ignore_index)]
-    advice = f"Class values count from {classes.offset} in the order of the class list; write the masks so."
+    advice = (
+        f"Class values count from {classes.offset} in the order of the class list; write the masks so, or say what "
+        "their values are with data.options.mask_values."
+    )
     if len(ignored) > len(rows) / 2 and classes.num_tags == 1:
         (name,) = classes.tag_names
         advice = (
-            f"{classes.ignore_index} means `not scored`; here it looks like the class {name!r}: write {classes.offset} "
-            "in its place."
+            f"{classes.ignore_index} means `not scored`; here it looks like the class {name!r}: set "
+            f"data.options.mask_values: {{{classes.ignore_index}: {name}}}, or write {classes.offset} in its place."
         )
     found = ", ".join(map(str, values[:_VALUES])) + (" ..." if len(values) > _VALUES else "")
     text = (

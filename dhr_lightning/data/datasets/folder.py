@@ -17,6 +17,7 @@ from dhr_lightning.data.datasets.folder_options import (
     folder_classes,
     folder_name,
     folder_table,
+    mask_table,
     read_options,
 )
 from dhr_lightning.data.datasets.tag_table import TagRow, TagTable, by_composed_name, composed
@@ -110,8 +111,9 @@ def read_folder(root: Path, split: str, classes: ClassSet, *, options: FolderOpt
         )
     values = {name: value for value, name in enumerate(classes.names)}
     tags = {image_id: tuple(sorted(values[tag] for tag in row.tags)) for image_id, row in contents.rows.items()}
+    gt_values = mask_table(options, classes)
     records = [
-        Record(id=image_id, image=path, tags=tags.get(image_id, ()), gt_mask=contents.masks.get(image_id))
+        Record(image_id, path, tags.get(image_id, ()), contents.masks.get(image_id), gt_values=gt_values)
         for image_id, path in contents.images.items()
         if contents.splits[image_id] == split
     ]

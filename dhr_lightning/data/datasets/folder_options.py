@@ -3,7 +3,7 @@
 import difflib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class FolderOptions:
         classes: class names, or a text file with one per line; default: the tags of the table, sorted.
         background: whether value 0 means "none of the classes".
         masks: folder of true masks, for evaluation only; default: `masks` if there is one.
+        mask_values: class of values in these masks, where they are not those of the class list: a class name,
+            `background`, or `ignore` for pixels that are not scored.
         holdout: share of the images in [0, 1) kept for validation where no split is given, chosen by a hash of the id.
         separator: what separates the tags in a cell of the table.
         nothing: tags that mean that an image shows none of the classes, such as `normal`; they are no classes.
@@ -40,6 +42,7 @@ class FolderOptions:
     classes: str | tuple[str, ...] | None = None
     background: bool = True
     masks: str | None = None
+    mask_values: Mapping[int, str] = field(default_factory=dict)
     holdout: float = 0.1
     separator: str = SEPARATOR
     nothing: tuple[str, ...] = ()
@@ -64,6 +67,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "classes": (str, list, tuple, type(None)),
     "background": (bool,),
     "masks": (str, type(None)),
+    "mask_values": (dict,),
     "holdout": (int, float),
     "separator": (str,),
     "nothing": (list, tuple),
@@ -96,6 +100,31 @@ def read_options(options: Mapping[str, Any]) -> FolderOptions:
                 )
             options = {**options, option: composed(given)}
     return FolderOptions(**options)
+
+
+def mask_table(options: FolderOptions, classes: ClassSet) -> bytes | None:
+    """Class value of each of the 256 values of a mask file, see `Record.gt_values`; `None` where nothing is mapped.
+
+    Args:
+        options: with `mask_values`.
+        classes: class list.
+
+    Raises:
+        ConfigError: for a value outside 0..255, or a name that is no class.
+    """
+    if not options.mask_values:
+        return None
+    known = {**{name: value for value, name in enumerate(classes.names)}, "ignore": classes.ignore_index}
+    table = bytearray(range(256))
+    for value, name in options.mask_values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+            raise ConfigError(f"Expected the values in data.options.mask_values in 0..255, but got {value!r}.")
+        if name not in known:
+            closest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {closest[0]!r}?" if closest else ""
+            raise ConfigError(f"data.options.mask_values: {value} is {name!r}, which is no class.{hint}")
+        table[value] = known[name]
+    return bytes(table)
 
 
 def folder_table(root: Path, options: FolderOptions) -> TagTable:

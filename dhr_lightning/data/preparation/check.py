@@ -7,7 +7,7 @@ from dhr_lightning.artifacts.checksums import checksum
 from dhr_lightning.artifacts.files import read_json, write_json
 from dhr_lightning.artifacts.manifest import digest_config
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.files import check_record, truth_without_classes
+from dhr_lightning.data.files import TruthAgreement, check_record
 from dhr_lightning.progress import track
 
 MEMORY = "checked.json"
@@ -32,15 +32,15 @@ def check_dataset(folder: Path, records: Mapping[str, Sequence[Record]], classes
     sums = {name: found[1] for name, found in seen.items() if found[0] == stamps.get(name)}
     pairs = [(split, record) for split, rows in records.items() for record in rows]
     fresh = [(split, record) for split, record in pairs if f"{split}/{record.id}" not in sums]
-    showing = set()
+    agreement = {split: TruthAgreement() for split in records}
     for split, record in track(fresh, "checking files"):
-        if check_record(record, classes):
-            showing.add(split)
+        values = check_record(record, classes)
+        if values is not None:
+            agreement[split].add(record.tags, values, offset=classes.offset)
         sums[f"{split}/{record.id}"] = checksum(record.image)
-    for split in records:
-        looked_at = [record for one, record in fresh if one == split]
-        if split not in showing and len(looked_at) == len(records[split]):
-            _check_truth(looked_at, split, classes)
+    for split, rows in records.items():
+        if classes.has_background and sum(one == split for one, _ in fresh) == len(rows):  # else it is not all of it
+            agreement[split].check(split=split, tags=classes.num_tags, ignore_index=classes.ignore_index)
     if fresh:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(memory, {name: [stamp, sums[name]] for name, stamp in stamps.items()})
@@ -68,18 +68,12 @@ def changed_photos(folder: Path, split: str, records: Sequence[Record]) -> list[
     return [path for path, sum_ in kept.items() if sum_ is not None and (not path.is_file() or checksum(path) != sum_)]
 
 
-def _check_truth(records: Sequence[Record], split: str, classes: ClassSet) -> None:
-    """Refuse the masks of a split, none of which shows a class, if tags name some."""
-    masks = [record for record in records if record.gt_mask is not None]
-    tagged = sum(bool(record.tags) for record in masks)
-    if tagged and classes.has_background:
-        raise truth_without_classes(
-            len(masks), tagged, split=split, tags=classes.num_tags, ignore_index=classes.ignore_index
-        )
-
-
 def _stamp(record: Record, classes: ClassSet) -> str:
     files = [path.stat() if path else None for path in (record.image, record.gt_mask)]
     return digest_config(
-        {"files": [[s.st_size, s.st_mtime_ns] if s else None for s in files], "names": list(classes.names)}
+        {
+            "files": [[s.st_size, s.st_mtime_ns] if s else None for s in files],
+            "names": list(classes.names),
+            "values": list(record.gt_values or ()),
+        }
     )[:16]
