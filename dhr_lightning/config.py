@@ -125,7 +125,7 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     if "class_path" in top and "class_path" in merged and top["class_path"] != merged["class_path"]:
         merged.pop("init_args", None)
     for key, value in top.items():
-        if key.endswith("+"):
+        if isinstance(key, str) and key.endswith("+"):
             merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *value]
         elif isinstance(value, Mapping):
             below = merged.get(key)

@@ -116,9 +116,10 @@ def mask_table(options: FolderOptions, classes: ClassSet) -> bytes | None:
         return None
     known = {**{name: value for value, name in enumerate(classes.names)}, "ignore": classes.ignore_index}
     table = bytearray(range(256))
-    for value, name in options.mask_values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
-            raise ConfigError(f"Expected the values in data.options.mask_values in 0..255, but got {value!r}.")
+    for key, name in options.mask_values.items():
+        if not str(key).isdecimal() or int(key) > 255:  # keys of a command line are text
+            raise ConfigError(f"Expected the values in data.options.mask_values in 0..255, but got {key!r}.")
+        value = int(key)
         if name not in known:
             closest = difflib.get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {closest[0]!r}?" if closest else ""

@@ -66,7 +66,8 @@ def test_mapped_values_are_read_alike_everywhere(folder: Path):
     [
         ({255: "cta"}, r"mask_values: 255 is 'cta', which is no class\. Did you mean 'cat'\?"),
         ({256: "cat"}, r"in 0\.\.255, but got 256"),
-        ({"255": "cat"}, r"in 0\.\.255, but got '255'"),
+        ({"x": "cat"}, r"in 0\.\.255, but got 'x'"),
+        ({-1: "cat"}, r"in 0\.\.255, but got -1"),
     ],
 )
 def test_a_mapping_that_cannot_be_meant_is_refused(folder: Path, values: dict, message: str):
