@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stage1 stage2 stage3 report status gc tensorboard test lint format mutate golden bench ladder ablation real clean clean_env
+.PHONY: help setup run stage1 stage2 stage3 report status gc tensorboard test lint format mutate golden drills bench ladder ablation real clean clean_env
 
 help: ## show this list
 	@echo "make TARGET [RECIPE=...] [DATASET=microworld] [ARGS='options --STEP.a.b value'] [PYTHON=python]"
@@ -75,6 +75,9 @@ mutate: $(READY) ## small faults put into a copy of the code: which does no test
 
 golden: $(READY) ## results of the quick start beside the kept ones (ARGS=--write keeps the new ones); ten minutes
 	$(RUN) tools/golden.py $(ARGS)
+
+drills: $(READY) ## faults done to a real run: kills, full disk, cut files, two processes ...; five minutes (docs/faults.md)
+	$(RUN) tools/drills.py $(ARGS)
 
 bench: $(READY) ## ratios: our operations beside pydensecrf, POT and plain loops, in one table
 	$(RUN) benchmarks/ratios.py --output bench/ratios.md $(ARGS)

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from jsonargparse import auto_cli
 from dhr_lightning.artifacts.files import write_json
 from dhr_lightning.artifacts.kinds import KINDS
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.inspection.doctor import Examination, examine
+from dhr_lightning.inspection.doctor import Examination, examine, sorted_findings
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level
 from dhr_lightning.inspection.picture import draw_sheet, save_sheet
 from dhr_lightning.inspection.space import ArtifactPlan
+from dhr_lightning.inspection.trial import trial_findings
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.request import BUILTIN, Request, data_section
 from dhr_lightning.progress import duration
@@ -69,19 +71,27 @@ def doctor(
     settings = data_section(data, root, workspace)
     view = DataView(settings["data"])
     info, folder, store = view.info, view.root, view.store
-    start = time.monotonic()
+    start, request = time.monotonic(), Request(data=data, root=root, workspace=workspace)
     result = examine(
         info,
         folder,
         artifacts=store.root / info.name,
-        plan=artifact_plan(Request(data=data, root=root, workspace=workspace)),
+        plan=artifact_plan(request),
         untagged=settings["data"].get("untagged", "drop"),
         workers=workers,
     )
+    result = replace(result, findings=sorted_findings([*result.findings, *_trial(request, result)]))
     log.info("%s", describe(result, show=show))
     log.info("\nLooked at %d images in %s.", len(result.scans), duration(time.monotonic() - start))
     _write(result, json, picture)
     return int(bool(result.of_level("problem")))
+
+
+def _trial(request: Request, result: Examination) -> list[Finding]:
+    """Build the recipe, unless what is known already would stop it."""
+    records = result.records.get("train")
+    stopped = records is None or result.of_level("problem")
+    return [] if stopped or records is None else trial_findings(request, records, result.info.classes)
 
 
 def _write(result: Examination, json: str | None, picture: str | None) -> None:

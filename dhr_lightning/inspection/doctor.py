@@ -75,8 +75,12 @@ def examine(
         used = tags if untagged == "background" else tags[tags.any(1)]
         findings += balance_findings(counts, len(used), info.classes) + cooccurrence_findings(used, info.classes)
     findings += agreement_findings(scans, info.classes) + space_findings(scans, plan, artifacts)
-    findings.sort(key=lambda item: LEVELS.index(item.level))
-    return Examination(info, root, records, scans, counts, findings)
+    return Examination(info, root, records, scans, counts, sorted_findings(findings))
+
+
+def sorted_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Problems first, facts last."""
+    return sorted(findings, key=lambda item: LEVELS.index(item.level))
 
 
 def _read_splits(info: DatasetInfo, root: Path) -> tuple[dict[str, list[Record]], list[Finding]]:

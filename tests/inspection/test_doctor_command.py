@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from dhr_lightning.__main__ import main
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
 from dhr_lightning.inspection.command import artifact_plan, feature_stride
 from dhr_lightning.inspection.space import ArtifactPlan
+from dhr_lightning.methods.masks.mars.task import MARSTask
 from dhr_lightning.pipeline.request import Request
 
 
@@ -112,3 +116,26 @@ def test_the_plan_is_what_the_recipe_of_the_dataset_writes(voc_copy: Path, tmp_p
 )
 def test_the_stride_of_features_follows_from_the_backbone(backbone: str, stride: int):
     assert feature_stride(backbone) == stride
+
+
+def test_the_recipe_is_built_on_the_classes_before_doctor_is_content(
+    voc_copy: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+):
+    class RefusingMetric(TagPrecision):
+        def update(self, logits: Tensor, tags: Tensor) -> None:
+            raise ValueError("Expected two labels")
+
+    assert doctor(voc_copy) == 0
+    monkeypatch.setattr("dhr_lightning.evaluation.metrics.tag_precision.TagPrecision", RefusingMetric)
+    assert doctor(voc_copy) == 1
+    assert "Steps of the recipe dhr that cannot be built on these classes: 1." in said.text
+    assert "average precision of the tags: Expected two labels" in said.text
+
+
+def test_a_step_that_refuses_the_classes_is_a_problem(voc_copy: Path, monkeypatch: pytest.MonkeyPatch, said: Said):
+    def refuse(self: MARSTask, **arguments: object) -> None:
+        raise ConfigError(f"no {len(arguments['class_names'])} classes")
+
+    monkeypatch.setattr(MARSTask, "__init__", refuse)
+    assert doctor(voc_copy) == 1
+    assert "mars: no 21 classes" in said.text
