@@ -13,12 +13,19 @@ from PIL import Image, ImageDraw
 
 from dhr_lightning.data.catalog import ClassSet, Record, voc_palette
 from dhr_lightning.data.datasets.voc import VOC_CLASSES, read_voc
+from dhr_lightning.errors import set_run_command
 
 # Read by huggingface_hub at import: a download fails at once, and no weights cached on this machine are found.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = os.environ["TORCH_HOME"] = os.path.join(os.sep, "nonexistent", "weights")
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def no_recipe_at_hand() -> None:
+    """Messages name the plain command, as in a new process, whatever an earlier test planned."""
+    set_run_command()
 
 
 class NetworkBlockedError(Exception):

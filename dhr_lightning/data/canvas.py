@@ -1,6 +1,6 @@
 """The canvas of a whole image: its own size rounded up to what a network can divide, and nothing of its batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from dhr_lightning.data.files import image_size
 from dhr_lightning.data.sample import canvas_size, feature_grid
 
 CANVAS_DIVISOR = 32  # the coarsest stride of the networks
+USUAL_PIXELS = 640 * 640  # no photo of VOC or COCO has more
 _THREADS = 8  # headers are read while others wait for the disk
 
 
@@ -24,6 +25,17 @@ class Canvas(NamedTuple):
 
     size: tuple[int, int]
     grid: tuple[int, int] | None = None
+
+
+def images_at_once(canvases: Iterable[Canvas], batch_size: int) -> dict[Canvas, int]:
+    """Images of each canvas that take no more memory together than `batch_size` images of usual photos.
+
+    Args:
+        canvases: of the images.
+        batch_size: images of at most `USUAL_PIXELS` in a batch.
+    """
+    budget = batch_size * USUAL_PIXELS
+    return {one: max(1, min(batch_size, budget // (one.size[0] * one.size[1]))) for one in set(canvases)}
 
 
 def canvases_of(

@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.files import features_shape
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of
+from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of, images_at_once
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset
@@ -45,7 +45,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         options: arguments of the dataset: of the built-in one `seed`, `train`, `val` (number of images); of a folder
             of your own see `FolderOptions`.
         batch_size: images in a training batch.
-        predict_batch_size: images in a prediction or refresh batch.
+        predict_batch_size: images of usual size in a prediction or refresh batch; fewer of larger ones.
         num_workers: loader processes; 0 loads in the main process.
         crop_size: side of the training crop in pixels.
         scale: range of the random resize; above 10 it is the long side in pixels.
@@ -238,14 +238,16 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         return collate([dataset[index] for index in range(len(dataset))], divisor=self._divisor)
 
     def _whole(self, dataset: SegmentationDataset) -> DataLoader[Any]:
-        batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size)
+        batches = self._batches(dataset, SequentialSampler(dataset), self.predict_batch_size, bounded=True)
         return self._loader(dataset, batch_sampler=batches)
 
-    def _batches(self, dataset: SegmentationDataset, sampler: SizedSampler, size: int) -> CanvasBatches:
+    def _batches(
+        self, dataset: SegmentationDataset, sampler: SizedSampler, size: int, *, bounded: bool = False
+    ) -> CanvasBatches:
         """Batches of whole images by canvas, so that no image's result depends on its neighbours."""
         features = next((one.path for one in dataset.inputs.values() if one.kind.geometry == "sampled"), None)
         canvases = canvases_of(dataset.records, features=features, divisor=self._divisor)
-        return CanvasBatches(sampler, size, canvases=canvases)
+        return CanvasBatches(sampler, size, canvases=canvases, full=images_at_once(canvases, size) if bounded else None)
 
     @property
     def _divisor(self) -> int:

@@ -128,28 +128,37 @@ class CanvasBatches(BatchSampler):
         batch_size: images in a full batch, >= 1.
         drop_last: must be False: an image that is left out would have no result. Lightning hands it on.
         canvases: canvas of every image of the dataset, by index.
+        full: images in a full batch of a canvas, where it is less than `batch_size`: large images need more memory.
 
     Raises:
         ValueError: if `batch_size` is below 1 or `drop_last` is set.
     """
 
     def __init__(
-        self, sampler: SizedSampler, batch_size: int, drop_last: bool = False, *, canvases: Sequence[Hashable]
+        self,
+        sampler: SizedSampler,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        canvases: Sequence[Hashable],
+        full: Mapping[Any, int] | None = None,
     ) -> None:
         if drop_last:
             raise ValueError("Expected `drop_last` to be False: whole images are all predicted.")
         super().__init__(sampler, batch_size, drop_last)
         self.canvases = canvases
+        self.full: dict[Hashable, int] = dict(full or {})
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield lists of keys."""
         waiting: dict[Hashable, list[Any]] = {}
         for key in self.sampler:
-            batch = waiting.setdefault(self._canvas(key), [])
+            canvas = self._canvas(key)
+            batch = waiting.setdefault(canvas, [])
             batch.append(key)
-            if len(batch) == self.batch_size:
+            if len(batch) == self._full(canvas):
                 yield batch
-                waiting[self._canvas(key)] = []
+                waiting[canvas] = []
         yield from (batch for batch in waiting.values() if batch)
 
     def __len__(self) -> int:
@@ -157,7 +166,10 @@ class CanvasBatches(BatchSampler):
         counts: dict[Hashable, int] = {}
         for key in self.sampler:
             counts[self._canvas(key)] = counts.get(self._canvas(key), 0) + 1
-        return sum(-(-count // self.batch_size) for count in counts.values())
+        return sum(-(-count // self._full(canvas)) for canvas, count in counts.items())
+
+    def _full(self, canvas: Hashable) -> int:
+        return min(self.batch_size, self.full.get(canvas, self.batch_size))
 
     def _canvas(self, key: Any) -> Hashable:  # noqa: ANN401 - what the sampler yields
         return self.canvases[key[1] if isinstance(key, tuple) else key]

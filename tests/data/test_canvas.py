@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import SequentialSampler
 
 from dhr_lightning.artifacts.files import features_shape, write_features
-from dhr_lightning.data.canvas import Canvas, canvases_of
+from dhr_lightning.data.canvas import Canvas, canvases_of, images_at_once
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.files import image_size, read_image
+from dhr_lightning.data.loading import CanvasBatches
 from dhr_lightning.data.sample import canvas_size, feature_grid
 from dhr_lightning.errors import ArtifactError, DataError
 
@@ -70,3 +72,16 @@ def test_the_grid_of_features_is_read_from_their_header(tmp_path: Path):
     for name in ("cut", "flat", "object", "absent"):
         with pytest.raises(ArtifactError, match=name):
             features_shape(tmp_path / f"{name}.npy")
+
+
+def test_large_images_make_smaller_batches_and_every_image_comes_once():
+    small, large, huge = (Canvas((512, 512)), Canvas((1216, 1600)), Canvas((4096, 8192)))
+    full = images_at_once([small, large, huge, small], 8)
+    assert full == {small: 8, large: 1, huge: 1}
+    assert images_at_once([Canvas((640, 640)), Canvas((672, 640))], 8) == {Canvas((640, 640)): 8, Canvas((672, 640)): 7}
+    canvases = [large if index % 3 == 0 else small for index in range(20)]
+    batches = CanvasBatches(SequentialSampler(canvases), 8, canvases=canvases, full=full)
+    found = list(batches)
+    assert sorted(index for batch in found for index in batch) == list(range(20))
+    assert len(batches) == len(found) == 7 + 2
+    assert {len(batch) for batch in found if canvases[batch[0]] == large} == {1}
