@@ -163,6 +163,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     return _run(evaluate, arguments)
 
 
+def segment(arguments: Sequence[str]) -> int:
+    """Predict new photos."""
+    from dhr_lightning.predicting.command import run_segment  # imports torch, for which `status` must not wait
+
+    return run_segment(arguments)
+
+
 def export(arguments: Sequence[str]) -> int:
     """Hand predictions over."""
     parser = _recipe_parser("export", "Export the finished predictions of a recipe's last segmenter.")

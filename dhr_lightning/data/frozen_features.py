@@ -4,10 +4,12 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -95,11 +97,13 @@ class FeatureReader:
         Raises:
             DataError: if the photo cannot be read.
         """
-        network, whole = self.network, read_image(record.image)
+        return self.images_of(read_image(record.image), record.image)
+
+    def images_of(self, whole: Image.Image, path: Path) -> list[Tensor]:
+        """The same of an RGB image that is read already; `path` is for messages."""
+        cell, interpolation = self.network.cell, self.network.card.interpolation
         resized = [
-            resize_to_cells(
-                whole, side=side, cell=network.cell, interpolation=network.card.interpolation, path=record.image
-            )
+            resize_to_cells(whole, side=side, cell=cell, interpolation=interpolation, path=path)
             for side in self._sides()
         ]
         return [self._normalised(np.array(image)) for image in resized]

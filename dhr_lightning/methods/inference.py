@@ -97,13 +97,17 @@ class Inference:
         Raises:
             DataError: names the first image for which the network gives no numbers.
         """
+        return self.scores(probability, batch, allowed=allowed).argmax(1)
+
+    def scores(self, probability: Tensor, batch: Batch, *, allowed: Tensor | None = None) -> Tensor:
+        """What `masks` takes the largest of: probabilities `(B, C, H, W)`, refined if that is set."""
         check_finite_outputs(probability, batch)
         if allowed is not None:
             probability = probability * allowed[:, :, None, None]
         if self.refiner is None:
-            return probability.argmax(1)
+            return probability
         present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
-        return self.refiner(batch["pixels"], probability, present, valid=batch["valid"]).argmax(1)
+        return self.refiner(batch["pixels"], probability, present, valid=batch["valid"])
 
 
 def check_finite_outputs(outputs: Tensor, batch: Batch) -> None:

@@ -67,6 +67,13 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
     return 0
 
 
+def run_request(request: Request) -> RecipePlan:
+    """Bring the recipe of a request up to date and write its report; returns its plan."""
+    plan = prepared_plan(request)
+    write_reports(plan, again=run_plan(plan, plan.steps, title=f"run {plan.recipe.name}"))
+    return plan
+
+
 def split_request(words: Sequence[str]) -> Request:
     """The request that command-line words make; inverse of `Request.words`."""
     options, overrides = split_overrides(words)

@@ -68,9 +68,8 @@ class FrozenTask(BaseTask):
         super().__init__(**options)
         if processes != "auto" and (isinstance(processes, str) or processes < 0):
             raise ConfigError(f"Expected model.init_args.processes to be auto or >= 0, but got {processes!r}.")
-        name = named_after(pretrained) if backbone == "auto" else backbone
-        chosen = tuple(taps) if taps else default_taps(name)
-        settings = FrozenSettings(name, pretrained, chosen, side, tuple(scales), flip, normalize, compute)
+        given = {"scales": scales, "flip": flip, "normalize": normalize, "compute": compute, "side": side}
+        settings = frozen_settings(backbone=backbone, pretrained=pretrained, taps=taps, **given)
         self.network = settings.encoder()
         self.card = self.network.card
         self.reader = FeatureReader(self.network, settings)
@@ -131,6 +130,21 @@ class FrozenTask(BaseTask):
         live = {} if self.hparams.cache else {"live": self.reader.settings.record()}
         words = {"backbone": self.backbone, "supervision": self.card.words, "licence": self.card.licence}
         return {"taps": dict(self.network.channels), **words, **live}
+
+
+def frozen_settings(
+    *,
+    backbone: str = "auto",
+    pretrained: bool | str = False,
+    taps: Sequence[str] | None = None,
+    scales: Sequence[float] = FrozenSettings.scales,
+    **options: Any,
+) -> FrozenSettings:
+    """What features depend on, from the arguments of `FrozenTask`; those that do not concern them are passed over."""
+    name = named_after(pretrained) if backbone == "auto" else backbone
+    known = {key: value for key, value in options.items() if key in ("side", "flip", "normalize", "compute")}
+    chosen = tuple(taps) if taps else default_taps(name)
+    return FrozenSettings(name, pretrained, chosen, scales=tuple(scales), **known)
 
 
 def named_after(pretrained: bool | str) -> str:

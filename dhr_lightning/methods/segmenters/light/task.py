@@ -108,7 +108,11 @@ class LightTask(ScoredTask, StoredTask):
                 f"{self.step} gates by predicted tags, but reads no `tagger`. Add `tagger: cam` to what it reads, or "
                 "set gate: false."
             )
-        self._gate = TagGate.load(path, self.tap_channels(), self.classes).to(self.device)
+        self.set_gate(TagGate.load(path, self.tap_channels(), self.classes).to(self.device))
+
+    def set_gate(self, gate: TagGate) -> None:
+        """Gate predictions by a tag classifier from now on."""
+        self._gate = gate
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""

@@ -1,0 +1,1 @@
+"""Masks of new photos from a finished model: the command `segment` and the Python API."""
