@@ -15,6 +15,7 @@ from dhr_lightning.data.frozen_features import FeatureReader
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.run_inputs import chosen_taps
 from dhr_lightning.data.sample import Batch, Geometry, GridMaps, Sample, collate
+from dhr_lightning.errors import CheckpointError
 from dhr_lightning.methods.features.frozen.task import frozen_settings
 from dhr_lightning.methods.inference import Inference
 from dhr_lightning.methods.segmentation import SegmentationTask
@@ -143,6 +144,15 @@ def to_batch(sample: Sample, *, divisor: int, device: torch.device) -> Batch:
 
 
 def feature_reader(arguments: Mapping[str, Any]) -> FeatureReader:
-    """The reader of frozen features, from the arguments of a `FrozenTask`."""
+    """The reader of frozen features, from the arguments of a `FrozenTask`.
+
+    Raises:
+        CheckpointError: if the backbone had random weights.
+    """
+    if not arguments.get("pretrained"):
+        raise CheckpointError(
+            "The segmenter reads features of a backbone with random weights, which nobody kept, so they cannot be "
+            "computed for new photos. Run the recipe with pretrained weights (--weights)."
+        )
     settings = frozen_settings(**arguments)
     return FeatureReader(settings.encoder(), settings)

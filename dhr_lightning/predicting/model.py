@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.manifest import digest_config, digest_file
 from dhr_lightning.artifacts.runs import LAST
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.data.files import read_image
-from dhr_lightning.errors import CheckpointError, ConfigError, DataError
+from dhr_lightning.errors import CheckpointError, ConfigError, DataError, run_command
 from dhr_lightning.methods.inference import Inference
 from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.methods.segmenters.light.task import LightTask
@@ -220,8 +220,8 @@ def build(source: Source, *, device: str = "auto", settings: Settings | None = N
     if isinstance(task, LightTask):
         if source.features is None:
             raise CheckpointError(
-                f"{source.checkpoint} reads stored features, and nothing beside it says which. Name its recipe, or "
-                f"leave the file where the fit wrote it (runs/.../checkpoints/{LAST})."
+                f"{source.checkpoint} reads stored features, and nothing says which any more. Name its recipe, leave "
+                f"the file where the fit wrote it (runs/.../checkpoints/{LAST}), or run `{run_command()}`."
             )
         engine = LightEngine(task, checkpoint["state_dict"], feature_reader(source.features), source.tagger, place)
     else:

@@ -156,7 +156,8 @@ def _kept(model: Model, job: Job, one: str) -> Prediction | None:
     mask, confidence = (job.output / kind / f"{one}{OUTPUTS[kind]}" for kind in ("masks", "confidence"))
     if not mask.is_file():
         return None
-    values = (np.asarray(Image.open(confidence)) / 65535).astype(np.float32)
+    with Image.open(confidence) as image:
+        values = (np.array(image) / 65535).astype(np.float32)
     return Prediction(read_mask(mask), values, np.empty((0, 0, 3), np.uint8), model.class_set, one)
 
 

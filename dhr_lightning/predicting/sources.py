@@ -26,7 +26,8 @@ class Source:
         title: for people.
         checkpoint: weights of the segmenter.
         arguments: of its task, where they differ from those in the checkpoint.
-        features: arguments of the frozen features it reads; `None` if it sees the photo.
+        features: arguments of the stored features that its step reads; `None` without any, or where nothing is left
+            of them.
         tagger: checkpoint of the tag head that gates it.
     """
 
@@ -106,9 +107,7 @@ def _of_config(title: str, weights: Path, config: Mapping[str, Any]) -> Source:
     info = resolve_dataset(data)
     workspace = Path(data.get("workspace") or ".")
     manifest = ArtifactStore(workspace / "artifacts", info.name).manifest(str(features), "train")
-    if manifest is None:
-        raise ConfigError(f"{title} reads {features}, of which nothing is left in {workspace}. Run `{run_command()}`.")
-    made = manifest.info.get("config", {}).get("model", {}).get("init_args", {})
+    made = manifest.info.get("config", {}).get("model", {}).get("init_args", {}) if manifest else None
     fit = workspace / "runs" / info.name / str(tagger) if tagger else None
     found = finished_checkpoint(fit) if fit else None
     if tagger and found is None:
