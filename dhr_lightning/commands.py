@@ -13,7 +13,7 @@ from dhr_lightning.artifacts.files import write_json
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.data.preparation.prepare import prepare_benchmark
 from dhr_lightning.evaluation.folder import evaluate_folder, show_scores
-from dhr_lightning.export.targets import write_export
+from dhr_lightning.export.command import run_export
 from dhr_lightning.importing.command import import_files
 from dhr_lightning.inspection.command import run_doctor
 from dhr_lightning.inspection.init import init_folder
@@ -171,20 +171,8 @@ def segment(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Hand predictions over."""
-    parser = _recipe_parser("export", "Export the finished predictions of a recipe's last segmenter.")
-    parser.add_argument("--to", required=True, metavar="TARGET", help="voc-server: palette PNGs in "
-                        "results/VOC2012/Segmentation/comp6_test_cls (comp6_val_cls) and a tar")  # fmt: skip
-    parser.add_argument("--split", default="test", help="test or val (default: test)")
-    parser.add_argument("--output", metavar="DIR", help="default: exports/DATASET/TARGET_SPLIT in the workspace")
-    parser.add_argument("--force", action="store_true", help="replace another export there")
-    words, overrides = split_overrides(arguments)
-    options = parser.parse_args(words)
-    plan = make_plan(to_request(options, overrides))
-    default = plan.view.workspace / "exports" / plan.view.info.name / f"{options.to}_{options.split}"
-    target = Path(options.output) if options.output else default
-    write_export(options.to, plan, options.split, target, force=options.force)
-    return 0
+    """Hand masks over."""
+    return run_export(arguments)
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -12,6 +12,8 @@ from dhr_lightning.artifacts.layout import files_below
 from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.export.predictions import Predictions, finished_predictions
 from dhr_lightning.export.voc_server import check_voc_server, write_voc_server
+from dhr_lightning.formats.base import MaskSet
+from dhr_lightning.formats.table import get_format
 from dhr_lightning.pipeline.plan import RecipePlan
 from dhr_lightning.provenance.views import DataView
 
@@ -55,19 +57,50 @@ def write_export(to: str, plan: RecipePlan, split: str, output: Path, *, force: 
         raise ConfigError(f"Expected --to to be one of {', '.join(TARGETS)}, but got {to!r}.")
     TARGETS[to].check(plan.view, split)
     predictions = finished_predictions(plan, split)
+    new = replace_folder(output, lambda made: TARGETS[to].write(predictions, made), force=force)
+    log.info("export: %s%d masks in %s", "" if new else "up to date, ", len(predictions.records), output)
+
+
+def write_format(to: str, masks: MaskSet, output: Path, *, force: bool = False) -> None:
+    """Write masks in the format of a tool, as `write_export` does.
+
+    Args:
+        to: name of the format.
+        masks: what to write.
+        output: folder of the export.
+        force: replace another export there.
+
+    Raises:
+        ConfigError: if the format is unknown.
+        ArtifactError: if something else is in the place.
+        MaskError: if a mask cannot be handed over.
+    """
+    notes: list[str] = []
+    form = get_format(to)
+    new = replace_folder(output, lambda made: notes.extend(form.write(masks, made)), force=force)
+    log.info("export: %s%d masks as %s in %s", "" if new else "up to date, ", len(masks.masks), to, output)
+    for note in notes:
+        log.info("  %s", note)
+
+
+def replace_folder(output: Path, make: Callable[[Path], None], *, force: bool) -> bool:
+    """Make a folder beside `output` that takes its name at the end; returns whether anything is new.
+
+    Raises:
+        ArtifactError: if something else is in the place.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp-", dir=output.parent) as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        TARGETS[to].write(predictions, made)
+        make(made)
         if output.exists() and _content(output) == _content(made):
-            log.info("export: up to date, %d masks in %s", len(predictions.records), output)
-            return
+            return False
         if output.exists():
             _refuse_other(output, made, force=force)
             os.rename(output, Path(temporary) / "before")
         os.rename(made, output)
-    log.info("export: %d masks in %s", len(predictions.records), output)
+    return True
 
 
 def _content(folder: Path) -> dict[str, str]:

@@ -1,18 +1,21 @@
 """Bring in what others made: artifacts, tags and lists, so that work starts where theirs ended."""
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dhr_lightning.artifacts.files import write_bytes
+from dhr_lightning.artifacts.files import write_bytes, write_mask
 from dhr_lightning.artifacts.kinds import KINDS, check_name, kind_of
 from dhr_lightning.artifacts.manifest import canonical, digest_config, digest_file
 from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, DatasetInfo, Record
 from dhr_lightning.data.datasets.folder import find_images
+from dhr_lightning.data.files import image_size
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
+from dhr_lightning.formats.table import get_format
 from dhr_lightning.importing.read import SUFFIXES, read_foreign
 from dhr_lightning.importing.tags import (
     compare_tags,
@@ -41,6 +44,7 @@ def import_files(
     root: str | None = None,
     workspace: str = ".",
     split: str | None = None,
+    format: str | None = None,
     output: str | None = None,
     force: bool = False,
 ) -> int:
@@ -55,6 +59,8 @@ def import_files(
         root: folder of the dataset; default: the one in its configuration.
         workspace: folder that holds artifacts/.
         split: split of the images; default: train, for predictions val.
+        format: of masks that a tool wrote (coco, cvat, voc, labelme, labelstudio, yolo-sem, yolo, png); default: a
+            folder with one PNG per image.
         output: file that tags or ids are written to; default: tags.csv or SPLIT.txt in the folder of the dataset.
         force: replace what is there.
     """
@@ -66,13 +72,73 @@ def import_files(
     elif kind in KINDS:
         chosen = split or ("val" if kind == "prediction" else "train")
         address = f"{IMPORTED}/{check_name(name or Path(source).resolve().name, 'name of an import')}/{kind}"
-        import_artifact(Path(source), address, config, split=chosen, force=force)
+        if format is None:
+            import_artifact(Path(source), address, config, split=chosen, force=force)
+        else:
+            import_format(Path(source), format, address, config, split=chosen, force=force)
     else:
         raise ConfigError(f"Expected a kind of {', '.join((*KINDS, *LISTS))}, but got {kind!r}.")
     return 0
 
 
-def import_artifact(source: Path, address: str, config: Mapping[str, Any], *, split: str, force: bool = False) -> None:
+def import_format(
+    source: Path, name: str, address: str, config: Mapping[str, Any], *, split: str, force: bool = False
+) -> None:
+    """Read masks in the format of a tool and import them; images that the tool left out are background.
+
+    Args:
+        source: file or folder that the tool wrote.
+        name: of the format.
+        address: `imported/NAME/KIND`.
+        config: resolved configuration with a `data` section.
+        split: split of the images.
+        force: see `import_artifact`.
+
+    Raises:
+        ConfigError: if the format is unknown or cannot be read.
+        DataError: if it names none of the images; see also `import_artifact`.
+        MaskError: if a name is no class.
+    """
+    form, view = get_format(name), DataView(config["data"])
+    if not source.exists():
+        raise DataError(f"There is no file or folder {source}.")
+    if form.read is None or not kind_of(address).is_mask:
+        raise ConfigError(f"{name} holds masks, and {kind_of(address).name} is none. Import kind mask.")
+    records = {record.id: record for record in view.records(split)}
+    sizes = {one: image_size(record.image) for one, record in records.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        found = 0
+        for image_id, mask in form.read(source, view.info.classes, lambda one: sizes.get(one, (1, 1))):
+            if image_id in records:
+                found += 1
+                path = Path(folder) / f"{image_id}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_mask(path, mask, view.info.classes.palette)
+        if not found:
+            raise DataError(
+                f"{source} names none of the {len(records)} images of {split}, such as {next(iter(records))}."
+            )
+        absent = [one for one in records if not (Path(folder) / f"{one}.png").is_file()]
+        if absent and not view.info.classes.has_background:
+            raise DataError(f"{len(absent)} images are not in {source}, first {absent[0]}, and there is no background.")
+        for one in absent:
+            path = Path(folder) / f"{one}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(path, np.zeros(sizes[one], np.uint8), view.info.classes.palette)
+        if absent:
+            log.warning("%d images are not in %s and become background, first %s", len(absent), source, absent[0])
+        import_artifact(Path(folder), address, config, split=split, force=force, origin=source)
+
+
+def import_artifact(
+    source: Path,
+    address: str,
+    config: Mapping[str, Any],
+    *,
+    split: str,
+    force: bool = False,
+    origin: Path | None = None,
+) -> None:
     """Check every file of a folder, then write and seal them as an artifact.
 
     Args:
@@ -81,6 +147,7 @@ def import_artifact(source: Path, address: str, config: Mapping[str, Any], *, sp
         config: resolved configuration with a `data` section.
         split: split of the images.
         force: replace what was imported from another folder under this name.
+        origin: what people know the source as, where it is a folder of the moment.
 
     Raises:
         DataError: if a file is missing, unreadable or does not fit its image; nothing has been written then.
@@ -90,15 +157,15 @@ def import_artifact(source: Path, address: str, config: Mapping[str, Any], *, sp
     info, store, kind = view.info, view.store, kind_of(address).name
     records = view.records(split)
     files = _files(source, kind, records)
-    before = imported_from(store, address, split)
-    if before not in (None, str(source.resolve())) and not force:
+    before, known = imported_from(store, address, split), str((origin or source).resolve())
+    if before not in (None, known) and not force:
         raise ArtifactError(
             f"{store.folder(address, split)} was imported from {before}. Choose another --name, or --force."
         )
     _check(files, kind, records, info.classes)
     content = digest_config({image_id: digest_file(path) for image_id, path in files.items()})
     ids = [record.id for record in records]
-    facts = {"folder": str(source.resolve()), "content": content}
+    facts = {"folder": known, "content": content}
     identity = describe_import(store, address, split, ids=ids, classes=info.classes, source=facts)
     identity = identity.with_info(config=canonical(plain(config)))
     with store.open_writer(address, split, identity=identity, ids=ids, palette=info.classes.palette) as writer:
@@ -106,7 +173,7 @@ def import_artifact(source: Path, address: str, config: Mapping[str, Any], *, sp
             if not writer.done(record.id):
                 writer.write(record.id, *read_foreign(files[record.id], kind, record, info.classes))
         writer.seal()
-    log.info("%s/%s: %d files imported from %s", address, split, len(ids), source)
+    log.info("%s/%s: %d files imported from %s", address, split, len(ids), known)
     log.info("next: run RECIPE --swap STEP=%s, for example --swap propagation=%s", *[address.rpartition("/")[0]] * 2)
 
 

@@ -141,6 +141,7 @@ def _open_output(model: Model, job: Job, *, force: bool) -> None:
     elif others := sorted(path.name for path in job.output.iterdir() if path.name != ".lock"):
         raise ConfigError(f"{job.output} holds other things, such as {others[0]}. Choose an empty --output.")
     content = {"schema": 1, "identity": identity, "model": model.title, "classes": list(model.classes)}
+    content["background"] = model.class_set.has_background
     write_json(record, {**content, "weights": model.about})
 
 

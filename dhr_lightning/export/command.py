@@ -1,0 +1,81 @@
+"""The command `export`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dhr_lightning.config import has_data_file
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.export.masks import masks_of_folder, masks_of_recipe
+from dhr_lightning.export.targets import TARGETS, write_export, write_format
+from dhr_lightning.formats.table import FORMATS
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.request import BUILTIN, add_options, split_overrides, to_request
+from dhr_lightning.pipeline.status import first_request
+from dhr_lightning.provenance.views import DataView
+
+
+def run_export(arguments: Sequence[str]) -> int:
+    """Parse the command line and write."""
+    words, overrides = split_overrides(arguments)
+    options = _parser().parse_args(words)
+    request = to_request(options, overrides)
+    if options.to not in (*TARGETS, *FORMATS):
+        raise ConfigError(f"There is no --to {options.to!r}. Known: {', '.join((*TARGETS, *FORMATS))}.")
+    if options.recipe and Path(options.recipe).is_dir():
+        return _export_folder(options)
+    plan = make_plan(first_request(request))
+    split = options.split or ("test" if options.to in TARGETS else None)
+    name = f"{options.to}_{split}" if split else options.to
+    default = plan.view.workspace / "exports" / plan.view.info.name / name
+    target = Path(options.output) if options.output else default
+    if options.to in TARGETS:
+        write_export(options.to, plan, split or "test", target, force=options.force)
+        return 0
+    masks = masks_of_recipe(plan, split, options.step)
+    write_format(options.to, masks if options.images else replace(masks, images={}), target, force=options.force)
+    return 0
+
+
+def _export_folder(options: argparse.Namespace) -> int:
+    """Masks of a folder, which need no recipe."""
+    if options.to in TARGETS:
+        raise ConfigError(f"--to {options.to} takes the predictions of a recipe, not a folder. Name the recipe.")
+    named = options.data != BUILTIN or has_data_file(options.data)
+    classes = None
+    if options.data != BUILTIN and named:
+        section = to_request(argparse.Namespace(**{**vars(options), "recipe": None}), []).data_section()
+        classes = DataView(section["data"]).info.classes
+    photos = Path(options.photos) if options.photos else None
+    masks = masks_of_folder(Path(options.recipe), photos if options.images else None, classes)
+    target = (
+        Path(options.output)
+        if options.output
+        else Path(options.recipe).parent / f"{Path(options.recipe).name}_{options.to}"
+    )
+    write_format(options.to, masks, target, force=options.force)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    known = "; ".join(
+        [*(f"{one.name}: {one.about}" for one in FORMATS.values()), "voc-server: VOC's evaluation server"]
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m dhr_lightning export",
+        description="Write masks in the format of an annotation tool or a trainer: those of a recipe that has run, or "
+        "of a folder, such as `segment` makes. The class list of other folders is that of --data.",
+        epilog=f"Formats. {known}; voc-server: the evaluation server of PASCAL VOC.",
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join((*FORMATS, *TARGETS)))
+    parser.add_argument("--split", help="train (pseudo masks), val or test (predictions); default: all that are there, "
+                        "for voc-server test")  # fmt: skip
+    parser.add_argument("--step", help="step of the recipe whose masks are exported (default: the last of each split)")
+    parser.add_argument("--photos", metavar="DIR", help="photos of a folder of masks, to copy them beside")
+    parser.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="copy the photos, too")
+    parser.add_argument("--output", metavar="DIR", help="default: exports/DATASET/FORMAT in the workspace")
+    parser.add_argument("--force", action="store_true", help="replace another export there")
+    return parser
