@@ -16,6 +16,7 @@ from dhr_lightning.errors import DependencyError, MaskError
 from dhr_lightning.formats.base import IGNORE, Format, Mask, MaskSet, Sizes, painted, parts_of
 
 FILE = "data.yaml"
+_NUDGE = 0.01  # pixels: readers cut off or round the product with the size, and both must give the pixel
 
 
 def write_semantic(masks: MaskSet, folder: Path) -> Sequence[str]:
@@ -110,10 +111,10 @@ def outlines(pixels: npt.NDArray[np.bool_]) -> tuple[list[npt.NDArray[np.int64]]
 
 
 def _line(number: int, contour: npt.NDArray[np.int64], size: Sequence[int]) -> str:
-    corners = (contour + 0.5) / [size[1], size[0]]
+    corners = (contour + _NUDGE) / [size[1], size[0]]
     if len(corners) < 3:  # a polygon has three corners at least: one or two pixels
         corners = np.repeat(corners, 3, axis=0)[:3]
-    return f"{number} " + " ".join(f"{one:.6f}" for one in corners.ravel()) + "\n"
+    return f"{number} " + " ".join(f"{one:.8f}" for one in corners.ravel()) + "\n"
 
 
 def _painted(lines: Sequence[str], size: tuple[int, int], classes: ClassSet, *, where: str) -> Mask:
@@ -122,7 +123,7 @@ def _painted(lines: Sequence[str], size: tuple[int, int], classes: ClassSet, *, 
     parts = []
     for line in lines:
         number, *corners = line.split()
-        places = np.array(corners, np.float64).reshape(-1, 2) * [size[1], size[0]] - 0.5
+        places = np.array(corners, np.float64).reshape(-1, 2) * [size[1], size[0]] - _NUDGE
         canvas = Image.new("1", (size[1], size[0]))
         ImageDraw.Draw(canvas).polygon([tuple(one) for one in places.round().tolist()], fill=1, outline=1)
         parts.append((int(number) + classes.offset, np.array(canvas)))

@@ -208,7 +208,7 @@ def test_what_the_server_does_not_score_is_refused(put: Put, lines: Lines):
         assert main(["export", "--to", "voc-server", *arguments]) == 2
         assert message in lines.messages[-1]
     assert main(["export", "--to", "cityscapes"]) == 2
-    assert "Expected --to to be one of voc-server, but got 'cityscapes'" in lines.messages[-1]
+    assert "There is no --to 'cityscapes'. Known: voc-server, coco" in lines.messages[-1]
     Path("VOC2012/ImageSets/Segmentation/test.txt").unlink()
     assert main(EXPORT) == 2
     assert "voc in VOC2012 has no test split" in lines.messages[-1]
