@@ -1,6 +1,7 @@
 """The command `export`."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,13 @@ from dhr_lightning.export.masks import masks_of_folder, masks_of_recipe
 from dhr_lightning.export.targets import TARGETS, write_export, write_format
 from dhr_lightning.formats.table import FORMATS
 from dhr_lightning.pipeline.plan import make_plan
-from dhr_lightning.pipeline.request import BUILTIN, add_options, split_overrides, to_request
+from dhr_lightning.pipeline.request import BUILTIN, Request, add_options, split_overrides, to_request
 from dhr_lightning.pipeline.status import first_request
 from dhr_lightning.provenance.views import DataView
+
+ONNX = "onnx"
+KNOWN = (*TARGETS, *FORMATS, ONNX)
+log = logging.getLogger("dhr_lightning")
 
 
 def run_export(arguments: Sequence[str]) -> int:
@@ -21,8 +26,10 @@ def run_export(arguments: Sequence[str]) -> int:
     words, overrides = split_overrides(arguments)
     options = _parser().parse_args(words)
     request = to_request(options, overrides)
-    if options.to not in (*TARGETS, *FORMATS):
-        raise ConfigError(f"There is no --to {options.to!r}. Known: {', '.join((*TARGETS, *FORMATS))}.")
+    if options.to not in KNOWN:
+        raise ConfigError(f"There is no --to {options.to!r}. Known: {', '.join(KNOWN)}.")
+    if options.to == ONNX:
+        return _export_onnx(options, request)
     if options.recipe and Path(options.recipe).is_dir():
         return _export_folder(options)
     plan = make_plan(first_request(request))
@@ -35,6 +42,20 @@ def run_export(arguments: Sequence[str]) -> int:
         return 0
     masks = masks_of_recipe(plan, split, options.step)
     write_format(options.to, masks if options.images else replace(masks, images={}), target, force=options.force)
+    return 0
+
+
+def _export_onnx(options: argparse.Namespace, request: Request) -> int:
+    """A model that runs elsewhere."""
+    from dhr_lightning.predicting.model import build  # imports torch, for which masks need not wait
+    from dhr_lightning.predicting.onnx import write_onnx
+    from dhr_lightning.predicting.sources import find_source
+
+    name = options.recipe or request.load().name
+    model = build(find_source(name, request, step=options.step), device="cpu")
+    target = Path(options.output or "model.onnx")
+    share = write_onnx(model.engine, target, card=model.card, force=options.force)
+    log.info("export: %s as onnx in %s; %.4f %% of pixels agree with the model", model.title, target, 100 * share)
     return 0
 
 
@@ -64,13 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="python -m dhr_lightning export",
-        description="Write masks in the format of an annotation tool or a trainer: those of a recipe that has run, or "
-        "of a folder, such as `segment` makes. The class list of other folders is that of --data.",
-        epilog=f"Formats. {known}; voc-server: the evaluation server of PASCAL VOC.",
+        description="Write masks, or a model, in the format of an annotation tool or a trainer: those of a recipe "
+        "that has run, or of a folder, such as `segment` makes. The class list of other folders is that of --data.",
+        epilog=f"Formats. {known}; voc-server: the evaluation server of PASCAL VOC; onnx: the segmenter as a model "
+        "that runs elsewhere (--output FILE).",
         allow_abbrev=False,
     )
     add_options(parser)
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join((*FORMATS, *TARGETS)))
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(KNOWN))
     parser.add_argument("--split", help="train (pseudo masks), val or test (predictions); default: all that are there, "
                         "for voc-server test")  # fmt: skip
     parser.add_argument("--step", help="step of the recipe whose masks are exported (default: the last of each split)")

@@ -93,11 +93,13 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor) -> SegmenterOutput:
         """`(B, 3, H, W)` normalised -> `SegmenterOutput`; sides that the stride does not divide are zero-padded."""
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.divisor, 0, -height % self.divisor))
+        # no negative operands: an exported graph divides them towards zero
+        right, below = ((self.divisor - length % self.divisor) % self.divisor for length in (width, height))
+        padded = F.pad(image, (0, right, 0, below))
         features = self.encoder(padded)
         logits = self.head(self.decoder(features)).float()  # (B, C, h, w)
         stride = padded.shape[-1] // logits.shape[-1]
-        logits = logits[..., : -(-height // stride), : -(-width // stride)]
+        logits = logits[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
         cam = self.classifier(features[-1]) if self.classifier is not None else None
         return SegmenterOutput(logits, cam, features, stride, (height, width))
 

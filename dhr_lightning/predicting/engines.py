@@ -31,13 +31,13 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 class Engine(Protocol):
     """A model that knows its classes and its way to predict.
 
-    `divisor` is what sides of a canvas are padded to, `card` says whose weights it stands on.
+    `divisor` is what sides of a canvas are padded to, `about` names the supervision and licence of its weights.
     """
 
     classes: ClassSet
     inference: Inference
     divisor: int
-    card: WeightsCard
+    about: dict[str, str]
 
     def probability(self, batch: Batch) -> Tensor:
         """Class probabilities `(B, C, H, W)` of whole images on their canvas."""
@@ -46,6 +46,11 @@ class Engine(Protocol):
     def sample(self, pixels: Pixels, name: str) -> Sample:
         """One image `(H, W, 3)` uint8 RGB as the engine takes it."""
         ...
+
+
+def about(card: WeightsCard) -> dict[str, str]:
+    """Supervision and licence of weights in words."""
+    return {"supervision": card.words, "licence": card.licence or "not stated"}
 
 
 def whole_sample(pixels: Pixels, name: str, classes: ClassSet) -> Sample:
@@ -73,7 +78,7 @@ class NetworkEngine:
 
     def __init__(self, task: SegmentationTask, device: torch.device) -> None:
         self.task, self.device = task.eval().to(device), device
-        self.classes, self.inference, self.card = task.classes, task.inference, task.card
+        self.classes, self.inference, self.about = task.classes, task.inference, about(task.card)
 
     def sample(self, pixels: Pixels, name: str) -> Sample:
         """See `Engine`."""
@@ -118,7 +123,7 @@ class LightEngine:
             task.set_gate(TagGate.load(tagger, channels, task.classes))
         self.task, self.reader, self.device = task.eval().to(device), reader, device
         reader.network.to(device).eval()
-        self.classes, self.inference, self.card = task.classes, task.inference, reader.network.card
+        self.classes, self.inference, self.about = task.classes, task.inference, about(reader.network.card)
 
     def sample(self, pixels: Pixels, name: str) -> Sample:
         """See `Engine`."""

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import dhr_lightning
 from dhr_lightning.artifacts.manifest import digest_config, digest_file
 from dhr_lightning.artifacts.runs import LAST
 from dhr_lightning.data.catalog import ClassSet
@@ -29,6 +30,8 @@ from dhr_lightning.predicting.engines import (
     feature_reader,
     to_batch,
 )
+from dhr_lightning.predicting.onnx import SUFFIX as ONNX
+from dhr_lightning.predicting.onnx import OnnxEngine
 from dhr_lightning.predicting.prediction import Prediction
 from dhr_lightning.predicting.sources import Source, find_source
 from dhr_lightning.steps import method_of_task
@@ -90,8 +93,21 @@ class Model:
     @property
     def about(self) -> dict[str, str]:
         """Supervision and licence of the weights that it stands on; every figure made with it says so."""
-        card = self.engine.card
-        return {"supervision": card.words, "licence": card.licence or "not stated"}
+        return self.engine.about
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a reader of an exported model must know: classes with their colours, supervision, licence."""
+        classes = self.class_set
+        return {
+            "schema": 1,
+            "version": dhr_lightning.__version__,
+            "model": self.title,
+            "classes": list(classes.names),
+            "background": classes.has_background,
+            "palette": classes.palette[: classes.num_classes].tolist(),
+            **self.about,
+        }
 
     def predict(self, image: Picture | Sequence[Picture], *, tags: Sequence[str] | None = None) -> Any:  # noqa: ANN401 - one prediction for an image, a list for a list
         """Predict an image, or each of a list.
@@ -213,6 +229,11 @@ def build(source: Source, *, device: str = "auto", settings: Settings | None = N
         CheckpointError: if the checkpoint is no segmenter's.
         ConfigError: if there is no such device.
     """
+    if source.checkpoint.suffix == ONNX:
+        onnx = OnnxEngine(source.checkpoint)
+        digest = digest_config({"weights": [digest_file(source.checkpoint)]})
+        chosen = settings or Settings()
+        return Model(onnx, title=onnx.title, digest=digest, settings=chosen, device=onnx.device)
     place = _device(device)
     checkpoint = read_checkpoint(source.checkpoint)
     task = _task(checkpoint, source)

@@ -14,7 +14,7 @@ from dhr_lightning.pipeline.plan import PlannedStep, make_plan
 from dhr_lightning.pipeline.request import Request
 from dhr_lightning.pipeline.status import first_request
 
-SUFFIX = ".ckpt"
+SUFFIXES = (".ckpt", ".onnx")
 _CONFIG = "config.yaml"
 
 
@@ -42,8 +42,8 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
     """The model that a name means.
 
     Args:
-        name: a recipe that has run (as `status` shows it), the folder of a fit or of one of its versions, or a
-            checkpoint.
+        name: a recipe that has run (as `status` shows it), the folder of a fit or of one of its versions, a
+            checkpoint, or an exported `.onnx`.
         request: names the data of a recipe.
         step: of a recipe, instead of the last segmenter.
 
@@ -52,9 +52,11 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
         CheckpointError: if the fit has not finished.
     """
     path = Path(name)
-    if path.suffix == SUFFIX:
+    if path.suffix in SUFFIXES:
         if not path.is_file():
-            raise CheckpointError(f"There is no checkpoint at {path}. Name a recipe that has run, or another file.")
+            raise CheckpointError(f"There is no model at {path}. Name a recipe that has run, or another file.")
+        if path.suffix != SUFFIXES[0]:
+            return Source(str(path), path)
         return _of_run(path, path.resolve().parents[1] / _CONFIG)
     if path.is_dir():
         return _of_folder(path)

@@ -214,7 +214,7 @@ def test_what_is_no_finished_segmenter_is_refused(workspace: Workspace, lines: L
     cam = workspace.run_folder("cam") / "version_0" / "checkpoints" / "last.ckpt"
     with pytest.raises(CheckpointError, match="the checkpoint of CAMTask, which is no segmenter"):
         dl.load(cam)
-    with pytest.raises(CheckpointError, match=r"There is no checkpoint at gone\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"There is no model at gone\.ckpt"):
         dl.load("gone.ckpt")
 
 
