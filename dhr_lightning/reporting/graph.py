@@ -8,6 +8,7 @@ from dhr_lightning.progress import duration
 from dhr_lightning.reporting.verdict import headline, percent
 
 BOX = (158, 66)  # width and height in pixels
+_LETTERS = (8, 7)  # width of a letter of the name and of the method in pixels
 GAP = (46, 20)  # between columns and between rows
 
 
@@ -45,7 +46,10 @@ class RecipeGraph:
 
 @dataclass(frozen=True)
 class Box:
-    """A step as it is drawn: upper left corner in pixels, and its lines of text."""
+    """A step as it is drawn: upper left corner in pixels, and its lines of text.
+
+    `beside` says whether the method fits behind the name.
+    """
 
     x: int
     y: int
@@ -53,6 +57,7 @@ class Box:
     method: str
     figure: str
     time: str
+    beside: bool
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def draw_graph(graph: RecipeGraph, figures: Mapping[str, Figures], *, scored: bo
         row = rows[column] = rows.get(column, -1) + 1
         places[step.name] = (column * (BOX[0] + GAP[0]), row * (BOX[1] + GAP[1]))
     boxes = tuple(
-        Box(*places[step.name], step.name, step.method, _figure(step, figures, scored), _time(step))
+        Box(*places[step.name], step.name, step.method, _figure(step, figures, scored), _time(step), _beside(step))
         for step in graph.steps
     )
     arrows = tuple(
@@ -107,6 +112,10 @@ def _figure(step: GraphStep, figures: Mapping[str, Figures], scored: bool) -> st
         if value is not None:
             last[key.rpartition("/")[2]] = percent(value)
     return ", ".join(f"{value} {split}" for split, value in last.items())
+
+
+def _beside(step: GraphStep) -> bool:
+    return _LETTERS[0] * len(step.name) + _LETTERS[1] * len(step.method) < BOX[0] - 30
 
 
 def _time(step: GraphStep) -> str:
