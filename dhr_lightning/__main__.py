@@ -20,6 +20,7 @@ COMMANDS = {
     "import": "bring in masks, CAMs, features, tags or lists that others made",
     "status": "show every artifact as fresh, stale (why) or absent",
     "gc": "remove what no recipe needs that ran here",
+    "weights": "list, fetch or register pretrained weights, with licence and supervision",
     "segment": "predict new photos: masks, confidence, overlays and a table",
     "evaluate": "score a folder of masks against ground truth",
     "export": "hand predictions over, for example to the VOC server",

@@ -17,6 +17,7 @@ from dhr_lightning.export.command import run_export
 from dhr_lightning.importing.command import import_files
 from dhr_lightning.inspection.command import run_doctor
 from dhr_lightning.inspection.init import init_folder
+from dhr_lightning.inspection.weights import run_weights
 from dhr_lightning.pipeline.command import run
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.reports import report_folder, write_recipe_report
@@ -161,6 +162,11 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
 
     return _run(evaluate, arguments)
+
+
+def weights(arguments: Sequence[str]) -> int:
+    """List, fetch or register pretrained weights."""
+    return run_weights(arguments)
 
 
 def segment(arguments: Sequence[str]) -> int:

@@ -129,7 +129,7 @@ def test_only_datasets_without_background_start_dhr_from_the_first_masks(plain_f
     for data in ("microworld", "voc", "coco"):
         assert masks_of(data) == "mars"
     Path("own.yaml").write_text("data: {dataset: folder, root: photos, options: {background: true}}\n")
-    assert masks_of(plain_folder) == "mars"
+    assert masks_of(plain_folder, "dhr") == "mars"
 
 
 @pytest.mark.parametrize("recipe", ["dhr", "mars", "mine.yaml"])

@@ -50,7 +50,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def plans(dataset: str, *arguments: str) -> dict[str, Any]:
     """`model.init_args` by step, for arguments of the command line."""
-    plan = make_plan(split_request([*arguments, "--data", dataset]))
+    recipe = ["dhr"] if dataset != "microworld" else []
+    plan = make_plan(split_request([*recipe, *arguments, "--data", dataset]))
     return {step.name: step.identity.arguments for step in plan.steps if step.identity}
 
 
@@ -102,7 +103,7 @@ def test_what_init_advises_leads_through_all_stages(photos: str, lines: Lines):
     assert "next: python -m dhr_lightning run --data new.yaml --download" in lines.messages
     advised = ["--download", *re.findall(r": \.\.\. run (.*) --data new\.yaml", lines.text)]
     assert advised == ["--download", *(arguments for _, arguments in NEXT)]
-    for name in ("RESNET50.pth", "DINO_VITB8.pth"):
+    for name in ("FILE",):
         Path(name).write_bytes(b"weights")
     for arguments in advised:
         for stage in STAGES:
@@ -203,7 +204,7 @@ def test_the_check_does_not_wait_for_torch(photos: str):
 
 
 def test_planning_alone_refuses_nothing(photos: str):
-    plan = make_plan(Request(data=photos))
+    plan = make_plan(Request("dhr", data=photos))
     assert plan.steps[0].name == "cam"
     with pytest.raises(ConfigError, match="would start from random weights"):
         run_plan(plan, plan.steps, title="test")

@@ -48,5 +48,5 @@ def test_a_table_of_zeros_and_ones_for_one_class_trains_to_the_end(
     rows = "".join(f"{name},{index % 2}\n" for index, name in enumerate(names))
     write_folder(Path("parts"), f"image,scratched\n{rows}", names)
     assert main(["init", "parts"]) == 0
-    assert main(["run", "--data", "parts.yaml", "--overlay", "debug.yaml"]) == 0
+    assert main(["run", "dhr", "--data", "parts.yaml", "--overlay", "debug.yaml"]) == 0
     assert Path("reports/parts/dhr/report.html").is_file()

@@ -31,6 +31,7 @@ _HEADINGS: Mapping[Level, tuple[str, str]] = {
 }
 _PATCH = re.compile(r"patch(\d+)")
 _PATCHES_STRIDE, _ENCODER_STRIDE = 4, 16
+_FROZEN_CHANNELS, _FROZEN_SIDE = 3072, 448  # four taps of CLIP ViT-B/16, the largest of the usual backbones
 
 
 def run_doctor(arguments: Sequence[str]) -> int:
@@ -119,14 +120,18 @@ def artifact_plan(request: Request) -> ArtifactPlan:
         if KINDS[kind].is_mask and not write.rounds
     ]
     cam, uss = steps["cam"].arguments, steps["uss"].arguments
-    return ArtifactPlan(
+    plan = ArtifactPlan(
         cam_stride=int(cam.get("cam_stride", ArtifactPlan.cam_stride)),
-        uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)),
-        uss_stride=feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0],
         rounds=sum(step.rounds for step in steps.values()),
         masks=sum("train" in write.splits for write in masks),
         predictions=sum("val" in write.splits for write in masks),
     )
+    if steps["uss"].spec.name == "frozen":
+        return replace(
+            plan, uss_dimension=_FROZEN_CHANNELS, cells=int(uss.get("side", _FROZEN_SIDE)) // _ENCODER_STRIDE
+        )
+    stride = feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0]
+    return replace(plan, uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)), uss_stride=stride)
 
 
 def feature_stride(backbone: str) -> int:

@@ -19,10 +19,10 @@ from dhr_lightning.data.registry import DATASETS, OWN_DATASETS
 from dhr_lightning.errors import ConfigError, DataError
 
 CLASS_FILE = "classes.txt"
-# What else people start with; --download fetches pretrained weights by name.
+# What else people start with; --download fetches pretrained weights by name; `weights list` shows whose they are.
 NEXT = (
-    ("with files of weights", "--cam.pretrained RESNET50.pth --uss.pretrained DINO_VITB8.pth"),
-    ("a small network on a CPU", "photos --download"),
+    ("with a file of weights", "--weights FILE"),
+    ("a small network that is trained", "photos --download"),
     ("without any weights, only to see the steps run", "--overlay debug.yaml"),
 )
 _SHOWN = 3

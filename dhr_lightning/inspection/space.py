@@ -30,6 +30,8 @@ class ArtifactPlan:
         rounds: how often masks are made again during a fit.
         masks: number of steps that write one mask for each training image.
         predictions: number of steps that write one for each other image.
+        cells: cells along the long side of every image, of features whose backbone sees a fixed size; `None` where the
+            strides say it.
     """
 
     cam_stride: int = 4
@@ -38,6 +40,7 @@ class ArtifactPlan:
     rounds: int = 6
     masks: int = 3
     predictions: int = 2
+    cells: int | None = None
 
 
 def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
@@ -49,14 +52,19 @@ def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
     train = [s for s in scans if s.split == "train" and s.readable]
     others = [s for s in scans if s.split != "train" and s.readable]
     tags = np.array([len(s.record.tags) for s in train])
-    cam = 2 * tags * _cells(train, plan.cam_stride) + _CAM_HEADER
-    uss = 2 * plan.uss_dimension * _cells(train, plan.uss_stride) + _FEATURE_HEADER
+    with_features = train if plan.cells is None else [*train, *others]
+    cam = 2 * tags * _cells(train, plan.cam_stride, plan.cells) + _CAM_HEADER
+    uss = 2 * plan.uss_dimension * _cells(with_features, plan.uss_stride, plan.cells) + _FEATURE_HEADER
     masks = (plan.masks + plan.rounds) * _mask_bytes(train) + plan.predictions * _mask_bytes(others)
     return {"cam": int(cam.sum()), "uss": int(uss.sum()), "masks": round(masks)}
 
 
-def _cells(scans: Sequence[Scan], stride: float) -> npt.NDArray[np.int64]:
+def _cells(scans: Sequence[Scan], stride: float, long_side: int | None) -> npt.NDArray[np.int64]:
     sizes = np.array([s.size for s in scans], np.int64).reshape(-1, 2)
+    if long_side is not None:
+        shares = sizes / sizes.max(1, keepdims=True)
+        fixed: npt.NDArray[np.int64] = np.maximum(1, long_side * shares).round().astype(np.int64).prod(1)
+        return fixed
     cells: npt.NDArray[np.int64] = np.ceil(sizes / stride).astype(np.int64).prod(1)
     return cells
 
@@ -71,14 +79,18 @@ def space_findings(scans: Sequence[Scan], plan: ArtifactPlan, folder: Path) -> l
     total, present = sum(needed.values()), folder_bytes(folder)
     free = shutil.disk_usage(_existing(folder)).free
     text = (
-        f"Artifacts of all stages will take about {human(total)}: CAMs {human(needed['cam'])} (stride "
-        f"{plan.cam_stride}), features {human(needed['uss'])} (D = {plan.uss_dimension}, stride {plan.uss_stride:g}), "
-        f"masks {human(needed['masks'])} ({plan.rounds} rounds); {human(present)} are there, {human(free)} free. "
-        "Checkpoints come on top."
+        f"Artifacts of all stages will take about {human(total)}: CAMs {human(needed['cam'])} "
+        f"({_grid(plan, plan.cam_stride)}), features {human(needed['uss'])} (D = {plan.uss_dimension}, "
+        f"{_grid(plan, plan.uss_stride)}), masks {human(needed['masks'])} ({plan.rounds} rounds); {human(present)} are "
+        f"there, {human(free)} free. Checkpoints come on top."
     )
     short = total - present > free
     advice = f"Free {human(total - present - free)} at {folder}, or give another --workspace." if short else ""
     return [Finding("problem" if short else "fact", "disk-space", text, 0, (), advice)]
+
+
+def _grid(plan: ArtifactPlan, stride: float) -> str:
+    return f"stride {stride:g}" if plan.cells is None else f"{plan.cells} cells along the long side"
 
 
 def folder_bytes(folder: Path) -> int:

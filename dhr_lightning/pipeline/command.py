@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan, make_plan
-from dhr_lightning.pipeline.request import Request, add_options, split_overrides, to_request
+from dhr_lightning.pipeline.request import BUILTIN, Request, add_options, split_overrides, to_request
 from dhr_lightning.pipeline.runner import run_plan
 from dhr_lightning.pipeline.show import show_plan
 from dhr_lightning.progress import configure_logging, exit_status
@@ -54,6 +54,10 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
     if stage is not None and options.recipe_option:
         options.recipe = options.recipe_option
     request = to_request(options, overrides)
+    if stage is not None and request.recipe is None and request.default_recipe() == "frozen":
+        request = replace(request, recipe="dhr")  # whose steps the stages are
+    elif stage is None and request.recipe is None and request.data != BUILTIN:
+        log.info("recipe %s: %s; another one by its name", *request.choose_recipe())
     plan = make_plan(request) if options.dry else prepared_plan(request)
     steps = chosen_steps(plan, until=options.until, stage=stage)
     force = _forced(options.force, steps)

@@ -20,6 +20,7 @@ from dhr_lightning.pipeline.recipe import IMPORTED, Recipe, RecipeStep, kind_rea
 from dhr_lightning.pipeline.request import Request
 from dhr_lightning.provenance.identity import AUTO, StepIdentity
 from dhr_lightning.provenance.recorded import recorded_status
+from dhr_lightning.provenance.registered import FROZEN, registered
 from dhr_lightning.provenance.start_checks import can_download, check_arguments, check_background, named_weights
 from dhr_lightning.provenance.views import DataView, DataViews
 from dhr_lightning.steps import TRUTH, did_you_mean, get_method
@@ -171,13 +172,21 @@ def _planned(
     }
     check_run_config(config)
     check_arguments(config, step=step.name)
-    arguments = config["model"]["init_args"]
-    if request.weights and (can_download(config) or arguments.get("pretrained") is True):
-        arguments.update(named_weights(request.weights, arguments.get("backbone", AUTO), step=step.name))
-    elif request.download and can_download(config):
-        arguments["pretrained"] = True
+    _choose_weights(config, step, request)
     check_background(config, step=step.name)
     return PlannedStep(step, StepIdentity(config, views), views.of(config))
+
+
+def _choose_weights(config: Mapping[str, Any], step: RecipeStep, request: Request) -> None:
+    """Weights of a step that starts from a backbone: those that the command line names, or that are registered."""
+    arguments, files = config["model"]["init_args"], registered(request.workspace)
+    backbone, wants = arguments.get("backbone", AUTO), can_download(config)
+    if request.weights and (wants or arguments.get("pretrained") is True):
+        arguments.update(named_weights(request.weights, backbone, step=step.name, files=files))
+    elif request.download and wants:
+        arguments["pretrained"] = True
+    elif wants and backbone == AUTO and step.use == "frozen" and FROZEN in files:
+        arguments.update(backbone=FROZEN, pretrained=str(files[FROZEN]))
 
 
 def _address(step: RecipeStep, port: str, source: str, planned: Mapping[str, PlannedStep]) -> str | None:

@@ -21,7 +21,7 @@ class Request:
 
     Args:
         recipe: name or file; default: `quickstart` for the built-in data, `no_background` for data without background,
-            `dhr` otherwise.
+            `frozen` for photos of one's own, `dhr` for benchmarks.
         data: name of a dataset, a YAML file, or a folder of photos with tags.
         root: folder of the dataset, instead of the one in its configuration.
         workspace: folder that holds `artifacts/`, `runs/` and `reports/`.
@@ -65,9 +65,18 @@ class Request:
 
     def default_recipe(self) -> str:
         """Recipe for this data where none is named."""
+        return self.choose_recipe()[0]
+
+    def choose_recipe(self) -> tuple[str, str]:
+        """Recipe for this data where none is named, and why."""
         if self.data == BUILTIN:
-            return "quickstart"
-        return "dhr" if resolve_dataset(self.data_section()["data"]).classes.has_background else "no_background"
+            return "quickstart", "the built-in data"
+        info = resolve_dataset(self.data_section()["data"])
+        if not info.classes.has_background:
+            return "no_background", "every pixel belongs to a class"
+        if info.own_classes:
+            return "frozen", "photos of your own: frozen features and light heads gave the best masks on photos here"
+        return "dhr", "a benchmark: the method as published"
 
     def words(self, *options: str) -> list[str]:
         """The request as arguments of a command, without what concerns one run only; inverse of `to_request`.
@@ -112,8 +121,10 @@ def data_section(data: str, root: str | None = None, workspace: str | None = Non
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command about a recipe shares."""
-    parser.add_argument("recipe", nargs="?", help=f"a recipe ({', '.join(shipped_recipes())}) or a YAML file "
-                        "(default: quickstart for the built-in data, else dhr or no_background)")  # fmt: skip
+    parser.add_argument(
+        "recipe", nargs="?", help=f"a recipe ({', '.join(shipped_recipes())}) or a YAML file (default: quickstart for "
+        "the built-in data, frozen for your own photos, dhr for benchmarks)",
+    )  # fmt: skip
     add_data_options(parser)
     _several(parser, "--overlay", "FILE", "configurations merged last")
     _several(parser, "--swap", "STEP=METHOD", "another method for a step")

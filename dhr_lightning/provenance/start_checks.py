@@ -117,13 +117,14 @@ def can_download(config: Mapping[str, Any]) -> bool:
     return wants and backbone not in (_FITTED, _WITHOUT_WEIGHTS)
 
 
-def named_weights(weights: str, backbone: str, *, step: str) -> dict[str, Any]:
+def named_weights(weights: str, backbone: str, *, step: str, files: Mapping[str, Path]) -> dict[str, Any]:
     """Arguments of a task that starts from the weights that the command line names.
 
     Args:
         weights: a file, or a name of weights, which is also that of the backbone.
         backbone: of the task; `auto` where the weights say which.
         step: for the message.
+        files: registered ones by name, see `provenance.registered`.
 
     Raises:
         ConfigError: if it is the name of another backbone.
@@ -135,7 +136,7 @@ def named_weights(weights: str, backbone: str, *, step: str) -> dict[str, Any]:
             f"{step} has the backbone {backbone!r}, but --weights names {weights!r}, which is no file either. To "
             f"change the backbone: --{step}.backbone {weights} --download."
         )
-    return {"backbone": weights, "pretrained": True}
+    return {"backbone": weights, "pretrained": str(files[weights]) if weights in files else True}
 
 
 def check_packages(configs: Mapping[str, Mapping[str, Any]]) -> None:

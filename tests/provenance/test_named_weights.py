@@ -20,18 +20,18 @@ def test_a_file_is_what_is_there_or_looks_like_one(tmp_path: Path, backbone: str
     monkeypatch.chdir(tmp_path)
     Path("weights").write_bytes(b"")
     for name in ("weights", "elsewhere/weights", "a.safetensors", "a.pth", "a.pt", "a.bin", "a.ckpt"):
-        assert named_weights(name, backbone, step="uss") == {"pretrained": name}
+        assert named_weights(name, backbone, step="uss", files={}) == {"pretrained": name}
 
 
 def test_a_name_says_the_backbone_too():
     for name in (LITE, "vit_base_patch16_224.dino"):
         for backbone in (AUTO, name):
-            assert named_weights(name, backbone, step="uss") == {"backbone": name, "pretrained": True}
+            assert named_weights(name, backbone, step="uss", files={}) == {"backbone": name, "pretrained": True}
 
 
 def test_a_name_of_another_backbone_is_refused():
     with pytest.raises(ConfigError) as error:
-        named_weights(LITE, "resnet50", step="cam")
+        named_weights(LITE, "resnet50", step="cam", files={})
     assert str(error.value) == (
         f"cam has the backbone 'resnet50', but --weights names '{LITE}', which is no file either. To change the "
         f"backbone: --cam.backbone {LITE} --download."
