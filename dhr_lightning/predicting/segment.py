@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def segment(model: Model, job: Job, *, force: bool = False) -> int:
     Raises:
         ConfigError: if the output folder holds something else.
     """
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # panoramas are welcome
     job.output.mkdir(parents=True, exist_ok=True)
     with FolderLock(job.output / ".lock"):
         _open_output(model, job, force=force)
