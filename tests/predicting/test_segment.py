@@ -233,3 +233,15 @@ def test_coco_annotations_decode_to_the_mask(workspace: Workspace):
     for one in prediction.to_coco():
         again[runs.decode(one["segmentation"]) == 1] = one["category_id"]
     np.testing.assert_array_equal(again, prediction.mask)
+
+
+def test_images_are_normalised_as_the_weights_learnt_them(workspace: Workspace, tmp_path: Path):
+    """Weights may come with colours of their own, which the checkpoint keeps."""
+    source = workspace.run_folder("dhr") / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(source, weights_only=True)
+    checkpoint["card"] = {**checkpoint["card"], "mean": (0.1, 0.2, 0.3), "std": (0.9, 0.8, 0.7)}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    path = photos(workspace.data)[0]
+    model, plain = dl.load(tmp_path / "other.ckpt"), dl.load(source)
+    assert model.engine.task.card.mean == (0.1, 0.2, 0.3)
+    assert not np.array_equal(model.predict(path).confidence, plain.predict(path).confidence)
