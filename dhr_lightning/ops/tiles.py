@@ -51,25 +51,25 @@ def predict_tiles(
         overlap: pixels that neighbours share at least.
 
     Yields:
-        rows, and their probabilities `(C, rows, columns)` float32; every row of the image once, in order. What overlaps
-        is the mean by `blend_weights`, so that a constant prediction stays what it is.
+        rows, and their probabilities `(C, rows, columns)` float32, a view that the next step overwrites; every row of
+        the image once, in order. What overlaps is the mean by `blend_weights`, so that a constant prediction stays what
+        it is.
     """
     tops, lefts = (tile_starts(length, side=side, overlap=overlap) for length in size)
-    total, weight, first = torch.zeros(0), torch.zeros(0), 0
+    height = min(side, size[0])
+    total, weight = torch.zeros(0), torch.zeros(height, size[1])  # of the rows from the top of the current tiles on
     for index, top in enumerate(tops):
-        bottom = min(top + side, size[0])
-        if total.numel():  # rows below the last band come new
-            total = torch.nn.functional.pad(total, (0, 0, 0, bottom - first - total.shape[1]))
-            weight = torch.nn.functional.pad(weight, (0, 0, 0, bottom - first - len(weight)))
         for left in lefts:
             right = min(left + side, size[1])
-            tile = predict(slice(top, bottom), slice(left, right)).float().cpu()
+            tile = predict(slice(top, top + height), slice(left, right)).float().cpu()
             if not total.numel():
-                total = torch.zeros(len(tile), bottom - first, size[1])
-                weight = torch.zeros(bottom - first, size[1])
-            share = blend_weights((bottom - top, right - left), overlap=overlap)
-            total[:, top - first :, left:right] += tile * share
-            weight[top - first :, left:right] += share
-        done = (tops[index + 1] if index + 1 < len(tops) else size[0]) - first
-        yield slice(first, first + done), total[:, :done] / weight[:done]
-        total, weight, first = total[:, done:].clone(), weight[done:].clone(), first + done
+                total = torch.zeros(len(tile), height, size[1])
+            share = blend_weights((height, right - left), overlap=overlap)
+            total[:, :, left:right] += tile * share
+            weight[:, left:right] += share
+        done = (tops[index + 1] if index + 1 < len(tops) else size[0]) - top
+        yield slice(top, top + done), total[:, :done].div_(weight[:done])
+        for buffer in (total, weight):  # in place: bands of wide images with many classes take a gigabyte
+            kept = buffer[..., done:, :].clone()
+            buffer.zero_()
+            buffer[..., : kept.shape[-2], :] = kept

@@ -1,5 +1,6 @@
 """What a model says about one image."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from dhr_lightning.artifacts.files import write_bytes, write_mask
 from dhr_lightning.data.catalog import ClassSet
 
+_BAND = 512  # rows
 _OVERLAY = 0.55  # of the class colour over the photo
 
 
@@ -45,15 +47,25 @@ class Prediction:
 
     def overlay(self) -> Image.Image:
         """The photo with the colours of the classes over it; background is left as it is."""
-        colours = self.palette[self.mask].astype(np.float32)
-        mixed = _OVERLAY * colours + (1 - _OVERLAY) * self.image
-        shown = self.mask[..., None] >= self.class_set.offset
-        return Image.fromarray(np.where(shown, mixed.round(), self.image).astype(np.uint8))
+        drawn = self.image.copy()
+        for rows in self._bands():
+            mask, photo = self.mask[rows], self.image[rows]
+            mixed = _OVERLAY * self.palette[mask].astype(np.float32) + (1 - _OVERLAY) * photo
+            shown = mask >= self.class_set.offset
+            drawn[rows][shown] = mixed[shown].round().astype(np.uint8)
+        return Image.fromarray(drawn)
+
+    def _bands(self) -> Iterator[slice]:
+        """Rows in parts: whole panoramas in float would take gigabytes."""
+        return (slice(top, top + _BAND) for top in range(0, len(self.mask), _BAND))
 
     def shares(self) -> list[dict[str, Any]]:
         """One row for each class in the mask: `class`, `pixels`, `share` of the image, mean `confidence` there."""
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
-        sums = np.bincount(self.mask.ravel(), weights=self.confidence.ravel(), minlength=len(self.classes))
+        counts, sums = np.zeros(256, np.int64), np.zeros(256)
+        for rows in self._bands():
+            values = self.mask[rows].ravel()
+            counts += np.bincount(values, minlength=256)
+            sums += np.bincount(values, weights=self.confidence[rows].ravel(), minlength=256)
         return [
             {
                 "class": self.classes[value],
@@ -108,7 +120,10 @@ class Prediction:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         mask, confidence, picture = paths
-        _save(Image.fromarray((self.confidence * 65535).round().astype(np.uint16)), confidence, "PNG")
+        whole = np.empty(self.mask.shape, np.uint16)
+        for rows in self._bands():
+            whole[rows] = (self.confidence[rows] * 65535).round()
+        _save(Image.fromarray(whole), confidence, "PNG")
         if overlay:
             _save(self.overlay(), picture, "JPEG")
         write_mask(mask, self.mask, self.palette)
