@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,6 +95,7 @@ def value_of(name: str, classes: ClassSet, *, where: str) -> int:
     Raises:
         MaskError: if it is no class.
     """
+    name = unicodedata.normalize("NFC", name)
     if name == IGNORE and IGNORE not in classes.names:
         return classes.ignore_index
     if name not in classes.names:
@@ -111,7 +113,7 @@ def painted(size: tuple[int, int], parts: Iterable[tuple[int, npt.NDArray[np.boo
 
 def id_of(file_name: str) -> str:
     """Image id of the name of a photo: without its suffix and without a leading folder of photos."""
-    path = PurePosixPath(file_name.replace("\\", "/"))
+    path = PurePosixPath(unicodedata.normalize("NFC", file_name).replace("\\", "/"))
     parts = path.parts[1:] if path.parts[0] in ("images", "JPEGImages") and len(path.parts) > 1 else path.parts
     return PurePosixPath(*parts).with_suffix("").as_posix()
 

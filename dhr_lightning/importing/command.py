@@ -13,6 +13,7 @@ from dhr_lightning.artifacts.kinds import KINDS, check_name, kind_of
 from dhr_lightning.artifacts.manifest import canonical, digest_config, digest_file
 from dhr_lightning.data.catalog import TAGGED_SPLITS, ClassSet, DatasetInfo, Record
 from dhr_lightning.data.datasets.folder import find_images
+from dhr_lightning.data.datasets.tag_table import by_composed_name
 from dhr_lightning.data.files import image_size
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
 from dhr_lightning.formats.table import get_format
@@ -107,9 +108,9 @@ def import_format(
     records = {record.id: record for record in view.records(split)}
     sizes = {one: image_size(record.image) for one, record in records.items()}
     with tempfile.TemporaryDirectory() as folder:
-        found = 0
-        for image_id, mask in form.read(source, view.info.classes, lambda one: sizes.get(one, (1, 1))):
-            if image_id in records:
+        found, known = 0, by_composed_name(records)
+        for name_, mask in form.read(source, view.info.classes, lambda one: sizes.get(known.get(one, one), (1, 1))):
+            if (image_id := known.get(name_)) is not None:
                 found += 1
                 path = Path(folder) / f"{image_id}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

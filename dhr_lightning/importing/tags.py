@@ -11,6 +11,7 @@ import numpy as np
 
 from dhr_lightning.artifacts.files import write_bytes
 from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.data.datasets.tag_table import by_composed_name, composed
 from dhr_lightning.data.image_headers import IMAGE_SUFFIXES
 from dhr_lightning.errors import ConfigError, DataError, TagError
 from dhr_lightning.importing.pickles import read_pickled_dict
@@ -128,9 +129,11 @@ def match_keys(keys: Iterable[object], known: Collection[str]) -> tuple[dict[obj
         Ids by key, and the keys without an image.
     """
     found, lost = {}, []
+    composed_ids = by_composed_name(known)  # two Unicode forms of one name are one name
     for key in keys:
-        spellings = _spellings(key)
-        image_id = next((text for text in spellings if text in known), None if known else spellings[0])
+        spellings = composed(_spellings(key))
+        image_id = next((composed_ids[text] for text in spellings if text in composed_ids), None)
+        image_id = image_id if known else spellings[0]
         if image_id is None:
             lost.append(key)
         else:

@@ -115,6 +115,8 @@ def describe_contents(root: Path, contents: FolderContents, classes: ClassSet) -
     lines += _header_lines(contents)
     lines += _listed([str(path.relative_to(root)) for path in contents.stray_masks], "masks belong to no image")
     lines += _listed(absent, "classes have no image")
+    once = [name for name in classes.tag_names if counts[name] == 1]
+    lines += _listed(once, "classes have a single image: misspelt, or to be merged?")
     return lines
 
 

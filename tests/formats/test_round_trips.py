@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -240,6 +241,17 @@ def test_names_of_photos_become_ids():
     assert id_of("JPEGImages/a.png") == "a"
     assert id_of("sub\\a.png") == "sub/a"
     assert id_of("images.jpg") == "images"
+
+
+def test_two_unicode_forms_of_a_name_are_one_name(tmp_path: Path):
+    source = exported(tmp_path, "coco")
+    content = json.loads((source / "annotations.json").read_text())
+    for one in (*content["categories"], *content["images"]):
+        for key in {"name", "file_name"} & one.keys():
+            one[key] = unicodedata.normalize("NFD", one[key])
+    (source / "annotations.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(read(source, "coco")["holes"], draw()["holes"])
+    assert id_of(unicodedata.normalize("NFD", "Tür.jpg")) == "Tür"
 
 
 def test_an_unknown_format_is_named():

@@ -162,3 +162,11 @@ def test_official_names_without_background_have_none(tmp_path: Path):
     info = resolve_dataset({"dataset": "official", "root": str(root), "options": {"name": "ade_official"}})
     assert (info.name, info.classes.has_background) == ("ade_official", False)
     assert info.read(root, "train", info.classes)[1].tags == (1,)
+
+
+def test_keys_and_images_may_spell_one_name_in_two_unicode_forms():
+    known = ["Tu\u0308r"]  # as some file systems keep it
+    assert match_keys(["T\u00fcr", "Tu\u0308r", "Tor"], known) == (
+        {"T\u00fcr": known[0], "Tu\u0308r": known[0]},
+        ["Tor"],
+    )

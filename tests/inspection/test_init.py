@@ -141,3 +141,12 @@ def test_depth_and_pages_are_said(folder: Path, lines: Lines):
     )
     assert "1 files have several pages or frames, of which the first is used: film.gif (3)" in lines.text
     assert "1 photos cannot be read: cut.jfif (" in lines.text
+
+
+def test_classes_of_a_single_image_are_asked_about(folder: Path, lines: Lines):
+    with (folder / "tags.csv").open("a") as table:
+        table.write("img_1.jpg,cat\n")
+    assert init_folder("my_photos") == 0
+    (line,) = (line for line in lines.messages if "single image: misspelt" in line)
+    assert line.startswith("34 classes have a single image")
+    assert "cat" not in line.split(": ")[-1].split(", ")
