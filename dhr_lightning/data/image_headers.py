@@ -90,7 +90,7 @@ def _has_other_band(image: Image.Image) -> bool:
     extra = _as_tuple(image.tag_v2.get(_EXTRA_SAMPLES, ()))  # type: ignore[attr-defined]
     colours = len(image.getbands()) - 1 if image.mode in ("RGBA", "RGBX", "LA") else len(image.getbands())
     samples = int(image.tag_v2.get(_SAMPLES, colours))  # type: ignore[attr-defined]
-    return samples > colours and image.mode != "CMYK" and (not extra or 0 in extra)
+    return samples > colours and (not extra or 0 in extra)
 
 
 def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
