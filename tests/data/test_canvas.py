@@ -6,12 +6,14 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 
 from dhr_lightning.artifacts.files import features_shape, write_features
+from dhr_lightning.data import canvas
 from dhr_lightning.data.canvas import Canvas, canvases_of, images_at_once
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.files import image_size, read_image
 from dhr_lightning.data.loading import CanvasBatches
 from dhr_lightning.data.sample import canvas_size, feature_grid
 from dhr_lightning.errors import ArtifactError, DataError
+from tests.mixed_photos import MixedPhotos
 
 
 def save(path: Path, size: tuple[int, int], orientation: int | None = None) -> Record:
@@ -85,3 +87,13 @@ def test_large_images_make_smaller_batches_and_every_image_comes_once():
     assert sorted(index for batch in found for index in batch) == list(range(20))
     assert len(batches) == len(found) == 7 + 2
     assert {len(batch) for batch in found if canvases[batch[0]] == large} == {1}
+
+
+def test_whole_images_are_predicted_in_batches_that_fit_and_trained_as_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    photos = MixedPhotos(tmp_path / "photos", sizes=((64, 64),) * 4)
+    photos.datamodule.predict_batch_size = 4
+    assert [len(batch) for batch in photos.datamodule.whole_dataloader(photos.records).batch_sampler] == [4]
+    monkeypatch.setattr(canvas, "USUAL_PIXELS", 32 * 64)  # of which these have two each
+    assert [len(batch) for batch in photos.datamodule.whole_dataloader(photos.records).batch_sampler] == [2, 2]

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from dhr_lightning.__main__ import main
+from dhr_lightning.data.preparation.check import check_dataset
+from dhr_lightning.data.registry import get_dataset
 from tests.pipeline_workspace import RECIPE, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -81,3 +83,23 @@ def test_weights_that_are_not_what_the_fit_left_are_named(workspace: Workspace, 
     status, found = verify(workspace, lines)
     assert status == 1
     assert any("cam" in line and "are missing or damaged" in line for line in found)
+
+
+def test_photos_that_were_replaced_and_checked_again_make_artifacts_stale(
+    workspace: Workspace, no_lightning: None, lines: Lines, tmp_path: Path
+):
+    data = tmp_path / "copy"
+    shutil.copytree(workspace.data, data)
+    moved = Workspace(workspace.folder, data)
+    photo = data / "JPEGImages" / "train_0001.jpg"
+    content = bytearray(photo.read_bytes())
+    content[-20] ^= 1
+    photo.write_bytes(content)  # the size stays
+    info = get_dataset("microworld")
+    records = {split: info.read(data, split, info.classes) for split in ("train", "val")}
+    check_dataset(workspace.store.root / "microworld", records, info.classes)  # as a run does at its start
+    status, found = verify(moved, lines)
+    assert status == 1
+    stale = [line for line in found if "stale (photos were replaced after it was made" in line]
+    assert any(" cam/" in line for line in stale)
+    assert not any("prediction/val" in line for line in stale)  # photos of val are the same
