@@ -32,6 +32,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function, a class or text
     # All of it is looked up on use: torch and importlib.metadata take longer to load than a plan to make.
+    if name == "ops":
+        return importlib.import_module("dhr_lightning.ops")
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
     if name != "__version__":

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dhr_lightning.config import has_data_file
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.export.masks import masks_of_folder, masks_of_recipe
 from dhr_lightning.export.targets import TARGETS, write_export, write_format
 from dhr_lightning.formats.table import FORMATS
 from dhr_lightning.pipeline.plan import make_plan
-from dhr_lightning.pipeline.request import BUILTIN, Request, add_options, split_overrides, to_request
+from dhr_lightning.pipeline.request import (
+    BUILTIN,
+    Request,
+    add_options,
+    data_section,
+    names_folder,
+    split_overrides,
+    to_request,
+)
 from dhr_lightning.pipeline.status import first_request
 from dhr_lightning.provenance.views import DataView
 
@@ -30,7 +37,7 @@ def run_export(arguments: Sequence[str]) -> int:
         raise ConfigError(f"There is no --to {options.to!r}. Known: {', '.join(KNOWN)}.")
     if options.to == ONNX:
         return _export_onnx(options, request)
-    if options.recipe and Path(options.recipe).is_dir():
+    if options.recipe and names_folder(options.recipe):
         return _export_folder(options)
     plan = make_plan(first_request(request))
     split = options.split or ("test" if options.to in TARGETS else None)
@@ -51,7 +58,7 @@ def _export_onnx(options: argparse.Namespace, request: Request) -> int:
     from dhr_lightning.predicting.onnx import write_onnx
     from dhr_lightning.predicting.sources import find_source
 
-    name = options.recipe or request.load().name
+    name = options.recipe or request.default_recipe()
     model = build(find_source(name, request, step=options.step), device="cpu")
     target = Path(options.output or "model.onnx")
     share = write_onnx(model.engine, target, card=model.card, force=options.force)
@@ -63,26 +70,19 @@ def _export_folder(options: argparse.Namespace) -> int:
     """Masks of a folder, which need no recipe."""
     if options.to in TARGETS:
         raise ConfigError(f"--to {options.to} takes the predictions of a recipe, not a folder. Name the recipe.")
-    named = options.data != BUILTIN or has_data_file(options.data)
     classes = None
-    if options.data != BUILTIN and named:
-        section = to_request(argparse.Namespace(**{**vars(options), "recipe": None}), []).data_section()
-        classes = DataView(section["data"]).info.classes
+    if options.data != BUILTIN:
+        classes = DataView(data_section(options.data, options.root)["data"]).info.classes
     photos = Path(options.photos) if options.photos else None
     masks = masks_of_folder(Path(options.recipe), photos if options.images else None, classes)
-    target = (
-        Path(options.output)
-        if options.output
-        else Path(options.recipe).parent / f"{Path(options.recipe).name}_{options.to}"
-    )
+    folder = Path(options.recipe).resolve()
+    target = Path(options.output) if options.output else folder.with_name(f"{folder.name}_{options.to}")
     write_format(options.to, masks, target, force=options.force)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    known = "; ".join(
-        [*(f"{one.name}: {one.about}" for one in FORMATS.values()), "voc-server: VOC's evaluation server"]
-    )
+    known = "; ".join(f"{one.name}: {one.about}" for one in FORMATS.values())
     parser = argparse.ArgumentParser(
         prog="python -m dhr_lightning export",
         description="Write masks, or a model, in the format of an annotation tool or a trainer: those of a recipe "

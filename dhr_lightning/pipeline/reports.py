@@ -38,6 +38,7 @@ def write_recipe_report(plans: Sequence[RecipePlan], target: Path, *, images: in
         title=f"{view.info.name}: {'recipe ' if len(plans) == 1 else ''}{names}",
         seconds=step_seconds(plans),
         notes=[
+            *weights_notes(store, entries),
             *refinement_notes(store, entries),
             *gate_notes(store, {(one.address, one.split): one.step for one in entries}),
         ],
@@ -135,6 +136,18 @@ def step_seconds(plans: Sequence[RecipePlan]) -> dict[str, float]:
                 if manifest is not None:
                     seconds[f"predict {step.name}"] = float(manifest.info.get("seconds", 0.0))
     return seconds
+
+
+def weights_notes(store: ArtifactStore, entries: Sequence[Entry]) -> list[str]:
+    """Whose features a recipe stands on, what supervised them, and their licence."""
+    notes = []
+    for entry in entries:
+        manifest = store.manifest(entry.address, entry.split)
+        info = manifest.info if manifest else {}
+        if info.get("supervision"):
+            words = (str(info.get("backbone")), info["supervision"], f"licence: {info.get('licence') or 'not stated'}")
+            notes.append(f"{entry.step}: features of {', '.join(words)}.")
+    return list(dict.fromkeys(notes))
 
 
 def refinement_notes(store: ArtifactStore, entries: Sequence[Entry]) -> list[str]:

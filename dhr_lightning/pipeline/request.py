@@ -100,6 +100,11 @@ class Request:
         return shlex.join(["python", "-m", "dhr_lightning", name, *self.words(*options)])
 
 
+def names_folder(text: str) -> bool:
+    """Whether a word means a folder; a recipe of this package wins over one of its name, which is `./NAME`."""
+    return Path(text).is_dir() and text not in shipped_recipes()
+
+
 def data_section(data: str, root: str | None = None, workspace: str | None = None) -> dict[str, Any]:
     """A configuration with the `data` section that command-line options give.
 

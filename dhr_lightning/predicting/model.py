@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import dhr_lightning
@@ -194,7 +194,10 @@ def to_pixels(image: Picture) -> tuple[Pixels, str]:
     if isinstance(image, str | Path):
         return np.asarray(read_image(Path(image))), Path(image).stem
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB")), Path(getattr(image, "filename", "") or "image").stem
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"The image has {image.mode} pixels of more than 8 bits. Scale its range to 0-255.")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(upright), Path(getattr(image, "filename", "") or "image").stem
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, 2)

@@ -11,7 +11,7 @@ from dhr_lightning.config import read_yaml
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import CheckpointError, ConfigError, run_command
 from dhr_lightning.pipeline.plan import PlannedStep, make_plan
-from dhr_lightning.pipeline.request import Request
+from dhr_lightning.pipeline.request import Request, names_folder
 from dhr_lightning.pipeline.status import first_request
 
 SUFFIXES = (".ckpt", ".onnx")
@@ -58,7 +58,7 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
         if path.suffix != SUFFIXES[0]:
             return Source(str(path), path)
         return _of_run(path, path.resolve().parents[1] / _CONFIG)
-    if path.is_dir():
+    if names_folder(name):
         return _of_folder(path)
     plan = make_plan(first_request(replace(request or Request(), recipe=name)))
     planned = _segmenter(plan.steps, step, outputs=plan.recipe.outputs)

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "
 _PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _DEVICES = ("gpu", "cuda", "mps")
+_REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "logger": (lambda value: value is False, "would leave the run without a folder for its checkpoints"),
+    "enable_checkpointing": (lambda value: value is False, "would leave nothing to predict with"),
+    "fast_dev_run": (bool, "trains on a batch and keeps nothing; --overlay debug.yaml shows the steps run"),
+    "max_epochs": (lambda value: value == 0, "trains nothing, so there is nothing to predict with"),
+    "max_steps": (lambda value: value == 0, "trains nothing, so there is nothing to predict with"),
+    "limit_predict_batches": (lambda value: value is not None and not (isinstance(value, float) and value == 1),
+                              "would leave images without a mask, and an artifact covers all of them"),
+}  # fmt: skip
 _FITTED = "patches"  # fitted to the images, has no weights before
 
 
@@ -165,10 +174,9 @@ def check_trainers(configs: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for step, config in configs.items():
         trainer = config.get("trainer") or {}
-        if trainer.get("logger") is False:
-            raise ConfigError(
-                f"{step}: trainer.logger false would leave the run without a folder for its checkpoints. Leave it out."
-            )
+        for name, (refused, why) in _REFUSED.items():
+            if name in trainer and refused(trainer[name]):
+                raise ConfigError(f"{step}: trainer.{name} {str(trainer[name]).lower()} {why}. Leave it out.")
         accelerator = str(trainer.get("accelerator", "auto"))
         if accelerator in _DEVICES and not _has_device(accelerator):
             raise ConfigError(

@@ -86,6 +86,16 @@ def test_a_folder_of_masks_needs_no_recipe(workspace: Workspace, no_lightning: N
     assert len(list(Path("out/images").iterdir())) == 4
 
 
+def test_a_recipe_wins_over_a_folder_of_its_name(workspace: Workspace, no_lightning: None, lines: Lines):
+    Path("dhr").mkdir()
+    shutil.copy(workspace.artifact("dhr/val") / "val_0001.png", "dhr")
+    assert export(workspace, "--to", "png", "--output", "out") == 0
+    assert len(read(Path("out"), "png")) == 16
+    Path("microworld.yaml").write_text(f"data: {{dataset: microworld, root: {workspace.data}}}\n")
+    assert main(["export", "./dhr", "--data", "microworld.yaml", "--to", "png"]) == 0
+    assert list(read(Path("dhr_png"), "png")) == ["val_0001"]
+
+
 @pytest.mark.parametrize("name", ["coco", "cvat", "labelme", "labelstudio"])
 def test_what_a_person_corrected_is_a_step_of_a_recipe(workspace: Workspace, lines: Lines, name: str):
     assert export(workspace, "--to", name, "--split", "train", "--output", "out") == 0

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.errors import CheckpointError, ConfigError, DataError
 from dhr_lightning.predicting.model import Model
-from tests.pipeline_workspace import Lines, Workspace
+from tests.pipeline_workspace import REPOSITORY, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 FROZEN = ("run", "frozen", "--overlay", "debug.yaml")
@@ -89,6 +92,12 @@ def test_frozen_features_and_the_gate_are_computed_as_in_the_recipe(frozen: Path
             np.testing.assert_array_equal(model.predict(path).mask, masks[path.stem])
 
 
+def test_the_report_says_whose_features_it_stands_on(frozen: Path):
+    report = json.loads((frozen / "reports/microworld/frozen/report.json").read_text())
+    (note,) = (one for one in report["notes"] if one.startswith("uss: features of"))
+    assert note == "uss: features of test_vit, supervised by image labels (ImageNet-1k), licence: apache-2.0."
+
+
 def test_features_of_random_weights_cannot_be_computed_again(debug_data: Path, tmp_path: Path, lines: Lines):
     place = ["--root", str(debug_data), "--workspace", str(tmp_path)]
     assert main([*FROZEN, *place, "--until", "segmenter"]) == 0
@@ -126,6 +135,20 @@ def test_every_form_of_an_image_is_the_same_image(workspace: Workspace):
         np.testing.assert_array_equal(one.confidence, found[0].confidence)
     with pytest.raises(DataError, match=r"but got \(4, 4, 3\) float64"):
         model.predict(np.zeros((4, 4, 3)))
+
+
+def test_an_opened_photo_is_turned_and_refused_as_its_file_is(workspace: Workspace, tmp_path: Path):
+    model, exif = dl.load(workspace.run_folder("dhr")), Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photos(workspace.data)[0]) as image:
+        image.convert("RGB").crop((0, 0, 100, 60)).save(tmp_path / "lying.png", exif=exif)
+    with Image.open(tmp_path / "lying.png") as image:
+        found = model.predict(image)
+    assert found.mask.shape == (100, 60)
+    assert found.name == "lying"
+    np.testing.assert_array_equal(found.mask, model.predict(tmp_path / "lying.png").mask)
+    with pytest.raises(DataError, match="pixels of more than 8 bits"):
+        model.predict(Image.fromarray(np.zeros((8, 8), np.uint16)))
 
 
 def test_order_and_neighbours_change_nothing(workspace: Workspace):
@@ -245,3 +268,14 @@ def test_images_are_normalised_as_the_weights_learnt_them(workspace: Workspace, 
     model, plain = dl.load(tmp_path / "other.ckpt"), dl.load(source)
     assert model.engine.task.card.mean == (0.1, 0.2, 0.3)
     assert not np.array_equal(model.predict(path).confidence, plain.predict(path).confidence)
+
+
+def test_the_package_gives_its_api_on_use_and_imports_no_torch_before():
+    script = (
+        "import sys, dhr_lightning as dl; assert 'torch' not in sys.modules; "
+        "assert dl.ops.rebalance and dl.load and dl.run and dl.Settings and dl.Model and dl.Prediction; dl.__version__"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dl.nothing

@@ -26,6 +26,12 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"accelerator": "cuda"}, "is cuda"),
         ({"accelerator": "mps"}, "is mps"),
         ({"logger": False}, "dhr: trainer.logger false would leave the run without a folder"),
+        ({"enable_checkpointing": False}, "enable_checkpointing false would leave nothing to predict with"),
+        ({"fast_dev_run": True}, "fast_dev_run true trains on a batch and keeps nothing"),
+        ({"max_epochs": 0}, "max_epochs 0 trains nothing"),
+        ({"max_steps": 0}, "max_steps 0 trains nothing"),
+        ({"limit_predict_batches": 0.5}, "limit_predict_batches 0.5 would leave images without a mask"),
+        ({"limit_predict_batches": 1}, "limit_predict_batches 1 would"),  # one batch, unlike 1.0
     ],
 )
 def test_what_cannot_end_well_is_refused(no_device: None, trainer: dict[str, Any], words: str):
@@ -35,6 +41,8 @@ def test_what_cannot_end_well_is_refused(no_device: None, trainer: dict[str, Any
 
 def test_what_is_there_is_fine(no_device: None, monkeypatch: pytest.MonkeyPatch):
     check_trainers({"cam": {}, "uss": {"trainer": None}, "dhr": {"trainer": {"accelerator": "auto", "logger": True}}})
+    fine = {"max_epochs": 1, "max_steps": -1, "limit_predict_batches": 1.0, "fast_dev_run": False}
+    check_trainers({"cam": {"trainer": {**fine, "enable_checkpointing": True}}})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_trainers({"dhr": {"trainer": {"accelerator": "gpu"}}, "cam": {"trainer": {"accelerator": "cuda"}}})
     with pytest.raises(ConfigError, match="is mps"):
