@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from dhr_lightning.inspection.finding import Finding
 from dhr_lightning.inspection.scan import Scan
+from dhr_lightning.pipeline.space import CAM_HEADER, MASK_BYTES, MASK_HEADER
 from dhr_lightning.progress import human
 
-_MASK_BYTES_PER_PIXEL = 0.02  # true VOC masks take 0.011; made ones have rougher edges
-_MASK_HEADER = 900  # bytes: the palette and PNG chunks
-_CAM_HEADER = 520  # bytes: zip and npy headers of both arrays
 _FEATURE_HEADER = 128  # bytes: npy header
 
 
@@ -53,7 +51,7 @@ def estimate_bytes(scans: Sequence[Scan], plan: ArtifactPlan) -> dict[str, int]:
     others = [s for s in scans if s.split != "train" and s.readable]
     tags = np.array([len(s.record.tags) for s in train])
     with_features = train if plan.cells is None else [*train, *others]
-    cam = 2 * tags * _cells(train, plan.cam_stride, plan.cells) + _CAM_HEADER
+    cam = 2 * tags * _cells(train, plan.cam_stride, plan.cells) + CAM_HEADER
     uss = 2 * plan.uss_dimension * _cells(with_features, plan.uss_stride, plan.cells) + _FEATURE_HEADER
     masks = (plan.masks + plan.rounds) * _mask_bytes(train) + plan.predictions * _mask_bytes(others)
     return {"cam": int(cam.sum()), "uss": int(uss.sum()), "masks": round(masks)}
@@ -70,7 +68,7 @@ def _cells(scans: Sequence[Scan], stride: float, long_side: int | None) -> npt.N
 
 
 def _mask_bytes(scans: Sequence[Scan]) -> float:
-    return float(sum(_MASK_HEADER + _MASK_BYTES_PER_PIXEL * s.size[0] * s.size[1] for s in scans))
+    return float(sum(MASK_HEADER + MASK_BYTES * s.size[0] * s.size[1] for s in scans))
 
 
 def space_findings(scans: Sequence[Scan], plan: ArtifactPlan, folder: Path) -> list[Finding]:

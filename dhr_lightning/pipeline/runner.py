@@ -25,6 +25,7 @@ from dhr_lightning.errors import ArtifactError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.pipeline.recipe import RecipeStep
 from dhr_lightning.pipeline.records import refuse_old_workspace, remember
+from dhr_lightning.pipeline.space import refuse_small_disk
 from dhr_lightning.progress import duration
 from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
@@ -58,6 +59,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
     for step in steps:
         if step.identity is None:  # what cannot be made here is missed before the long work
             refuse_imports(step, step.statuses())
+    refuse_small_disk(steps, plan.view.workspace)
     prepare(plan.view)
     remember(plan)
     for step in steps:
