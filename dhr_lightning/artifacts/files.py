@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -19,6 +20,8 @@ from PIL import Image
 from dhr_lightning.errors import ArtifactError, run_command
 
 TEMPORARY_PREFIX = ".tmp-"
+_HEADER_BYTES = 128  # of a file of features
+_SHAPE = re.compile(rb"'descr': '<f2', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), }\s*\n$")
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
 
 
@@ -212,6 +215,8 @@ def features_shape(path: Path) -> tuple[int, int, int]:
         ArtifactError: if the file is absent, corrupt, or holds another array.
     """
     try:
+        if (shape := _plain_shape(path)) is not None:
+            return shape
         features = np.load(path, mmap_mode="r", allow_pickle=False)
         _expect(features, "features", np.float16, "(D, h, w)", 3)
     except FileNotFoundError as error:
@@ -219,6 +224,19 @@ def features_shape(path: Path) -> tuple[int, int, int]:
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
     return features.shape[0], features.shape[1], features.shape[2]
+
+
+def _plain_shape(path: Path) -> tuple[int, int, int] | None:
+    """Shape by the header of a whole file of `write_features`, or `None` for any other.
+
+    numpy parses headers with `ast`, which fails now and then in several threads at once (CPython 3.11: "AST constructor
+    recursion depth mismatch").
+    """
+    with path.open("rb") as stream:
+        found = _SHAPE.search(stream.read(_HEADER_BYTES))
+    shape = None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+    whole = shape is not None and path.stat().st_size == _HEADER_BYTES + 2 * shape[0] * shape[1] * shape[2]
+    return shape if whole else None
 
 
 def read_features(path: Path, channels: Sequence[slice] | None = None) -> NDArray[np.float16]:

@@ -8,7 +8,7 @@ from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.errors import ArtifactError
 
-_THREADS = 8  # decoders leave the interpreter lock
+_THREADS = 8  # decoders of PNG leave the interpreter lock; numpy's headers cannot be read by several threads at once
 
 
 def damaged_files(store: ArtifactStore, address: str, split: str, ids: Iterable[str]) -> Iterator[str | None]:
@@ -31,5 +31,5 @@ def damaged_files(store: ArtifactStore, address: str, split: str, ids: Iterable[
         changed = image_id in kept and checksum(path) != kept[image_id]
         return f"{path} was changed after it was written" if changed else None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS if kind_of(address).is_mask else 1) as pool:
         yield from pool.map(look, ids)

@@ -210,3 +210,22 @@ def test_a_file_with_more_cams_than_keys_is_named(tmp_path):
     np.savez(tmp_path / "a.npz", keys=keys, cam=cam)
     with pytest.raises(ArtifactError, match=r"a\.npz cannot be read \(keys \(1,\) and cam \(2, 3, 3\) disagree\)"):
         files.read_cam(tmp_path / "a.npz")
+
+
+def test_the_shape_of_features_is_read_without_the_parser_of_numpy(tmp_path, monkeypatch):
+    """Threads that parse headers together fail now and then in CPython 3.11."""
+    shapes = [(1, 1, 1), (3072, 28, 21), (0, 5, 7)]
+    for index, shape in enumerate(shapes):
+        files.write_features(tmp_path / f"{index}.npy", np.zeros(shape, np.float16))
+    whole = (tmp_path / "1.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match=r"cut\.npy cannot be read"):
+        files.features_shape(tmp_path / "cut.npy")
+    np.save(tmp_path / "turned.npy", np.asfortranarray(np.ones((2, 3, 4), np.float16)))
+    assert files.features_shape(tmp_path / "turned.npy") == (2, 3, 4)
+
+    def refuse(*arguments, **options):
+        raise AssertionError("numpy parses the header")
+
+    monkeypatch.setattr(np, "load", refuse)
+    assert [files.features_shape(tmp_path / f"{index}.npy") for index in range(3)] == shapes
