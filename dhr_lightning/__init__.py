@@ -1,10 +1,9 @@
 """Weakly-supervised semantic segmentation from image tags: CAM, MARS, DHR as a Lightning pipeline.
 
-import dhr_lightning as dl
-
-model = dl.load("frozen", data="my_photos.yaml")
-prediction = model.predict("new.jpg")
-prediction.overlay().save("new_mask.jpg")
+Examples:
+    >>> import dhr_lightning as dl
+    >>> model = dl.load("frozen", data="my_photos.yaml")  # doctest: +SKIP
+    >>> model.predict("new.jpg").overlay().save("new_mask.jpg")  # doctest: +SKIP
 """
 
 import importlib

@@ -9,6 +9,7 @@ from dhr_lightning.data.datasets.folder import find_images
 from dhr_lightning.errors import ArtifactError, ConfigError, DataError
 from dhr_lightning.formats.base import MaskSet
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
+from dhr_lightning.pipeline.reports import by_depth
 
 SEGMENTED = "segment.json"
 
@@ -73,11 +74,11 @@ def masks_of_recipe(plan: RecipePlan, split: str | None, step: str | None) -> Ma
 
 
 def _last(plan: RecipePlan, split: str, step: PlannedStep | None) -> str | None:
-    """Address of the last fresh masks of a split."""
+    """Address of the fresh masks of a split that the longest chain of steps made, wherever the recipe names it."""
     if split not in plan.view.splits:
         return None
     found = None
-    for one in [step] if step else plan.steps:
+    for one in [step] if step else by_depth(plan.steps):
         for (address, place), status in one.statuses().items():
             if place == split and kind_of(address).is_mask and status.fresh and kind_of(address).role != "label":
                 found = address

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.provenance.registered import FOLDER, KNOWN, register, registered
+from dhr_lightning.provenance.registered import FOLDER, KNOWN, TIMM, register, registered
 from dhr_lightning.steps import did_you_mean
 
 log = logging.getLogger("dhr_lightning")
@@ -46,7 +46,7 @@ def _fetch(workspace: Path, name: str) -> None:
         DependencyError: if the network does not give them; says which file goes where.
     """
     known = {one.name: one for one in KNOWN}
-    if name in known and known[name].source != "huggingface.co/timm":
+    if name in known and known[name].source != TIMM:
         raise ConfigError(
             f"{name} comes from {known[name].source}: `run ... --download` fetches it, or download it yourself and "
             f"`weights path {name} FILE`."

@@ -12,6 +12,7 @@ from dhr_lightning.data.files import image_size
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.pipeline.plan import PlannedStep
 from dhr_lightning.progress import human
+from dhr_lightning.provenance.arguments import constructor_arguments
 
 MASK_BYTES = 0.02  # for each pixel: true VOC masks take 0.011; made ones have rougher edges
 MASK_HEADER = 900  # bytes: the palette and PNG chunks
@@ -46,19 +47,18 @@ def refuse_small_disk(steps: Sequence[PlannedStep], workspace: Path) -> None:
 
 def _bytes_of(step: PlannedStep) -> int:
     """Estimate for the outputs of a step that are not fresh."""
-    splits: dict[str, int] = {}
-    for (address, split), status in step.statuses().items():
-        if not status.fresh:
-            splits[split] = splits.get(split, 0) + _bytes_of_one(step, address, split)
-    return sum(splits.values())
+    return sum(_bytes_of_one(step, *place) for place, status in step.statuses().items() if not status.fresh)
 
 
 def _bytes_of_one(step: PlannedStep, address: str, split: str) -> int:
     records = step.view.records(split)
     if not records or step.identity is None:
         return 0
+    role, task = kind_of(address).role, step.identity.spec.task
+    if role == "cam" and "cam_stride" not in (constructor_arguments(task) or ()):
+        return 0  # maps on the grid of stored features are small
     sample = subsample_evenly(records, _SAMPLE)
-    each = np.mean([_bytes_of_image(kind_of(address).role, step.identity.arguments, record) for record in sample])
+    each = np.mean([_bytes_of_image(role, step.identity.arguments, record) for record in sample])
     return round(float(each) * len(records))
 
 

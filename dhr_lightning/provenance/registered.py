@@ -1,14 +1,16 @@
 """Files of pretrained weights that a person named once, so that `--weights NAME` finds them (no torch)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dhr_lightning.artifacts.files import read_json, write_json
 from dhr_lightning.artifacts.manifest import digest_file
 from dhr_lightning.errors import CheckpointError
+from dhr_lightning.models.cards import IMAGENET_CARD, supervision_of
 
 FOLDER, FILE = "weights", "weights.json"
+TIMM, TORCHVISION = "huggingface.co/timm", "download.pytorch.org"
 FROZEN = "vit_base_patch16_clip_quickgelu_224.openai"
 
 
@@ -17,10 +19,9 @@ class KnownWeights:
     """Weights that recipes of this package use.
 
     Args:
-        name: of timm, or of an encoder.
+        name: of timm, or of an encoder whose weights are those of torchvision.
         megabytes: of the file, about.
         licence: as their source states it.
-        supervision: what supervised them.
         use: which recipes start from them.
         source: where the file lies.
     """
@@ -28,25 +29,28 @@ class KnownWeights:
     name: str
     megabytes: int
     licence: str
-    supervision: str
     use: str
-    source: str
+    source: str = TIMM
+
+    @property
+    def supervision(self) -> str:
+        """What supervised them, in words."""
+        tag = self.name.partition(".")[2]
+        if not tag:
+            return IMAGENET_CARD.words
+        kind, name = supervision_of(tag)
+        return replace(IMAGENET_CARD, supervision=kind, source=name).words
 
 
 KNOWN = (
-    KnownWeights(FROZEN, 345, "MIT (OpenAI); timm's copy: Apache-2.0", "language-supervised (CLIP, OpenAI)",
-                 "frozen: the default", "huggingface.co/timm"),
-    KnownWeights("tf_efficientnet_lite0.in1k", 19, "Apache-2.0", "image labels (ImageNet-1k)", "frozen, small",
-                 "huggingface.co/timm"),
-    KnownWeights("vit_small_patch16_224.dino", 87, "Apache-2.0", "self-supervised (DINO)", "frozen, dhr (uss)",
-                 "huggingface.co/timm"),
-    KnownWeights("vit_base_patch8_224.dino", 343, "Apache-2.0", "self-supervised (DINO)", "dhr (uss), as published",
-                 "huggingface.co/timm"),
-    KnownWeights("mobilenet_v2", 14, "BSD-3-Clause", "image labels (ImageNet-1k)", "photos", "download.pytorch.org"),
-    KnownWeights("resnet50", 98, "BSD-3-Clause", "image labels (ImageNet-1k)", "dhr (cam)", "download.pytorch.org"),
-    KnownWeights("resnet101", 171, "BSD-3-Clause", "image labels (ImageNet-1k)", "dhr, as published",
-                 "download.pytorch.org"),
-)  # fmt: skip
+    KnownWeights(FROZEN, 345, "MIT (OpenAI); timm's copy: Apache-2.0", "frozen: the default"),
+    KnownWeights("tf_efficientnet_lite0.in1k", 19, "Apache-2.0", "frozen, small"),
+    KnownWeights("vit_small_patch16_224.dino", 87, "Apache-2.0", "frozen, dhr (uss)"),
+    KnownWeights("vit_base_patch8_224.dino", 343, "Apache-2.0", "dhr (uss), as published"),
+    KnownWeights("mobilenet_v2", 14, "BSD-3-Clause", "photos", TORCHVISION),
+    KnownWeights("resnet50", 98, "BSD-3-Clause", "dhr (cam)", TORCHVISION),
+    KnownWeights("resnet101", 171, "BSD-3-Clause", "dhr, as published", TORCHVISION),
+)
 
 
 def registered(workspace: Path | str | None) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask, write_mask
 from dhr_lightning.data.registry import get_dataset
+from dhr_lightning.export.masks import masks_of_recipe
 from dhr_lightning.formats.table import FORMATS
 from tests.pipeline_workspace import RECIPE, Lines, Workspace
 
@@ -148,3 +150,13 @@ def test_what_segment_wrote_is_exported_with_its_classes(workspace: Workspace, l
         np.testing.assert_array_equal(read_mask(Path("found/masks") / f"{image_id}.png"), mask)
         with Image.open(Path("out") / f"{image_id}.jpg") as photo:
             assert photo.size == mask.shape[::-1]
+
+
+def test_a_baseline_behind_the_final_segmenter_is_not_what_is_exported(workspace: Workspace):
+    plan = workspace.plan()
+    last = [step for step in plan.steps if step.name != "baseline"]
+    plan = replace(plan, steps=[*last, plan["baseline"]])
+    found = masks_of_recipe(plan, None, None)
+    expected = {**masks_of(workspace, "dhr/round_01/train"), **masks_of(workspace, "dhr/val")}
+    for image_id, mask in expected.items():
+        np.testing.assert_array_equal(found.read(image_id), mask)

@@ -14,7 +14,8 @@ from torch import Tensor
 from dhr_lightning.artifacts.files import read_features
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError, CheckpointError, ConfigError, DataError
-from dhr_lightning.methods.features.frozen.task import CLIP, FrozenTask, named_after
+from dhr_lightning.methods.features.frozen.task import FrozenTask, named_after
+from dhr_lightning.provenance.registered import FROZEN
 from tests.conftest import TINY_VOC
 from tests.data.frozen_samples import VIT, Cells, noise, save
 from tests.methods.frozen_samples import SMALL, FrozenRun
@@ -223,7 +224,7 @@ def test_the_backbone_is_the_one_that_the_file_is_called_after(tmp_path: Path):
     assert named_after("vit_base_patch16_224.dino.pth") == "vit_base_patch16_224.dino"
     assert named_after(str(tmp_path / "small32.pth")) == "small32"
     for other in (True, False, "my_weights.safetensors", "clip_vitb16_openai_int8.safetensors", ".pth"):
-        assert named_after(other) == CLIP
+        assert named_after(other) == FROZEN
 
 
 def test_layers_that_are_not_named_are_those_that_do_well():

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from dhr_lightning.pipeline import space
+from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.request import Request
 from tests.pipeline_workspace import Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -44,3 +46,10 @@ def test_what_is_there_needs_no_room(
     with_free(monkeypatch, 0)
     assert workspace.run() == 0
     assert "run dhr+uss=patches: up to date" in lines.messages
+
+
+def test_maps_on_the_grid_of_stored_features_are_small(empty_workspace: Workspace):
+    plan = make_plan(Request("frozen", root=str(empty_workspace.data), overlays=("debug.yaml",)))
+    ((address, split),) = plan["cam"].outputs()
+    assert space._bytes_of_one(plan["cam"], address, split) == 0
+    assert space._bytes_of_one(plan["dhr"], *plan["dhr"].outputs()[0]) > 0

@@ -18,8 +18,8 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features.frozen.spec import SPEC
 from dhr_lightning.models.taps import default_taps, is_backbone
+from dhr_lightning.provenance.registered import FROZEN
 
-CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 log = logging.getLogger("dhr_lightning")
 
 
@@ -150,7 +150,7 @@ def frozen_settings(
 def named_after(pretrained: bool | str) -> str:
     """The backbone that a file of weights is called after; CLIP ViT-B/16 if there is none."""
     stem = Path(pretrained).stem if isinstance(pretrained, str) else ""
-    return stem if is_backbone(stem) else CLIP
+    return stem if is_backbone(stem) else FROZEN
 
 
 class _Grids(torch.utils.data.Dataset[dict[str, Any]]):
