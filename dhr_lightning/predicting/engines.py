@@ -15,7 +15,7 @@ from dhr_lightning.data.frozen_features import FeatureReader
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.run_inputs import chosen_taps
 from dhr_lightning.data.sample import Batch, Geometry, GridMaps, Sample, collate
-from dhr_lightning.errors import CheckpointError
+from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.methods.features.frozen.task import frozen_settings
 from dhr_lightning.methods.inference import Inference
 from dhr_lightning.methods.segmentation import SegmentationTask
@@ -123,7 +123,18 @@ class LightEngine:
             task.set_gate(TagGate.load(tagger, channels, task.classes))
         self.task, self.reader, self.device = task.eval().to(device), reader, device
         reader.network.to(device).eval()
-        self.classes, self.inference, self.about = task.classes, task.inference, about(reader.network.card)
+        self.classes, self.about = task.classes, about(reader.network.card)
+
+    @property
+    def inference(self) -> Inference:
+        """The test-time protocol, which the task itself reads for flip and gate."""
+        return self.task.inference
+
+    @inference.setter
+    def inference(self, chosen: Inference) -> None:
+        if chosen.settings.scales != (1.0,):
+            raise ConfigError("This segmenter reads features at one size of the photo. Leave --scales out.")
+        self.task.inference = chosen
 
     def sample(self, pixels: Pixels, name: str) -> Sample:
         """See `Engine`."""

@@ -126,7 +126,10 @@ def segment(model: Model, job: Job, *, force: bool = False) -> int:
 
 def _open_output(model: Model, job: Job, *, force: bool) -> None:
     """Refuse a folder of other things, or of another model; with `force` the masks of another model go."""
-    identity = digest_config({"model": model.digest, "settings": asdict(model.settings)})
+    protocol = asdict(model.engine.inference.settings)
+    tags = {one: list(names) for one, names in job.tags.items()}
+    chosen = {"settings": asdict(model.settings), "protocol": protocol, "tags": tags}
+    identity = digest_config({"model": model.digest, **chosen})
     record = job.output / RECORD
     if record.is_file():
         kept = read_json(record)
@@ -134,8 +137,8 @@ def _open_output(model: Model, job: Job, *, force: bool) -> None:
             return
         if not force:
             raise ConfigError(
-                f"{job.output} holds predictions of another model or with other settings ({kept.get('model')}). Choose "
-                "another --output, or replace them with --force."
+                f"{job.output} holds predictions of another model or with other settings or tags "
+                f"({kept.get('model')}). Choose another --output, or replace them with --force."
             )
         for kind, end in OUTPUTS.items():
             for path in (job.output / kind).rglob(f"*{end}"):

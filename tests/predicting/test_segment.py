@@ -19,7 +19,10 @@ import dhr_lightning as dl
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.errors import CheckpointError, ConfigError, DataError
+from dhr_lightning.methods.inference import Inference
 from dhr_lightning.predicting.model import Model
+from dhr_lightning.predicting.segment import Job
+from dhr_lightning.predicting.segment import segment as segment_photos
 from tests.pipeline_workspace import REPOSITORY, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -111,6 +114,15 @@ def _load_step(workspace: Path, data: Path, step: str) -> Model:
     from dhr_lightning.predicting.sources import find_source
 
     return build(find_source("frozen", Request(root=str(data), workspace=str(workspace)), step=step))
+
+
+def test_settings_reach_a_segmenter_on_features(frozen: Path, debug_data: Path):
+    place = {"root": str(debug_data), "workspace": str(frozen)}
+    path = photos(debug_data)[0]
+    plain, mirrored = (dl.load("frozen", **place, settings=dl.Settings(flip=flip, crf=False)) for flip in (False, True))
+    assert not np.array_equal(plain.predict(path).confidence, mirrored.predict(path).confidence)
+    with pytest.raises(ConfigError, match="at one size of the photo"):
+        dl.load("frozen", **place, settings=dl.Settings(scales=(0.5, 1.0)))
 
 
 def test_a_checkpoint_a_version_and_a_fit_are_the_same_model(workspace: Workspace):
@@ -218,8 +230,20 @@ def test_an_output_of_other_things_or_of_another_model_is_kept(workspace: Worksp
     Path("out/holiday.txt").unlink()
     assert segment(workspace, path) == 0
     assert segment(workspace, path, "--no-flip") == 2
-    assert "predictions of another model or with other settings (dhr+uss=patches (dhr))" in lines.messages[-1]
+    assert "predictions of another model or with other settings or tags (dhr+uss=patches (dhr))" in lines.messages[-1]
     assert segment(workspace, path, "--no-flip", "--force") == 0
+    Path("tags.csv").write_text(f"image,tag\n{Path(path).name},dog\n")
+    assert segment(workspace, path, "--no-flip", "--tags", "tags.csv") == 2
+
+
+def test_the_protocol_of_a_recipe_is_part_of_what_an_output_holds(workspace: Workspace):
+    """Two steps may share their weights and differ in the CRF alone."""
+    path = photos(workspace.data)[0]
+    job, model = Job({"a": path}, Path("out"), {}), dl.load(workspace.run_folder("dhr"))
+    assert segment_photos(model, job) == 0
+    model.engine.inference = Inference((1.0,), test_crf={"iterations": 1})
+    with pytest.raises(ConfigError, match="with other settings"):
+        segment_photos(model, job)
 
 
 def test_tiles_of_a_large_photo_agree_with_the_whole_inside(workspace: Workspace):
