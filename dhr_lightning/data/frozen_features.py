@@ -85,10 +85,12 @@ class FeatureReader:
 
     def grid(self, record: Record) -> tuple[int, int]:
         """Rows and columns of cells of a photo; only its header is read."""
-        side = self._sides()[0]
+        side = self.sides[0]
         return cell_grid(image_size(record.image), side=side, cell=self.network.cell, path=record.image)
 
-    def _sides(self) -> list[int]:
+    @property
+    def sides(self) -> list[int]:
+        """Long side of the resized photo in pixels, at every scale."""
         return [max(self.network.cell, round(self.settings.side * scale)) for scale in self.settings.scales]
 
     def images(self, record: Record) -> list[Tensor]:
@@ -103,8 +105,7 @@ class FeatureReader:
         """The same of an RGB image that is read already; `path` is for messages."""
         cell, interpolation = self.network.cell, self.network.card.interpolation
         resized = [
-            resize_to_cells(whole, side=side, cell=cell, interpolation=interpolation, path=path)
-            for side in self._sides()
+            resize_to_cells(whole, side=side, cell=cell, interpolation=interpolation, path=path) for side in self.sides
         ]
         return [self._normalised(np.array(image)) for image in resized]
 
@@ -124,13 +125,17 @@ class FeatureReader:
         Raises:
             DataError: if they are not finite numbers in half precision.
         """
-        maps = [self._maps(image[None]) for image in images]  # (1, D, h, w)
-        grid = maps[0].shape[-2:]
-        same = [maps[0], *(F.interpolate(one, grid, mode="bilinear", align_corners=False) for one in maps[1:])]
-        features = self._scaled(torch.stack(same).mean(0)).half()[0]
+        features = self.maps(*(image[None] for image in images)).half()[0]
         if not bool(torch.isfinite(features).all()):
             raise DataError(f"The features of {record_of} are not finite. Look at the photo and at the weights.")
         return features
+
+    def maps(self, *images: Tensor) -> Tensor:
+        """Features `(B, D, h, w)` float32 of normalised photos `(B, 3, H, W)`, one batch for each scale."""
+        maps = [self._maps(image) for image in images]
+        grid = maps[0].shape[-2:]
+        same = [maps[0], *(F.interpolate(one, grid, mode="bilinear", align_corners=False) for one in maps[1:])]
+        return self._scaled(torch.stack(same).mean(0))
 
     def _scaled(self, maps: Tensor) -> Tensor:
         if not self.settings.normalize:

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dhr_lightning.data.catalog import Record
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.export.masks import masks_of_folder, masks_of_recipe
-from dhr_lightning.export.targets import TARGETS, write_export, write_format
+from dhr_lightning.export.models import MODELS, export_model
+from dhr_lightning.export.targets import TARGETS, write_export, write_format, write_masks
+from dhr_lightning.export.trainer import ABOUT, write_trainer
+from dhr_lightning.export.trainer import NAME as TRAINER
+from dhr_lightning.formats.base import MaskSet
 from dhr_lightning.formats.table import FORMATS
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.request import (
     BUILTIN,
-    Request,
     add_options,
     data_section,
     names_folder,
@@ -23,8 +27,7 @@ from dhr_lightning.pipeline.request import (
 from dhr_lightning.pipeline.status import first_request
 from dhr_lightning.provenance.views import DataView
 
-ONNX = "onnx"
-KNOWN = (*TARGETS, *FORMATS, ONNX)
+KNOWN = (*TARGETS, *FORMATS, TRAINER, *MODELS)
 log = logging.getLogger("dhr_lightning")
 
 
@@ -35,8 +38,10 @@ def run_export(arguments: Sequence[str]) -> int:
     request = to_request(options, overrides)
     if options.to not in KNOWN:
         raise ConfigError(f"There is no --to {options.to!r}. Known: {', '.join(KNOWN)}.")
-    if options.to == ONNX:
-        return _export_onnx(options, request)
+    if options.to in MODELS:
+        name, output = options.recipe or request.default_recipe(), Path(options.output or MODELS[options.to])
+        export_model(options.to, name, request, output, step=options.step, force=options.force)
+        return 0
     if options.recipe and names_folder(options.recipe):
         return _export_folder(options)
     plan = make_plan(first_request(request))
@@ -47,23 +52,20 @@ def run_export(arguments: Sequence[str]) -> int:
     if options.to in TARGETS:
         write_export(options.to, plan, split or "test", target, force=options.force)
         return 0
-    masks = masks_of_recipe(plan, split, options.step)
-    write_format(options.to, masks if options.images else replace(masks, images={}), target, force=options.force)
+    if options.to == TRAINER:
+        val = plan.view.records("val") if "val" in plan.view.splits else ()
+        _write(options, masks_of_recipe(plan, "train", options.step), target, val=val)
+    else:
+        _write(options, masks_of_recipe(plan, split, options.step), target)
     return 0
 
 
-def _export_onnx(options: argparse.Namespace, request: Request) -> int:
-    """A model that runs elsewhere."""
-    from dhr_lightning.predicting.model import build  # imports torch, for which masks need not wait
-    from dhr_lightning.predicting.onnx import write_onnx
-    from dhr_lightning.predicting.sources import find_source
-
-    name = options.recipe or request.default_recipe()
-    model = build(find_source(name, request, step=options.step), device="cpu")
-    target = Path(options.output or "model.onnx")
-    share = write_onnx(model.engine, target, card=model.card, force=options.force)
-    log.info("export: %s as onnx in %s; %.4f %% of pixels agree with the model", model.title, target, 100 * share)
-    return 0
+def _write(options: argparse.Namespace, masks: MaskSet, target: Path, *, val: Sequence[Record] = ()) -> None:
+    shown = masks if options.images else replace(masks, images={})
+    if options.to == TRAINER:
+        write_masks(TRAINER, shown, lambda given, made: write_trainer(given, val, made), target, force=options.force)
+    else:
+        write_format(options.to, shown, target, force=options.force)
 
 
 def _export_folder(options: argparse.Namespace) -> int:
@@ -77,7 +79,7 @@ def _export_folder(options: argparse.Namespace) -> int:
     masks = masks_of_folder(Path(options.recipe), photos if options.images else None, classes)
     folder = Path(options.recipe).resolve()
     target = Path(options.output) if options.output else folder.with_name(f"{folder.name}_{options.to}")
-    write_format(options.to, masks, target, force=options.force)
+    _write(options, masks, target)
     return 0
 
 
@@ -87,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dhr_lightning export",
         description="Write masks, or a model, in the format of an annotation tool or a trainer: those of a recipe "
         "that has run, or of a folder, such as `segment` makes. The class list of other folders is that of --data.",
-        epilog=f"Formats. {known}; voc-server: the evaluation server of PASCAL VOC; onnx: the segmenter as a model "
-        "that runs elsewhere (--output FILE).",
+        epilog=f"Formats. {known}; {TRAINER}: {ABOUT}; voc-server: the evaluation server of PASCAL VOC; onnx: the "
+        "segmenter as a model that runs elsewhere (--output FILE); safetensors: its weights with a "
+        "JSON card (--output FILE).",
         allow_abbrev=False,
     )
     add_options(parser)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,9 +75,15 @@ def write_format(to: str, masks: MaskSet, output: Path, *, force: bool = False) 
         ArtifactError: if something else is in the place.
         MaskError: if a mask cannot be handed over.
     """
+    write_masks(to, masks, get_format(to).write, output, force=force)
+
+
+def write_masks(
+    to: str, masks: MaskSet, write: Callable[[MaskSet, Path], Sequence[str]], output: Path, *, force: bool
+) -> None:
+    """Write masks by a function `(masks, empty folder) -> notes`, as `write_format` does by the name of one."""
     notes: list[str] = []
-    form = get_format(to)
-    new = replace_folder(output, lambda made: notes.extend(form.write(masks, made)), force=force)
+    new = replace_folder(output, lambda made: notes.extend(write(masks, made)), force=force)
     log.info("export: %s%d masks as %s in %s", "" if new else "up to date, ", len(masks.masks), to, output)
     for note in notes:
         log.info("  %s", note)

@@ -1,24 +1,57 @@
-"""COCO: one JSON file with run lengths, which hold every pixel."""
+"""COCO: one JSON file with run lengths, which hold every pixel, or with polygons, which have no holes."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dhr_lightning.artifacts.files import read_json, write_bytes
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import MaskError
 from dhr_lightning.formats.base import IGNORE, Format, Mask, MaskSet, Sizes, id_of, painted, parts_of, value_of
+from dhr_lightning.formats.polygons import corner_outlines
 
 FILE = "annotations.json"
 
 
 def write(masks: MaskSet, folder: Path) -> Sequence[str]:
     """Write `annotations.json`, one annotation for each class of an image, and `images/` of the known photos."""
+    _write(masks, folder, _run_lengths)
+    return []
+
+
+def write_polygons(masks: MaskSet, folder: Path) -> Sequence[str]:
+    """The same with polygons along the corners of the pixels, for tools that read nothing else.
+
+    Returns:
+        how many holes are filled.
+
+    Raises:
+        DependencyError: if OpenCV, which finds contours, is not installed.
+    """
+    holes = 0
+
+    def polygons(pixels: npt.NDArray[np.bool_]) -> list[list[float]]:
+        nonlocal holes
+        contours, inner = corner_outlines(pixels)
+        holes += inner
+        return [[float(one) for one in contour.ravel()] for contour in contours]
+
+    _write(masks, folder, polygons)
+    return [f"polygons have no holes: {holes} are filled (coco loses none)"]
+
+
+def _run_lengths(pixels: npt.NDArray[np.bool_]) -> dict[str, Any]:
     from pycocotools import mask as runs
 
+    code = runs.encode(np.asfortranarray(pixels))
+    return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+
+
+def _write(masks: MaskSet, folder: Path, code: Callable[[npt.NDArray[np.bool_]], Any]) -> None:
     names = [*masks.classes.tag_names, IGNORE]
     numbers = {name: number for number, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
@@ -28,18 +61,8 @@ def write(masks: MaskSet, folder: Path) -> Sequence[str]:
         size = {"height": mask.shape[0], "width": mask.shape[1]}
         images.append({"id": number, "file_name": masks.file_name(image_id), **size})
         for name, pixels in parts_of(mask, masks.classes):
-            code = runs.encode(np.asfortranarray(pixels))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": numbers[name],
-                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
-                    "area": int(runs.area(code)),
-                    "bbox": [float(one) for one in runs.toBbox(code)],
-                    "iscrowd": 0,
-                }
-            )
+            place = {"id": len(annotations) + 1, "image_id": number, "category_id": numbers[name]}
+            annotations.append({**place, "segmentation": code(pixels), **_extent(pixels), "iscrowd": 0})
     used = {one["category_id"] for one in annotations}
     categories = [
         {"id": number, "name": name, "supercategory": ""}
@@ -49,7 +72,12 @@ def write(masks: MaskSet, folder: Path) -> Sequence[str]:
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_bytes(folder / FILE, json.dumps(content, ensure_ascii=False).encode())
     masks.copy_images(folder / "images")
-    return []
+
+
+def _extent(pixels: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+    return {"area": int(pixels.sum()), "bbox": [float(one) for one in box]}
 
 
 def read(source: Path, classes: ClassSet, sizes: Sizes) -> Iterator[tuple[str, Mask]]:
@@ -83,3 +111,4 @@ def read(source: Path, classes: ClassSet, sizes: Sizes) -> Iterator[tuple[str, M
 
 
 FORMAT = Format("coco", "COCO JSON with run lengths (lossless); trainers, CVAT, Label Studio", write, read)
+POLYGONS = Format("coco-polygons", "COCO JSON with polygons (no holes; says how many)", write_polygons, read)

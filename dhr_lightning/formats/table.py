@@ -9,6 +9,7 @@ from dhr_lightning.steps import did_you_mean
 
 _ALL = (
     coco.FORMAT,
+    coco.POLYGONS,
     cvat.CVAT,
     cvat.VOC,
     labelme.FORMAT,

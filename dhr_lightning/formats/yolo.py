@@ -12,8 +12,9 @@ from PIL import Image
 
 from dhr_lightning.artifacts.files import read_mask, write_bytes
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.errors import DependencyError, MaskError
+from dhr_lightning.errors import MaskError
 from dhr_lightning.formats.base import IGNORE, Format, Mask, MaskSet, Sizes, painted, parts_of
+from dhr_lightning.formats.polygons import outlines
 
 FILE = "data.yaml"
 _NUDGE = 0.01  # pixels: readers cut off or round the product with the size, and both must give the pixel
@@ -90,24 +91,6 @@ def read_polygons(source: Path, classes: ClassSet, sizes: Sizes) -> Iterator[tup
         lines = [line for line in path.read_text().splitlines() if line.strip()]
         named = [_renumbered(line, names, classes, where=f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
         yield image_id, _painted(named, sizes(image_id), classes, where=str(path))
-
-
-def outlines(pixels: npt.NDArray[np.bool_]) -> tuple[list[npt.NDArray[np.int64]], int]:
-    """Outer contours `(N, 2)` as x, y of pixels in a mask, and the number of holes.
-
-    Raises:
-        DependencyError: if OpenCV is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise DependencyError(
-            "Polygons need OpenCV, which is not installed. Run `pip install 'dhr-lightning[polygons]'`, or export to "
-            "yolo-sem or coco, which lose nothing."
-        ) from error
-    found, order = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outer = [one[:, 0].astype(np.int64) for one, (*_, parent) in zip(found, order[0], strict=True) if parent < 0]
-    return outer, len(found) - len(outer)
 
 
 def _line(number: int, contour: npt.NDArray[np.int64], size: Sequence[int]) -> str:

@@ -91,7 +91,8 @@ class TransformerTaps(nn.Module):
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if tokens.ndim == 2:
             return tokens
-        return tokens[:, self.prefix :].transpose(1, 2).reshape(len(tokens), -1, *grid)  # (B, D, h, w)
+        maps = tokens[:, self.prefix :].transpose(1, 2)  # (B, D, N)
+        return maps.reshape(*maps.shape[:2], *grid)  # (B, D, h, w)
 
     def _run(self, block: nn.Module, x: Tensor, index: int, rotary: Tensor | None) -> Tensor:
         return block(x) if rotary is None else block(x, rope=self._rotary_of(index, rotary))
@@ -101,28 +102,33 @@ class TransformerTaps(nn.Module):
 
     def _positions_of(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
         """Position embeddings `(1, N or prefix + N, D)` and rotary ones of a grid; those of the last grids are kept."""
-        model, table = self.model, self.model.pos_embed
-        first = next(model.parameters())
+        if torch.compiler.is_exporting():  # sizes are symbols, which no table can look up
+            return self._resampled(grid)
+        table, first = self.model.pos_embed, next(self.model.parameters())
         key = (grid, first.device, first.dtype, None if table is None else (id(table), table._version))
         if key not in self._positions:
             if len(self._positions) >= _GRIDS:
                 self._positions.popitem(last=False)
-            prefix = 0 if model.no_embed_class else self.prefix
-            old = model.patch_embed.grid_size
-            resampled = None if table is None else resample_abs_pos_embed(
-                table.float(), new_size=list(grid), old_size=list(old), num_prefix_tokens=prefix
-            ).to(table.dtype)  # fmt: skip
-            rope = getattr(model, "rope", None)
-            self._positions[key] = (resampled, None if rope is None else rope.get_embed(shape=list(grid)))
+            self._positions[key] = self._resampled(grid)
         self._positions.move_to_end(key)
         return self._positions[key]
+
+    def _resampled(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        model, table = self.model, self.model.pos_embed
+        prefix = 0 if model.no_embed_class else self.prefix
+        old = model.patch_embed.grid_size
+        resampled = None if table is None else resample_abs_pos_embed(
+            table.float(), new_size=list(grid), old_size=list(old), num_prefix_tokens=prefix
+        ).to(table.dtype)  # fmt: skip
+        rope = getattr(model, "rope", None)
+        return resampled, None if rope is None else rope.get_embed(shape=list(grid))
 
     def _with_prefix(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """Patches `(B, N, D)` -> class token, registers and patches, with positions where the network has them."""
         model = self.model
         if model.no_embed_class and positions is not None:
             x = x + positions
-        prefix = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         return x if model.no_embed_class or positions is None else x + positions
 

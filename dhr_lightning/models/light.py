@@ -60,7 +60,7 @@ class LightSegmenter(StandardizedModule):
     def encode(self, features: Tensor) -> Tensor:
         """All taps `(B, D, h, w)` -> the last feature map `(B, width, s*h, s*w)`."""
         check_dims("features", features, "B D h w")
-        check_shape("features", features, (len(features), len(self.mean), *features.shape[2:]), "B D h w")
+        check_shape("features", features, (features.shape[0], len(self.mean), *features.shape[2:]), "B D h w")
         weight = torch.cat([projection.weight[:, :, 0, 0] for projection in self.projections], dim=1)
         encoded = F.gelu(self.norm(self.project(features, weight)))  # (B, width, h, w), of the sum over the taps
         if self.upsample > 1:

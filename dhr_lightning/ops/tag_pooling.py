@@ -87,7 +87,7 @@ def pool_tags(logits: Tensor, valid: Tensor | None, pooling: TagPooling) -> Tens
     if valid is None:
         weight = torch.ones_like(cells[:, :1])
     else:
-        check_shape("valid", valid, (len(logits), *logits.shape[2:]), "B h w")
+        check_shape("valid", valid, (logits.shape[0], *logits.shape[2:]), "B h w")
         weight = valid.flatten(1)[:, None].to(cells.dtype)  # (B, 1, N)
         cells = torch.where(weight > 0, cells, 0.0)
     if pooling.name == "mean":

@@ -44,10 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         dest="source",
         required=True,
         metavar="RECIPE|RUN|FILE",
-        help="a recipe that has run, as `status` shows it, the folder of a fit, or a checkpoint",
+        help="a recipe that has run, as `status` shows it, the folder of a fit, a checkpoint, or an exported model "
+        "(.onnx, .safetensors)",
     )
     parser.add_argument("--output", default=DEFAULT_OUTPUT, metavar="DIR", help=f"default: {DEFAULT_OUTPUT}")
     add_data_options(parser)
+    parser.add_argument("--weights", metavar="FILE", help="weights of the frozen backbone of an exported .safetensors")
     parser.add_argument("--step", help="segmenter of the recipe (default: its last)")
     parser.add_argument("--tags", metavar="FILE", help="table of tags: only these classes may appear in a photo")
     parser.add_argument("--tile", type=int, metavar="N", help="side of overlapping tiles in pixels; 0 never "
@@ -59,5 +61,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlays", action=flag, default=True, help="write pictures of the masks over the photos")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--force", action="store_true", help="replace the predictions of another model in --output")
-    parser.set_defaults(recipe=None, overlay=[], swap=[], drop=[], set=[], weights=None, download=False)
+    parser.set_defaults(recipe=None, overlay=[], swap=[], drop=[], set=[], download=False)
     return parser

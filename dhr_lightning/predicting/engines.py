@@ -97,9 +97,9 @@ class LightEngine:
 
     Args:
         task: with its arguments; its network is built here.
-        state: its weights.
+        checkpoint: its weights as `state_dict`; with `gate` (see `TagGate.record`) they hold the gate's, too.
         reader: computes the features.
-        tagger: checkpoint of the tag head that gates predictions, if the task does so.
+        tagger: checkpoint of the tag head that gates predictions, if the task does so and they do not.
         device: where it runs.
     """
 
@@ -108,7 +108,7 @@ class LightEngine:
     def __init__(
         self,
         task: LightTask,
-        state: Mapping[str, Tensor],
+        checkpoint: Mapping[str, Any],
         reader: FeatureReader,
         tagger: Path | None,
         device: torch.device,
@@ -118,7 +118,9 @@ class LightEngine:
         starts = dict(zip(stored, np.cumsum([0, *stored.values()]).tolist(), strict=False))
         self.chosen = torch.cat([torch.arange(starts[tap], starts[tap] + size) for tap, size in channels.items()])
         task.network = LightSegmenter(channels, task.classes.num_classes, **task.head_settings)
-        task.load_state_dict(dict(state))
+        if checkpoint.get("gate"):
+            task.set_gate(TagGate.restore(checkpoint["gate"], task.classes))
+        task.load_state_dict(dict(checkpoint["state_dict"]))
         if task.inference.settings.gate and tagger is not None:
             task.set_gate(TagGate.load(tagger, channels, task.classes))
         self.task, self.reader, self.device = task.eval().to(device), reader, device

@@ -32,6 +32,8 @@ from dhr_lightning.predicting.engines import (
 )
 from dhr_lightning.predicting.onnx import SUFFIX as ONNX
 from dhr_lightning.predicting.onnx import OnnxEngine
+from dhr_lightning.predicting.portable import SUFFIX as PORTABLE
+from dhr_lightning.predicting.portable import read_portable
 from dhr_lightning.predicting.prediction import Prediction
 from dhr_lightning.predicting.sources import Source, find_source
 from dhr_lightning.steps import method_of_task
@@ -238,7 +240,8 @@ def build(source: Source, *, device: str = "auto", settings: Settings | None = N
         chosen = settings or Settings()
         return Model(onnx, title=onnx.title, digest=digest, settings=chosen, device=onnx.device)
     place = _device(device)
-    checkpoint = read_checkpoint(source.checkpoint)
+    read = read_portable if source.checkpoint.suffix == PORTABLE else read_checkpoint
+    checkpoint = read(source.checkpoint)
     task = _task(checkpoint, source)
     engine: Engine
     if isinstance(task, LightTask):
@@ -247,7 +250,7 @@ def build(source: Source, *, device: str = "auto", settings: Settings | None = N
                 f"{source.checkpoint} reads stored features, and nothing says which any more. Name its recipe, leave "
                 f"the file where the fit wrote it (runs/.../checkpoints/{LAST}), or run `{run_command()}`."
             )
-        engine = LightEngine(task, checkpoint["state_dict"], feature_reader(source.features), source.tagger, place)
+        engine = LightEngine(task, checkpoint, feature_reader(source.features), source.tagger, place)
     else:
         task.load_state_dict(checkpoint["state_dict"])
         task.take_over_card(checkpoint)

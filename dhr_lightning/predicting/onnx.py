@@ -9,45 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.data.sample import Batch, Sample
+from dhr_lightning.data.resizing import resize_to_cells
+from dhr_lightning.data.sample import Batch, GridMaps, Sample
 from dhr_lightning.errors import ArtifactError, CheckpointError, ConfigError, DependencyError
 from dhr_lightning.methods.inference import Inference
-from dhr_lightning.models.cards import WeightsCard
-from dhr_lightning.predicting.engines import Engine, NetworkEngine, Pixels, whole_sample
+from dhr_lightning.predicting.engines import Engine, Pixels, whole_sample
+from dhr_lightning.predicting.graphs import Graph, graph_of
 
 SUFFIX = ".onnx"
-INPUT, OUTPUT, CARD = "pixels", "logits", "dhr_lightning"
+INPUT, CARD = "pixels", "dhr_lightning"
 AGREEMENT = 0.9999  # share of pixels whose class must be that of the model
 _SIZES = ((1, 160, 192), (1, 97, 131), (2, 225, 300))  # batch, height, width of the check
-_EXAMPLE = (2, 3, 161, 195)  # no side that a stride divides, so that the graph keeps the padding
-
-
-class _Graph(nn.Module):
-    """The network with the normalisation of its images: uint8 RGB in, logits out."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, card: WeightsCard) -> None:
-        super().__init__()
-        self.network = network
-        for name, values in (("mean", card.mean), ("std", card.std)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """`(B, 3, H, W)` uint8 -> logits `(B, C, H, W)` float32."""
-        logits: Tensor = self.network((pixels.float() - self.mean) / self.std).logits
-        return logits
+_LONGEST = 65_536  # pixels or cells of a side
 
 
 def write_onnx(engine: Engine, output: Path, *, card: Mapping[str, Any], force: bool = False) -> float:
     """Write a segmenter as ONNX with any batch and size, and check it with onnxruntime before it takes its name.
 
     Args:
-        engine: whose network sees the photo.
+        engine: the segmenter.
         output: file to write.
         card: what a reader must know, see `Model.card`; kept in the file.
         force: replace what is there.
@@ -56,22 +41,17 @@ def write_onnx(engine: Engine, output: Path, *, card: Mapping[str, Any], force: 
         share of pixels whose class agrees with the model's, over three sizes.
 
     Raises:
-        ConfigError: if the model reads stored features, or the file exists.
+        ConfigError: if the model has no such graph, see `graph_of`, or the file exists.
         DependencyError: if a package is missing.
         ArtifactError: if the graph does not agree with the model; nothing is written then.
     """
-    if not isinstance(engine, NetworkEngine):
-        raise ConfigError(
-            "This segmenter reads features of a frozen backbone, whose resizing has no form in ONNX yet. Export one "
-            "that sees the photo (recipes with wss or dhr)."
-        )
     if output.exists() and not force:
         raise ConfigError(f"{output} exists. Choose another --output, or replace it with --force.")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _import(package)
-    graph = _Graph(engine.task.network, engine.task.card).eval()
+    graph = graph_of(engine)
     program = _export(graph)
-    program.model.metadata_props[CARD] = json.dumps(dict(card), ensure_ascii=False)
+    program.model.metadata_props[CARD] = json.dumps({**card, "resize": graph.resize}, ensure_ascii=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
         made = Path(folder) / output.name
@@ -86,34 +66,36 @@ def write_onnx(engine: Engine, output: Path, *, card: Mapping[str, Any], force: 
     return share
 
 
-def _export(graph: nn.Module) -> Any:  # noqa: ANN401 - torch hides the type
+def _export(graph: Graph) -> Any:  # noqa: ANN401 - torch hides the type
     import warnings
 
-    dimension = torch.export.Dim
-    shapes = {
-        INPUT: {0: dimension("batch", min=1), 2: dimension("height", min=33), 3: dimension("width", min=33)},
-    }
-    example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
+    least = 33 if graph.cell == 1 else 2
+    height, width = (torch.export.Dim(name, min=least, max=_LONGEST) for name in ("rows", "columns"))
+    sides = {2: graph.cell * height, 3: graph.cell * width}
+    # no side that a stride divides, so that the graph keeps the padding
+    example = torch.zeros(2, 3, *(161, 195) if graph.cell == 1 else (5 * graph.cell, 7 * graph.cell), dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         return torch.onnx.export(
-            graph, (example,), dynamo=True, dynamic_shapes=shapes, input_names=[INPUT], output_names=[OUTPUT],
-            verbose=False,
+            graph.module, (example,), dynamo=True, dynamic_shapes={INPUT: {0: torch.export.Dim("batch"), **sides}},
+            input_names=[INPUT], output_names=[graph.output], verbose=False,
         )  # fmt: skip
 
 
-def _agreement(path: Path, graph: nn.Module) -> float:
+def _agreement(path: Path, graph: Graph) -> float:
+    """Share of pixels of the same class at three sizes that differ from the example's."""
     session = _session(path)
     same = total = 0
-    for batch, height, width in _SIZES:
-        generator = torch.Generator().manual_seed(height)
+    for batch, *size in _SIZES:
+        generator = torch.Generator().manual_seed(size[0])
+        height, width = (-(-side // graph.cell) * graph.cell for side in size)
         coarse = torch.randint(0, 256, (batch, 3, height // 16, width // 16), generator=generator).float()
-        pixels = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
-        (found,) = session.run([OUTPUT], {INPUT: pixels.numpy()})
+        pixels = interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
+        (found,) = session.run([graph.output], {INPUT: pixels.numpy()})
         with torch.no_grad():
-            expected = graph(pixels)
+            expected = graph.module(pixels)
         same += int((torch.from_numpy(found).argmax(1) == expected.argmax(1)).sum())
-        total += batch * height * width
+        total += expected[:, 0].numel()
     return same / total
 
 
@@ -139,24 +121,33 @@ class OnnxEngine:
         content = json.loads(text)
         self.classes = ClassSet(tuple(content["classes"]), has_background=bool(content["background"]))
         self.title, self.about = str(content["model"]), {key: str(content[key]) for key in ("supervision", "licence")}
+        self.resize: dict[str, Any] | None = content.get("resize")
         self.inference = Inference((1.0,), flip=False)
 
     def sample(self, pixels: Pixels, name: str) -> Sample:
         """See `Engine`."""
-        return whole_sample(pixels, name, self.classes)
+        sample = whole_sample(pixels, name, self.classes)
+        if self.resize is None:
+            return sample
+        resized = resize_to_cells(Image.fromarray(pixels), path=Path(name), **self.resize)
+        maps = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        return Sample(**sample, inputs={INPUT: GridMaps(maps, "sampled")})
 
     def probability(self, batch: Batch) -> Tensor:
         """See `Engine`."""
         settings = self.inference.settings
         if settings.scales != (1.0,):
             raise ConfigError("An ONNX file predicts at the size of the photo. Leave --scales out.")
-        pixels = batch["pixels"].numpy()
-        total = self._softmax(pixels)
-        return (total + self._softmax(pixels[..., ::-1].copy()).flip(-1)) / 2 if settings.flip else total
+        pixels = batch["pixels"] if self.resize is None else batch["inputs"][INPUT].to(torch.uint8)
+        total = self._probability(pixels)
+        if settings.flip:
+            total = (total + self._probability(pixels.flip(-1)).flip(-1)) / 2
+        size = batch["pixels"].shape[-2:]
+        return total if self.resize is None else interpolate(total, size, mode="bilinear", align_corners=False)
 
-    def _softmax(self, pixels: np.ndarray[Any, Any]) -> Tensor:
-        (logits,) = self.session.run([OUTPUT], {INPUT: pixels})
-        return torch.from_numpy(logits).softmax(1)
+    def _probability(self, pixels: Tensor) -> Tensor:
+        (found,) = self.session.run(None, {INPUT: pixels.contiguous().numpy()})
+        return torch.from_numpy(found) if self.resize else torch.from_numpy(found).softmax(1)
 
 
 def _session(path: Path) -> Any:  # noqa: ANN401 - an optional package

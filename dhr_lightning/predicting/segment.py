@@ -158,9 +158,15 @@ def _predicted(model: Model, job: Job, one: str) -> Prediction:
 
 
 def _kept(model: Model, job: Job, one: str) -> Prediction | None:
-    """What an interrupted run wrote of a photo, as a prediction; `None` if it must be predicted."""
+    """What an interrupted run wrote of a photo, as a prediction; `None` if it must be predicted.
+
+    A photo that was put there later than its mask is another one.
+    """
     mask, confidence = (job.output / kind / f"{one}{OUTPUTS[kind]}" for kind in ("masks", "confidence"))
     if not mask.is_file():
+        return None
+    photo = job.images[one].stat()
+    if max(photo.st_mtime, photo.st_ctime) > mask.stat().st_mtime:
         return None
     with Image.open(confidence) as image:
         values = (np.array(image) / 65535).astype(np.float32)

@@ -14,7 +14,7 @@ from dhr_lightning.pipeline.plan import PlannedStep, make_plan
 from dhr_lightning.pipeline.request import Request, names_folder
 from dhr_lightning.pipeline.status import first_request
 
-SUFFIXES = (".ckpt", ".onnx")
+CHECKPOINT, ONNX, PORTABLE = SUFFIXES = (".ckpt", ".onnx", ".safetensors")
 _CONFIG = "config.yaml"
 
 
@@ -43,7 +43,7 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
 
     Args:
         name: a recipe that has run (as `status` shows it), the folder of a fit or of one of its versions, a
-            checkpoint, or an exported `.onnx`.
+            checkpoint, or an exported `.onnx` or `.safetensors`.
         request: names the data of a recipe.
         step: of a recipe, instead of the last segmenter.
 
@@ -55,13 +55,13 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
     if path.suffix in SUFFIXES:
         if not path.is_file():
             raise CheckpointError(f"There is no model at {path}. Name a recipe that has run, or another file.")
-        if path.suffix != SUFFIXES[0]:
-            return Source(str(path), path)
-        return _of_run(path, path.resolve().parents[1] / _CONFIG)
+        if path.suffix == PORTABLE:
+            return _of_portable(path, request)
+        return Source(str(path), path) if path.suffix == ONNX else _of_run(path, path.resolve().parents[1] / _CONFIG)
     if names_folder(name):
         return _of_folder(path)
     plan = make_plan(first_request(replace(request or Request(), recipe=name)))
-    planned = _segmenter(plan.steps, step, outputs=plan.recipe.outputs)
+    planned = segmenter_of(plan.steps, step, outputs=plan.recipe.outputs)
     if planned.identity is None:
         raise ConfigError(f"{planned.name} is imported, so it holds masks and no model.")
     weights = finished_checkpoint(planned.identity.run_folder)
@@ -70,7 +70,21 @@ def find_source(name: str, request: Request | None = None, *, step: str | None =
     return _of_config(f"{plan.recipe.name} ({planned.name})", weights, planned.identity.config)
 
 
-def _segmenter(steps: list[PlannedStep], wanted: str | None, *, outputs: tuple[str, ...]) -> PlannedStep:
+def _of_portable(path: Path, request: Request | None) -> Source:
+    """An exported file; `--weights` says where the backbone of its features lies on this machine."""
+    from dhr_lightning.predicting.portable import read_card  # imports torch
+
+    features = read_card(path)["segmenter"].get("features")
+    given = request.weights if request else None
+    return Source(str(path), path, features={**features, "pretrained": given} if features and given else features)
+
+
+def segmenter_of(steps: list[PlannedStep], wanted: str | None, *, outputs: tuple[str, ...]) -> PlannedStep:
+    """The step of a recipe that predicts new photos: the one named, or the last of its outputs that does.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     able = {one.name: one for one in steps if one.identity and "prediction" in one.identity.spec.writes}
     if wanted is not None and wanted not in able:
         raise ConfigError(f"{wanted!r} is no segmenter of this recipe. Its segmenters: {', '.join(able) or 'none'}.")

@@ -54,8 +54,8 @@ def test_a_gate_is_the_probability_of_each_tag_and_one_for_the_background(offset
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_gate_multiplies_class_probabilities_and_leaves_the_background(flip: bool):
     batch, plain, gated = whole(TAGS), light_task(flip=flip), light_task(flip=flip, gate=True)
-    gated._gate = TagGate(head_of(5), TagPooling(), torch.arange(5), offset=1)
-    expected = plain.probability(batch) * gated._gate(batch["inputs"]["features"])[..., None, None]
+    gated.gate = TagGate(head_of(5), TagPooling(), torch.arange(5), offset=1)
+    expected = plain.probability(batch) * gated.gate(batch["inputs"]["features"])[..., None, None]
     found = gated.probability(batch)
     torch.testing.assert_close(found, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -139,7 +139,7 @@ def test_without_the_setting_a_tagger_is_not_read(tiny_voc: Path, tmp_path: Path
     task = task_on(datamodule)
     fit(task, datamodule, tmp_path, epochs=1)
     predict(task, datamodule, tmp_path)
-    assert task._gate is None
+    assert task.gate is None
 
 
 def test_a_gate_without_a_tagger_is_refused(tiny_voc: Path, tmp_path: Path):

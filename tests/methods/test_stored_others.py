@@ -188,7 +188,7 @@ def test_the_gate_of_a_dataset_without_background_passes_no_class(tiny_voc: Path
     fit(task, datamodule, tmp_path, epochs=1)
     predict(task, datamodule, tmp_path)
     features = torch.randn(1, 7, 3, 4)
-    gate = task._gate(features)
+    gate = task.gate(features)
     assert gate.shape == (1, 4)
     assert bool((gate < 1).all())
     batch = {"inputs": {"features": features}, "pixels": torch.zeros(1, 3, 24, 32)}

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import dhr_lightning as dl
 from dhr_lightning.__main__ import main
@@ -27,18 +25,6 @@ from tests.pipeline_workspace import REPOSITORY, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 FROZEN = ("run", "frozen", "--overlay", "debug.yaml")
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory, debug_data: Path) -> Path:
-    """A working directory in which `frozen` has run on the built-in data in the size of `debug.yaml`."""
-    folder = tmp_path_factory.mktemp("frozen")
-    weights = folder / "test_vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit").state_dict(), weights)
-    place = ["--root", str(debug_data), "--workspace", str(folder)]
-    assert main([*FROZEN, *place, "--", "--uss.pretrained", str(weights)]) == 0
-    return folder
 
 
 def photos(data: Path, split: str = "val") -> list[Path]:
@@ -204,6 +190,19 @@ def test_it_continues_and_counts_what_was_there(workspace: Workspace, lines: Lin
     assert segment(workspace, *map(str, paths)) == 0
     assert asked == [paths[1]]
     assert Path("out/predictions.csv").read_text() == whole
+
+
+def test_a_photo_that_was_replaced_is_predicted_again(workspace: Workspace):
+    first, second = photos(workspace.data)[:2]
+    shutil.copy2(first, "photo.jpg")
+    assert segment(workspace, "photo.jpg") == 0
+    before = read_mask(Path("out/masks/photo.png"))
+    shutil.copy2(second, "new.jpg")
+    Path("new.jpg").replace("photo.jpg")  # older by its own time, put there now
+    assert segment(workspace, "photo.jpg") == 0
+    expected = dl.load(workspace.run_folder("dhr")).predict(second).mask
+    np.testing.assert_array_equal(read_mask(Path("out/masks/photo.png")), expected)
+    assert not np.array_equal(before, expected)
 
 
 def test_a_broken_photo_is_named_and_the_others_are_predicted(workspace: Workspace, lines: Lines):

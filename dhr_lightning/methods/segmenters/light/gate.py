@@ -1,7 +1,9 @@
 """Probability of each class by a tag classifier that sees the same features."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +66,23 @@ class TagGate(nn.Module):
         pooling = tag_pooling(**{"name": "logsumexp", **(settings.get("pooling") or {})})
         return cls(head, pooling, channels, offset=classes.offset)
 
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it, without the weights; `restore` is the inverse."""
+        width = None if self.head.hidden is None else self.head.hidden.out_channels
+        return {"hidden": width, "pooling": asdict(self.pooling), "channels": len(self.channels)}
+
+    @classmethod
+    def restore(cls, record: Mapping[str, Any], classes: ClassSet) -> "TagGate":
+        """A gate of `record` that has no weights yet: they, and its channels, come with the state of the task."""
+        size = int(record["channels"])
+        head = TagHead(size, classes.num_tags, hidden=record["hidden"])
+        return cls(head, TagPooling(**record["pooling"]), torch.zeros(size, dtype=torch.int64), offset=classes.offset)
+
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, h, w)` stored features of whole images -> `(B, C)` in [0, 1]; 1 for the background."""
         maps = self.head(features[:, self.channels].float())
-        inside = torch.ones(len(maps), *maps.shape[-2:], dtype=torch.bool, device=maps.device)
+        inside = torch.ones_like(maps[:, 0], dtype=torch.bool)
         return F.pad(pool_tags(maps, inside, self.pooling).sigmoid(), (self.offset, 0), value=1.0)
 
 

@@ -60,7 +60,7 @@ class LightTask(ScoredTask, StoredTask):
         self.grid_crop = GridCrop(crop_cells, mirror, self.head_settings["upsample"])
         self.inference = Inference((1.0,), flip=flip, test_crf=test_crf, ignore_index=self.classes.ignore_index)
         self.inference.settings = replace(self.inference.settings, gate=gate)
-        self._gate: TagGate | None = None
+        self.gate: TagGate | None = None
 
     def configure_model(self) -> None:
         """Build the network once the number of channels is known."""
@@ -94,8 +94,8 @@ class LightTask(ScoredTask, StoredTask):
             probability = self(features).softmax(1)
             if self.inference.settings.flip:
                 probability = (probability + self(features.flip(-1)).softmax(1).flip(-1)) / 2
-            if self._gate is not None:
-                probability = probability * self._gate(features)[..., None, None]
+            if self.gate is not None:
+                probability = probability * self.gate(features)[..., None, None]
         return F.interpolate(probability, size, mode="bilinear", align_corners=False)
 
     def on_predict_start(self) -> None:
@@ -112,7 +112,7 @@ class LightTask(ScoredTask, StoredTask):
 
     def set_gate(self, gate: TagGate) -> None:
         """Gate predictions by a tag classifier from now on."""
-        self._gate = gate
+        self.gate = gate
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""
