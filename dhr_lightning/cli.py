@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dhr_lightning.callbacks.average import WeightAverage
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from dhr_lightning.callbacks.laps import current_laps
 from dhr_lightning.callbacks.loggers import ContinuedCSVLogger
 from dhr_lightning.callbacks.panels import Panels
 from dhr_lightning.callbacks.progress import PlainProgress
@@ -91,6 +92,7 @@ class DHRCommandLine(LightningCLI):
         bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
         start = StepStart(self.identity, self.checkpoint, in_recipe=self.in_recipe)
         extra: list[L.Callback] = [start, LastCheckpoint(), ArtifactWriters(self.checkpoint), bar]
+        extra += current_laps()
         if self.model.hparams.get("ema") is not None:
             extra.append(WeightAverage(self.model.hparams.ema, self.model.hparams.ema_warmup))
         if trainer.enable_model_summary is None:

@@ -53,6 +53,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         jitter: strengths of brightness, contrast, saturation, hue.
         interpolation: of the random resize, `bilinear` or `bicubic`.
         untagged: what happens to training images without tags: `drop`, `background` or `error`.
+        limit: at most this many images of each split, evenly over its list, to try a recipe out.
         seed: seed of order and augmentation.
 
     The number of the current DHR mask round is part of this module's checkpoint state.
@@ -77,10 +78,11 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1),
         interpolation: str = "bilinear",
         untagged: str = "drop",
+        limit: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.info = resolve_dataset({"dataset": dataset, "root": root, "options": options})
+        self.info = resolve_dataset({"dataset": dataset, "root": root, "options": options, "limit": limit})
         self.root = Path(root) if root else self.info.root
         self.workspace = Path(workspace)
         self.store = ArtifactStore(self.workspace / "artifacts", self.info.name)

@@ -1,11 +1,12 @@
 """The datasets by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record
+from dhr_lightning.data.catalog import ClassSet, DatasetInfo, Record, subsample_evenly
 from dhr_lightning.data.datasets.folder import resolve_folder
 from dhr_lightning.data.datasets.labels import ADE_CLASSES, COCO_CLASSES, CONTEXT_CLASSES, STUFF_CLASSES
 from dhr_lightning.data.datasets.official import resolve_official
@@ -13,6 +14,8 @@ from dhr_lightning.data.datasets.prepared import has_prepared_test, read_prepare
 from dhr_lightning.data.datasets.voc import VOC_CLASSES, has_test_list, read_voc
 from dhr_lightning.data.microworld.generate import MICROWORLD_CLASSES, STUFF_NAMES, ensure
 from dhr_lightning.errors import ConfigError
+
+Reader = Callable[[Path, str, ClassSet], list[Record]]
 
 
 def _prepare_microworld(root: Path, options: Mapping[str, Any]) -> None:
@@ -70,16 +73,28 @@ def resolve_dataset(data: Mapping[str, Any]) -> DatasetInfo:
     """The entry for a `data` section: of the catalog, or made from the user's files.
 
     Args:
-        data: `dataset` (default: microworld), and `root` and `options` where the class list depends on them.
+        data: `dataset` (default: microworld), and `root` and `options` where the class list depends on them; `limit`:
+            at most this many images of each split, to try something out.
 
     Raises:
         ConfigError: if the dataset is unknown or its options cannot be used.
         DataError: if the user's files are missing or contradict each other.
     """
-    name = str(data.get("dataset") or "microworld")
-    if name in OWN_DATASETS:
-        return OWN_DATASETS[name](data, taken=(*DATASETS, *OWN_DATASETS))
-    return get_dataset(name)
+    name, limit = str(data.get("dataset") or "microworld"), data.get("limit")
+    own = OWN_DATASETS.get(name)
+    info = get_dataset(name) if own is None else own(data, taken=(*DATASETS, *OWN_DATASETS))
+    if limit is None:
+        return info
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"Expected data.limit to be a number of images from 1 on, but got {limit!r}.")
+    return replace(info, read=partial(_read_some, read=info.read, limit=limit))
+
+
+def _read_some(root: Path, split: str, classes: ClassSet, *, read: Reader, limit: int) -> list[Record]:
+    """Images of a split that lie evenly over its list, at most `limit`; of the training images those with a tag."""
+    records = read(root, split, classes)
+    tagged = [record for record in records if record.tags] if split == "train" else records
+    return subsample_evenly(tagged or records, limit)
 
 
 def get_dataset(name: str) -> DatasetInfo:

@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
         show_plan(plan, steps)
         return 0
     title = stage.name if stage else f"run {plan.recipe.name}"
-    ran = run_plan(plan, steps, title=title, force=force)
+    ran = run_plan(plan, steps, title=title, force=force, foretell=options.forecast)
     if set(plan.recipe.outputs) & {step.name for step in steps}:
         write_reports(plan, again=ran)
     return 0
@@ -140,5 +140,9 @@ def _parser(stage: Stage | None) -> argparse.ArgumentParser:
         parser.add_argument("--recipe", dest="recipe_option", metavar="RECIPE", help="the same as RECIPE")
     parser.add_argument("--until", metavar="STEP", help="run this step and what it needs, and no more")
     parser.add_argument("--force", nargs="*", metavar="STEP", help="make steps again (all of them if none is named)")
+    parser.add_argument(
+        "--forecast", action=argparse.BooleanOptionalAction, default=None,
+        help="say first how long it will take, timed on a few images (default: for photos of your own)",
+    )  # fmt: skip
     parser.add_argument("--dry", action="store_true", help="show what would run, and why, without running it")
     return parser

@@ -22,6 +22,7 @@ from dhr_lightning.artifacts.runs import (
 from dhr_lightning.artifacts.store import Status
 from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.pipeline.forecast import tell_forecast
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.pipeline.recipe import RecipeStep
 from dhr_lightning.pipeline.records import refuse_old_workspace, remember
@@ -35,7 +36,14 @@ from dhr_lightning.provenance.views import DataView
 log = logging.getLogger("dhr_lightning")
 
 
-def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, force: Sequence[str] = ()) -> bool:
+def run_plan(
+    plan: RecipePlan,
+    steps: Sequence[PlannedStep],
+    *,
+    title: str,
+    force: Sequence[str] = (),
+    foretell: bool | None = None,
+) -> bool:
     """Bring some steps of a recipe up to date.
 
     Args:
@@ -43,6 +51,7 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
         steps: those to run, in order.
         title: shown at the end.
         force: names of steps to make again.
+        foretell: say first how long it will take; default: of photos of one's own.
 
     Returns:
         Whether anything ran.
@@ -61,6 +70,8 @@ def run_plan(plan: RecipePlan, steps: Sequence[PlannedStep], *, title: str, forc
             refuse_imports(step, step.statuses())
     refuse_small_disk(steps, plan.view.workspace)
     prepare(plan.view)
+    if plan.view.info.own_classes if foretell is None else foretell:
+        tell_forecast(plan, steps, run_step)
     remember(plan)
     for step in steps:
         if step.identity is None:

@@ -19,7 +19,7 @@ class DataView:
     """The dataset of a `data` section: its images are read once, and digested once.
 
     Args:
-        data: `dataset`, `root`, `options`, `untagged` and `workspace` count.
+        data: `dataset`, `root`, `options`, `untagged`, `limit` and `workspace` count.
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class DataViews:
     def of(self, config: Mapping[str, Any]) -> DataView:
         """The view of a configuration's `data` section."""
         data = config.get("data") or {}
-        names = ("dataset", "root", "options", "untagged", "workspace")
+        names = ("dataset", "root", "options", "untagged", "workspace", "limit")
         key = digest_config({name: data.get(name) for name in names})
         if key not in self._views:
             self._views[key] = DataView(data)
