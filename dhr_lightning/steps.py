@@ -28,6 +28,8 @@ class Read:
         refresh: whether batches of a mask refresh hold it.
         truth: whether the ground truth may stand in its place.
         optional: whether the step runs without it.
+        follows: of optional weights, the port whose step they come from where the recipe names none: that step must
+            train a backbone. So `--swap propagation=irn` takes the encoder of the CAMs it reads.
         splits: splits of the dataset whose whole images have it, where prediction reads it.
     """
 
@@ -37,6 +39,7 @@ class Read:
     refresh: bool = False
     truth: bool = False
     optional: bool = False
+    follows: str = ""
     splits: tuple[str, ...] = ("train",)
 
     @property

@@ -14,7 +14,12 @@ from dhr_lightning.steps import get_method
 
 METHODS = {
     "CAMTask": "cam",
+    "SEAMTask": "seam",
+    "SFCTask": "sfc",
+    "AdvCAMTask": "advcam",
     "PropagationTask": "crf",
+    "IRNTask": "irn",
+    "PSATask": "psa",
     "USSTask": "patches",
     "WSSTask": "wss",
     "MARSTask": "mars",

@@ -89,7 +89,9 @@ def feature_grid(cells: tuple[int, int], size: tuple[float, float], canvas: tupl
     return rows, columns
 
 
-def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def sample_features(
+    features: Tensor, geometry: Geometry, *, canvas: tuple[int, int], grid: tuple[int, int], mode: str = "bilinear"
+) -> Tensor:
     """Bring features of the whole image onto the grid of an augmented crop.
 
     Args:
@@ -97,6 +99,7 @@ def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, 
         geometry: how the crop was cut.
         canvas: height and width of the crop in pixels.
         grid: height and width of the result in cells, evenly over the canvas.
+        mode: `bilinear`, or `nearest` for class values.
 
     Returns:
         `(D, *grid)`; zero where the cell lies outside the image.
@@ -115,7 +118,7 @@ def sample_features(features: Tensor, geometry: Geometry, *, canvas: tuple[int, 
     y = geometry.source[1] + (rows - top) / geometry.scale[1]
     x = geometry.source[0] + x
     where = torch.stack(torch.meshgrid(x / geometry.size[1], y / geometry.size[0], indexing="xy"), dim=-1)
-    sampled = F.grid_sample(features[None], where[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
+    sampled = F.grid_sample(features[None], where[None] * 2 - 1, mode, padding_mode="border", align_corners=False)[0]
     return sampled * inside
 
 

@@ -1,5 +1,7 @@
 """Multi-label classifier whose last layer is a class activation map."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,13 +54,13 @@ def masked_mean(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def multi_scale_cam(
-    network: nn.Module, image: Tensor, *, scales: tuple[float, ...], flip: bool, size: tuple[int, int]
+    network: Callable[[Tensor], Tensor], image: Tensor, *, scales: tuple[float, ...], flip: bool, size: tuple[int, int]
 ) -> Tensor:
     """Sum of ReLU class activation maps over scales and horizontal flip.
 
     Args:
         network: maps `(B, 3, H, W)` to raw maps `(B, T, h, w)`.
-        image: `(B, 3, H, W)` normalised.
+        image: `(B, 3, H, W)` normalised, or more channels if the network takes them.
         scales: relative image sizes.
         flip: add the mirrored view of every scale.
         size: height and width of the result, in cells.

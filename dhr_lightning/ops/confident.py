@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.ops._checks import check_dims, check_shape
-from dhr_lightning.ops.cam import cam_labels, index_classes, labels_from_scores
+from dhr_lightning.ops.cam import background_score, cam_labels, index_classes, labels_from_scores
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
 from dhr_lightning.ops.refine import Refine
 
 LABEL_CRF = CRFSettings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_compat=10)
+
+SCORE_CRF = CRFSettings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10)
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,44 @@ def confident_labels(
     sure = (objects > 0) | (permissive == 0)
     sure = sure if every.valid is None else sure & every.valid
     return torch.where(sure, objects, ignore_index)
+
+
+def confident_powers(
+    image: Tensor,
+    cam: Tensor,
+    classes: ImageClasses,
+    *,
+    powers: tuple[float, float],
+    refine: Refine,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Label pixels that a strong background score leaves to an object, or that even a weak one keeps as background.
+
+    Each exponent gives labels by the argmax of the refined `[(1 - max CAM)^exponent, CAM]`.
+
+    Args:
+        image: `(B, 3, H, W)` uint8 RGB.
+        cam: `(B, K, H, W)` normalised maps in [0, 1] of the foreground classes.
+        classes: K foreground classes of each image; class value 0 is the background.
+        powers: exponents of the strong and of the weak background score: PSA has 4 and 32.
+        refine: see `ops.refine.Refiner`.
+        ignore_index: value of unsure pixels and of padding.
+
+    Returns:
+        `(B, H, W)` int64 class values.
+
+    Source: labels of AffinityNet, PSA (arXiv:1803.10464) and its code.
+    Differs: at image size; the code pools the scores to stride 8 first.
+    """
+    every = classes.with_background()
+
+    def labels(exponent: float) -> Tensor:
+        score = torch.cat([background_score(cam, exponent=exponent), cam], dim=1) * every.present[..., None, None]
+        score = score / score.sum(1, keepdim=True).clamp_min(1e-5)
+        refined = refine(image, score, every.present, valid=every.valid)
+        return labels_from_scores(refined, every.keys, present=every.present)
+
+    objects, permissive = labels(powers[0]), labels(powers[1])
+    found = torch.where(objects == 0, ignore_index, objects)
+    found = torch.where(permissive == 0, 0, found)
+    return found if every.valid is None else torch.where(every.valid, found, ignore_index)

@@ -139,12 +139,24 @@ class Recipe:
             raise ConfigError(
                 f"{reader} of recipe {self.name} reads {name!r}, which is no step. {did_you_mean(name, self.steps)}"
             )
-        step = self.steps[name]
+        step = _followed(self.steps[name], self.steps)
         for _, source in step.sources():
             self._visit(source, order, (*path, name))
         if not step.is_imported:
             _check_reads(step, self.steps)
         order.append(step)
+
+
+def _followed(step: RecipeStep, steps: Mapping[str, RecipeStep]) -> RecipeStep:
+    """The step with the weights that it takes from the step of another input, see `steps.Read.follows`."""
+    if step.is_imported:
+        return step
+    more = {}
+    for port, read in step.spec.reads.items():
+        source = steps.get(step.reads.get(read.follows, "").partition(".")[0])
+        if port not in step.reads and source is not None and not source.is_imported and source.spec.trains_backbone:
+            more[port] = source.name
+    return replace(step, reads={**step.reads, **more}) if more else step
 
 
 def _stand_in(reader: RecipeStep, port: str, dropped: RecipeStep) -> str | None:

@@ -21,10 +21,15 @@ MAP_TOLERANCE = 1e-3  # features and maps are stored in half precision
 MASK_TOLERANCE = 1e-3  # share of pixels
 TASKS: dict[str, dict[str, Any]] = {
     "CAMTask": {"scales": [1.0, 0.5, 1.5], "backbone": "small32"},
+    "SEAMTask": {"scales": [1.0, 0.5]},
+    "SFCTask": {"scales": [1.0, 1.5]},
+    "AdvCAMTask": {"scales": [1.0, 0.5], "climb": {"iterations": 3}},
     "PropagationTask": {"background": 0.3},
     "PropagationTask by the lattice": {"background": 0.3, "refine": "lattice", "refine_scale": 0.5},
     "PropagationTask by PAMR": {"background": 0.3, "refine": "pamr"},
     "PropagationTask of confident labels": {"confident": {}},
+    "IRNTask": {},
+    "PSATask": {},
     "USSTask": {"backbone": "patches"},
     "USSTask of an encoder": {"backbone": "resnet18", "head": "principal_axes", "dimension": 8},
     "USSTask of a transformer": {"backbone": "vit_tiny_patch16_224", "head": "stego", "dimension": 8},

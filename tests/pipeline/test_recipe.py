@@ -60,7 +60,7 @@ def test_without_outputs_every_step_that_nothing_reads_is_one(tmp_path: Path):
             "c: {use: patches}}\noutputs: [a]\n",
             "form a cycle: a -> b -> a",
         ),
-        ("steps: {cam: {use: camm}}\n", "Unknown method 'camm'. Did you mean cam?"),
+        ("steps: {cam: {use: camm}}\n", "Unknown method 'camm'. Did you mean cam or advcam?"),
         (
             STEPS + "outputs: [basline]\n",
             "outputs of recipe mine reads 'basline', which is no step. Did you mean baseline?",

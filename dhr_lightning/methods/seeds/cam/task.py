@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch, Geometry, sample_features
@@ -51,11 +51,15 @@ class CAMTask(BaseTask):
     ) -> None:
         super().__init__(**options)
         self.pooling = tag_pooling(**(pooling or {}))
-        self.network = CAMClassifier(
-            backbone, self.classes.num_tags, pretrained=pretrained, output_stride=output_stride, dilation=dilation
+        self.network = self.build_network(
+            backbone, pretrained=pretrained, output_stride=output_stride, dilation=dilation
         )
         self.card = card_of(backbone, pretrained)
         self.average_precision = TagPrecision(self.classes.num_tags)
+
+    def build_network(self, backbone: str, **options: Any) -> nn.Module:
+        """The classifier: an `encoder`, a `classifier` without bias on its last map, and whatever a method adds."""
+        return CAMClassifier(backbone, self.classes.num_tags, **options)
 
     def forward(self, image: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> raw CAMs `(B, T, h, w)`."""
@@ -103,9 +107,12 @@ class CAMTask(BaseTask):
         """Normalised multi-scale CAMs `(B, K, h, w)` in [0, 1] of the tagged classes."""
         height, width = batch["image"].shape[-2:]
         size = (height // self.hparams.cam_stride, width // self.hparams.cam_stride)
-        cam = multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
-        valid = valid_cells(batch["valid"], size)
-        return normalize_cam(gather_classes(cam, classes), valid=valid)
+        cam = gather_classes(self.all_maps(batch, size), classes)
+        return normalize_cam(cam, valid=valid_cells(batch["valid"], size))
+
+    def all_maps(self, batch: Batch, size: tuple[int, int]) -> Tensor:
+        """Maps `(B, T, *size)` >= 0 of every class, summed over scales and mirror, not normalised."""
+        return multi_scale_cam(self.network, batch["image"], scales=tuple(self.hparams.scales), flip=True, size=size)
 
     def _of_images(self, cam: Tensor, batch: Batch) -> list[Tensor]:
         """Maps of each image alone: as many cells as touch it, evenly over the image and not over its canvas."""

@@ -1,0 +1,1 @@
+"""IRNet: boundaries that class activation maps do not cross."""

@@ -1,0 +1,89 @@
+"""Train boundaries on confident labels of CAMs; predict masks by a walk that they stop."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dhr_lightning.data.sample import Batch
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.propagation.affinity import AffinityTask
+from dhr_lightning.methods.propagation.irn.network import STRIDE, BoundaryNetwork
+from dhr_lightning.methods.propagation.irn.spec import SPEC
+from dhr_lightning.ops.affinity import path_affinity
+from dhr_lightning.ops.cam import background_score
+from dhr_lightning.ops.classes import ImageClasses
+from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
+from dhr_lightning.ops.resize import valid_cells
+
+
+class IRNTask(AffinityTask):
+    """Boundaries of IRNet and their random walk.
+
+    Args:
+        output_stride: of the encoder, 8 or 16.
+        dilation: see `models.backbones.build_encoder`.
+        foreground: activation that a confident object exceeds, in (0, 1).
+        certain_background: activation that a confident background stays below, in (0, `foreground`].
+        background: constant score of the background after the walk, whose maps are divided by their maximum.
+        **options: see `AffinityTask`; the paper's are `fit_radius` 10, `radius` 5, `beta` 10, `steps` 256.
+
+    Source: IRNet (arXiv:1904.05044) and its code, constants included.
+    Differs: without the displacement branch, which separates instances. Labels lie on the grid of stride 4 of the whole
+        image before a crop is scaled. The walk is exact and sparse, see `ops.affinity.random_walk`.
+    """
+
+    spec = SPEC
+    stride: ClassVar[int] = STRIDE
+
+    def __init__(
+        self,
+        *,
+        output_stride: int = 16,
+        dilation: bool = False,
+        foreground: float = 0.30,
+        certain_background: float = 0.05,
+        background: float = 0.25,
+        fit_radius: int = 10,
+        beta: float = 10.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(fit_radius=fit_radius, beta=beta, **options)
+        try:
+            self.thresholds = ConfidentThresholds(foreground, certain_background)
+        except ValueError as error:
+            raise ConfigError(f"model.init_args of {self.spec.name}: {error}") from error
+        if not 0 < background < 1:
+            raise ConfigError(f"Expected model.init_args.background in (0, 1), but got {background}.")
+        self.refiner = self.build_refiner(LABEL_CRF)
+        h = self.hparams
+        self.network = BoundaryNetwork(
+            h.backbone, pretrained=h.pretrained, output_stride=output_stride, dilation=dilation
+        )
+
+    def confident(self, batch: Batch, classes: ImageClasses) -> Tensor:
+        """See `AffinityTask`."""
+        cam = batch["inputs"]["cam"]
+        return confident_labels(batch["pixels"], cam, classes, thresholds=self.thresholds, refine=self.refiner)
+
+    def boundary(self, image: Tensor, valid: Tensor, *, flip: bool = False) -> Tensor:
+        """Probability of a boundary `(B, 1, h, w)`; 1 outside the image. With `flip` the mirrored image counts, too."""
+        logits = self.network(image)
+        if flip:
+            logits = (logits + self.network(image.flip(-1)).flip(-1)) / 2
+        inside = valid_cells(valid, (logits.shape[-2], logits.shape[-1]))
+        return torch.where(inside[:, None], logits.float().sigmoid(), 1.0)
+
+    def affinity(self, image: Tensor, valid: Tensor, *, radius: int) -> Tensor:
+        """See `AffinityTask`."""
+        return path_affinity(self.boundary(image, valid), radius=radius)
+
+    def walked(self, batch: Batch, cam: Tensor) -> Tensor:
+        """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
+        boundary = self.boundary(batch["image"], batch["valid"], flip=True)
+        cells = self.cells_of(cam)
+        inside = valid_cells(batch["valid"], (cells.shape[-2], cells.shape[-1]))
+        affinity = path_affinity(boundary, radius=self.hparams.radius)
+        walked = self.walk(cells, affinity, inside, boundary=boundary)
+        walked = walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5)
+        return torch.cat([background_score(walked, threshold=self.hparams.background), walked], dim=1)

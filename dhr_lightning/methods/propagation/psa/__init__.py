@@ -1,0 +1,1 @@
+"""PSA: features in which pixels of one class are alike."""

@@ -1,0 +1,1 @@
+"""AdvCAM: class activation maps of images that climb the score of their class."""

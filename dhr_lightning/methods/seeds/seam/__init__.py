@@ -1,0 +1,1 @@
+"""SEAM: equivariant class activation maps."""

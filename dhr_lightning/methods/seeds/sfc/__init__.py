@@ -1,0 +1,1 @@
+"""SFC: shared feature calibration."""
