@@ -22,6 +22,7 @@ METHODS = {
     "PSATask": "psa",
     "USSTask": "patches",
     "WSSTask": "wss",
+    "MARSSegmenterTask": "mars_wss",
     "MARSTask": "mars",
     "DHRTask": "dhr",
     "TagHeadTask": "tag_head",

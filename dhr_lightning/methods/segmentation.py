@@ -95,7 +95,9 @@ def allowed_classes(tags: Tensor, offset: int) -> Tensor:
     return F.pad(tags > 0, (offset, 0), value=True)
 
 
-def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int) -> Tensor:
+def pixel_loss(
+    output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int, weight: Tensor | None = None
+) -> Tensor:
     """Cross entropy of a segmenter on masks of the image, see `segmentation_loss`.
 
     Args:
@@ -104,29 +106,36 @@ def pixel_loss(output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index
         size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the
             middle of each of their cells; `full` interpolates the logits to every pixel.
         ignore_index: pixels without a label.
+        weight: `(B, H, W)` of each pixel; default 1.
 
     Source: loss at the size of the decoder as in the published code of DHR (arXiv:2404.00380).
     Differs: there the top left pixel counts, which belongs to logits that are stretched with aligned corners. Ours are
         stretched cell by cell, so that it would move every prediction by 1.5 pixels to the right and down.
     """
     if size == "full":
-        return segmentation_loss(output.logits, mask, ignore_index=ignore_index)
+        return segmentation_loss(output.logits, mask, ignore_index=ignore_index, weight=weight)
     height, width = mask.shape[-2:]
     rows, columns = (torch.arange(cells, device=mask.device) for cells in output.decoder_logits.shape[-2:])
     rows, columns = (cells * output.stride + output.stride // 2 for cells in (rows, columns))
-    middle = mask[:, rows.clamp(max=height - 1)][:, :, columns.clamp(max=width - 1)]  # (B, h, w)
-    return segmentation_loss(output.decoder_logits, middle, ignore_index=ignore_index)
+    rows, columns = rows.clamp(max=height - 1), columns.clamp(max=width - 1)
+    middle = mask[:, rows][:, :, columns]  # (B, h, w)
+    weight = None if weight is None else weight[:, rows][:, :, columns]
+    return segmentation_loss(output.decoder_logits, middle, ignore_index=ignore_index, weight=weight)
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int) -> Tensor:
+def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int, weight: Tensor | None = None) -> Tensor:
     """Mean cross entropy over labelled pixels; zero, with a gradient of zero, when no pixel is labelled.
 
     Args:
         logits: `(B, C, H, W)`.
         mask: `(B, H, W)` int64 class values.
         ignore_index: pixels without a label.
+        weight: `(B, H, W)` of each pixel, which does not change what the sum is divided by; default 1.
     """
-    total = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="sum")
+    if weight is None:
+        total = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="sum")
+    else:
+        total = (F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="none") * weight).sum()
     return total / (mask != ignore_index).sum().clamp(min=1)
 
 

@@ -35,6 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "USSTask of a transformer": {"backbone": "vit_tiny_patch16_224", "head": "stego", "dimension": 8},
     "WSSTask": {"scales": [1.0, 0.5]},
     "WSSTask with a CRF": {"test_crf": {"iterations": 2}},
+    "MARSSegmenterTask": {"scales": [1.0]},
     "MARSTask": {},
     "DHRTask": {},
     "DHRTask of the paper": {"rebalance": {"profile": "reference"}, "refine": "lattice"},

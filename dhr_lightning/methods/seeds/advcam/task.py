@@ -43,8 +43,8 @@ class AdvCAMTask(CAMTask):
         """See `CAMTask`."""
         size = tuple(side // self.hparams.cam_stride for side in batch["image"].shape[-2:])
         images, rows = classes.present.nonzero(as_tuple=True)
-        maps = torch.zeros(*classes.keys.shape, *size, device=self.device)
         with torch.inference_mode(False), torch.enable_grad():
+            maps = torch.zeros(*classes.keys.shape, *size, device=self.device)
             image, valid = batch["image"].clone(), batch["valid"].clone()
             tags = (classes.keys - classes.offset).clone()
             for start in range(0, len(images), self.hparams.at_once):

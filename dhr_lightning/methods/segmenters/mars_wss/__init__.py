@@ -1,0 +1,1 @@
+"""MARS: a segmenter that completes what was rejected of its masks."""
