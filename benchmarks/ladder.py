@@ -119,7 +119,7 @@ def judge(plan: RecipePlan, step: str, split: str) -> Figures:
     figures = all_figures([evaluate_split(plan.view.store, truth, facts, [kind])], facts)[kind.key]
     names = frequent_names(facts)
     return {
-        **{name: figures[name] for name in COLUMNS if name in figures},  # type: ignore[literal-required]
+        **{name: figures[name] for name in (*COLUMNS, "mboundary_iou") if name in figures},  # type: ignore[literal-required]
         "frequent": frequent_miou(figures["iou"], names) if names and "background" in figures["iou"] else None,
         "rails": figures["background_rates"].get("rails->train"),
     }

@@ -160,3 +160,38 @@ def test_a_baseline_behind_the_final_segmenter_is_not_what_is_exported(workspace
     expected = {**masks_of(workspace, "dhr/round_01/train"), **masks_of(workspace, "dhr/val")}
     for image_id, mask in expected.items():
         np.testing.assert_array_equal(found.read(image_id), mask)
+
+
+def test_a_trainer_gets_pseudo_masks_to_train_on_and_true_ones_to_evaluate_on(
+    workspace: Workspace, no_lightning: None, lines: Lines
+):
+    assert export(workspace, "--to", "trainer", "--output", "out") == 0
+    out = Path("out")
+    for image_id, mask in masks_of(workspace, "dhr/round_01/train").items():
+        with Image.open(out / "train/masks" / f"{image_id}.png") as image:
+            assert image.mode == "L"
+            np.testing.assert_array_equal(np.array(image), mask)
+        photo = workspace.data / "JPEGImages" / f"{image_id}.jpg"
+        assert (out / "train/images" / photo.name).read_bytes() == photo.read_bytes()
+    records = get_dataset("microworld").read(workspace.data, "val", CLASSES)
+    truth = {record.id: read_mask(record.gt_mask) for record in records}
+    assert len(truth) == 4
+    for image_id, mask in truth.items():
+        np.testing.assert_array_equal(read_mask(out / "val/masks" / f"{image_id}.png"), mask)
+    assert (out / "classes.txt").read_text().splitlines() == list(CLASSES.names)
+    assert json.loads((out / "id2label.json").read_text())["1"] == CLASSES.names[1]
+    rows = [json.loads(line) for line in (out / "val/metadata.jsonl").read_text().splitlines()]
+    assert {row["label_file_name"] for row in rows} == {f"masks/{one}.png" for one in truth}
+    assert any("val: 4 images with true masks, to evaluate on" in line for line in lines.messages)
+    lines.clear()
+    assert export(workspace, "--to", "trainer", "--no-images", "--output", "other") == 2
+    assert "Trainers read photos, but that of" in lines.messages[-1]
+    assert not Path("other").exists()
+
+
+def test_polygons_of_coco_say_what_they_lose(workspace: Workspace, no_lightning: None, lines: Lines):
+    pytest.importorskip("cv2")
+    assert export(workspace, "--to", "coco-polygons", "--split", "val", "--output", "out") == 0
+    assert any("polygons have no holes: " in line for line in lines.messages)
+    for image_id, mask in masks_of(workspace, "dhr/val").items():
+        assert read(Path("out"), "coco-polygons")[image_id].shape == mask.shape

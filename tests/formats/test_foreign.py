@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dhr_lightning.export.trainer import write_trainer
 from dhr_lightning.formats.table import FORMATS
 from tests.formats.samples import CLASSES, SIZE, draw, mask_set
 
@@ -126,3 +127,52 @@ def test_a_dataset_of_torchvision_pairs_photos_and_masks(tmp_path: Path):
     for (photo, mask), expected in zip(dataset, draw().values(), strict=True):
         assert photo.size == SIZE[::-1]
         np.testing.assert_array_equal(np.array(mask), expected)
+
+
+def trainer_folder(tmp_path: Path) -> Path:
+    target = tmp_path / "trainer"
+    target.mkdir()
+    write_trainer(mask_set(tmp_path), [], target)
+    return target
+
+
+def test_datasets_of_hugging_face_pair_photos_and_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    source = trainer_folder(tmp_path)
+    rows = datasets.load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))["train"]
+    lines = (source / "train" / "metadata.jsonl").read_text().splitlines()
+    names = [json.loads(line)["file_name"].removeprefix("images/").removesuffix(".jpg") for line in lines]
+    assert sorted(names) == sorted(draw())
+    for name, row in zip(names, rows, strict=True):
+        np.testing.assert_array_equal(np.array(row["label"]), draw()[name])
+        assert row["image"].size == SIZE[::-1]
+
+
+def test_datumaro_reads_the_layout_of_trainers(tmp_path: Path):
+    datumaro = pytest.importorskip("datumaro")
+    dataset = datumaro.Dataset.import_from(str(trainer_folder(tmp_path) / "train"), "common_semantic_segmentation")
+    assert len(dataset) == len(draw())
+    for item in dataset:
+        mask = np.full(SIZE, 200, np.uint8)
+        for one in item.annotations:
+            mask[one.image.astype(bool)] = one.label
+        (expected,) = [value for name, value in draw().items() if name.rpartition("/")[2] == item.id]
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_pycocotools_fills_polygons_to_the_pixel(tmp_path: Path):
+    pytest.importorskip("cv2")
+    from scipy.ndimage import label
+
+    coco = pytest.importorskip("pycocotools.coco").COCO(exported(tmp_path, "coco-polygons") / "annotations.json")
+    names = {one["id"]: one["name"] for one in coco.loadCats(coco.getCatIds())}
+    for image in coco.loadImgs(coco.getImgIds()):
+        mask = draw()[image["file_name"].removesuffix(".jpg")]
+        for one in coco.loadAnns(coco.getAnnIds(image["id"])):
+            name = names[one["category_id"]]
+            pixels = mask == (255 if name == "ignore" else CLASSES.names.index(name))
+            outside, _ = label(np.pad(~pixels, 1, constant_values=True))
+            filled = (outside != outside[0, 0])[1:-1, 1:-1]
+            np.testing.assert_array_equal(coco.annToMask(one) == 1, filled)
+            assert one["area"] == pixels.sum()

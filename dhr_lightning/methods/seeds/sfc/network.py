@@ -111,7 +111,9 @@ def prototype_maps(maps: Tensor, levels: Tensor, valid: Tensor) -> Tensor:
     Source: SFC, Eq. 3-4; two matrix products in place of features repeated for each class.
     """
     scaled = torch.cat([maps[:, :1] * _SEED_BACKGROUND, maps[:, 1:]], dim=1).detach()
-    seeds = F.one_hot(scaled.argmax(1), maps.shape[1]).movedim(-1, 1) * valid[:, None]  # (B, 1 + T, h, w)
+    classes = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+    seeds = (scaled.argmax(1, keepdim=True) == classes) & valid[:, None]  # (B, 1 + T, h, w)
     flat = levels.float().flatten(2)  # (B, D, P)
     prototypes = F.normalize(seeds.flatten(2).to(flat.dtype) @ flat.transpose(1, 2), dim=2)  # (B, 1 + T, D)
-    return (prototypes @ F.normalize(flat, dim=1)).relu().view(maps.shape)
+    cosine = (prototypes @ flat) / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return cosine.relu().view(maps.shape)

@@ -1,0 +1,109 @@
+"""Every seed with every propagation: masks of the training split beside ground truth, and the seconds of each step.
+
+    python benchmarks/methods_table.py --workspace bench_methods --seeds 0 1 2
+    python benchmarks/methods_table.py --workspace bench_photos --photos VOC --weights FILE
+
+Without photos (PASCAL VOC layout, ImageNet weights of torchvision's MobileNetV2) it runs on the built-in data with the
+settings of the quick start. A seed draws its own dataset and trains its own networks, in `<workspace>/seed_K`. The same
+command continues an interrupted run; the table is `<workspace>/methods.md`, the figures `<workspace>/methods.json`.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+from ladder import judge, run_until
+
+from dhr_lightning.artifacts.files import write_bytes, write_json
+from dhr_lightning.pipeline.request import Request
+from dhr_lightning.progress import configure_logging, exit_status
+
+SEEDS, PROPAGATIONS = ("cam", "seam", "sfc", "advcam"), ("crf", "pamr", "psa", "irn")
+COLUMNS = {"miou": "mIoU", "vanished_tag_rate": "vanished tags", "mboundary_iou": "boundary IoU",
+           "head_miou": "head IoU", "tail_miou": "tail IoU", "seconds": "s"}  # fmt: skip
+log = logging.getLogger("dhr_lightning")
+Figures = Mapping[str, float | None]
+
+
+def main() -> int:
+    """Run every pair; returns the exit status."""
+    options = _parse()
+    configure_logging()
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    results: dict[str, list[Figures]] = {}
+    for number in options.seeds:
+        base = base_request(options, number)
+        for seed, propagation in itertools.product(options.cams, options.propagations):
+            request = replace(base, swaps={"cam": seed, "propagation": propagation})
+            plan = run_until(request, "propagation")
+            for step, label in (("cam", seed), ("propagation", f"{seed} + {propagation}")):
+                if step == "cam" and propagation != options.propagations[0]:
+                    continue
+                figures = {**judge(plan, step, "train"), "seconds": plan[step].seconds()}
+                results.setdefault(label, []).append(figures)
+            save(options.workspace, results)
+    log.info("%s", table(results))
+
+
+def base_request(options: argparse.Namespace, number: int) -> Request:
+    """The recipe on the data of a seed."""
+    workspace = options.workspace.resolve() / f"seed_{number}"
+    seeds = (f"--seed_everything={number}", f"--data.seed={number}")
+    if options.photos:
+        place = {"root": str(options.photos), "workspace": str(workspace)}
+        return Request("photos", "voc", **place, weights=str(options.weights), overrides=seeds)
+    data = f"--data.options={{seed: {number}, train: {options.train}, val: 16}}"
+    root, overlays = str(workspace / "data" / "microworld"), ("debug.yaml",) if options.fast else ()
+    return Request("quickstart", root=root, workspace=str(workspace), overlays=overlays, overrides=(*seeds, data))
+
+
+def table(results: Mapping[str, Sequence[Figures]]) -> str:
+    """Markdown: one row for each pair, mean over the seeds (least..largest), in percent but for the seconds."""
+    lines = ["| masks | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for label, rows in results.items():
+        cells = [_cell(name, [one[name] for one in rows if one.get(name) is not None]) for name in COLUMNS]  # type: ignore[misc]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    factor, digits = (1, 0) if name == "seconds" else (100, 1)
+    spread = f" ({factor * min(values):.{digits}f}..{factor * max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{factor * mean(values):.{digits}f}{spread}"
+
+
+def save(workspace: Path, results: Mapping[str, Sequence[Figures]]) -> None:
+    """Keep what is there so far."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    write_json(workspace / "methods.json", {label: [dict(one) for one in rows] for label, rows in results.items()})
+    write_bytes(workspace / "methods.md", (table(results) + "\n").encode())
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, required=True, help="folder for data, artifacts and results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dataset and training seeds")
+    parser.add_argument("--train", type=int, default=800, help="training images")
+    parser.add_argument("--cams", nargs="+", default=SEEDS, help="methods of the step cam")
+    parser.add_argument("--propagations", nargs="+", default=PROPAGATIONS, help="methods of the step propagation")
+    parser.add_argument("--photos", type=Path, help="photos in the VOC layout, instead of the built-in data")
+    parser.add_argument("--weights", type=Path, help="ImageNet weights of MobileNetV2, with --photos")
+    parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if (options.photos is None) != (options.weights is None):
+        parser.error("--photos and --weights go together.")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
