@@ -138,11 +138,12 @@ def _measured(step: PlannedStep, address: str, split: str) -> Cost:
 
 
 def _iterations(config: Mapping[str, Any], images: int) -> int:
+    """Iterations of a fit, which epochs or steps may end; -1 of either is no end."""
     trainer = config.get("trainer") or {}
     each = math.ceil(images / int((config.get("data") or {}).get("batch_size") or 16))
-    total = each * int(trainer.get("max_epochs") or 1)
-    steps = int(trainer.get("max_steps") or -1)
-    return min(total, steps) if steps > 0 else total
+    epochs, steps = int(trainer.get("max_epochs") or -1), int(trainer.get("max_steps") or -1)
+    ends = [end for end in (each * epochs, steps) if end > 0]
+    return min(ends, default=0)
 
 
 @contextmanager

@@ -111,3 +111,17 @@ def test_what_the_few_images_refuse_is_said_and_the_run_goes_on(
     assert main(words) == 0
     assert "The time cannot be told in advance: too few" in lines.messages
     assert empty_workspace.status("cam/train").fresh
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"max_epochs": 3}, 21),
+        ({"max_epochs": -1, "max_steps": 600}, 600),
+        ({"max_epochs": 3, "max_steps": 10}, 10),
+        ({"max_epochs": 3, "max_steps": 100}, 21),
+        ({}, 0),
+    ],
+)
+def test_a_fit_ends_by_epochs_or_steps_whichever_comes_first(trainer: dict[str, int], expected: int):
+    assert module._iterations({"trainer": trainer, "data": {"batch_size": 4}}, 27) == expected
