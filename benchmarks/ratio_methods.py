@@ -11,12 +11,13 @@ from dhr_lightning.data.sample import Batch, Geometry
 from dhr_lightning.methods.seeds.advcam.climbing import Climb, Pairs, climb
 from dhr_lightning.methods.seeds.cam.task import CAMTask
 from dhr_lightning.methods.seeds.seam.task import SEAMTask
+from dhr_lightning.methods.seeds.sfc.bank import ImageBank
 from dhr_lightning.methods.seeds.sfc.network import prototype_maps
 from dhr_lightning.methods.seeds.sfc.task import SFCTask
 from dhr_lightning.models.classifier import CAMClassifier
 
 SIDE, TAGS, STEPS = 128, 10, 4
-CELLS, CHANNELS, CLASSES = 32, 768, 21
+IMAGES, CELLS, CHANNELS, CLASSES = 8, 32, 768, 21
 
 
 def plain_climb(network: CAMClassifier, image: Tensor, tag: int, settings: Climb) -> Tensor:
@@ -77,14 +78,16 @@ def materialised(maps: Tensor, levels: Tensor) -> Tensor:
 def prototype_row(options: Options) -> Ratio:
     """Prototypes of SFC by two products of matrices against tensors with an axis of classes."""
     generator = torch.Generator().manual_seed(0)
-    maps = torch.rand(2, CLASSES, CELLS, CELLS, generator=generator)
-    levels = torch.randn(2, CHANNELS, CELLS, CELLS, generator=generator)
-    valid = torch.ones(2, CELLS, CELLS, dtype=torch.bool)
+    maps = torch.rand(IMAGES, CLASSES, CELLS, CELLS, generator=generator)
+    levels = torch.randn(IMAGES, CHANNELS, CELLS, CELLS, generator=generator)
+    valid = torch.ones(IMAGES, CELLS, CELLS, dtype=torch.bool)
     difference = float((prototype_maps(maps, levels, valid) - materialised(maps, levels)).abs().max())
     seconds = paired_medians(
         lambda: prototype_maps(maps, levels, valid), lambda: materialised(maps, levels), repeats=options.repeats
     )
-    detail = f"2 images, {CLASSES} classes, {CHANNELS} channels, {CELLS}x{CELLS} cells, difference {difference:.1e}"
+    detail = (
+        f"{IMAGES} images, {CLASSES} classes, {CHANNELS} channels, {CELLS}x{CELLS} cells, difference {difference:.1e}"
+    )
     return Ratio("SFC prototypes by products / materialised", seconds[1] / seconds[0], 20, detail=detail)
 
 
@@ -119,8 +122,9 @@ def training_rows(options: Options) -> Iterator[Ratio]:
         return run
 
     common = {"class_names": names, "backbone": "resnet18", "output_stride": 16}
-    plain = step(CAMTask(**common))
-    for task in (SEAMTask(**common), SFCTask(**common, crop_size=SIDE)):
+    plain, sfc = step(CAMTask(**common)), SFCTask(**common)
+    sfc.bank = ImageBank(TAGS, SIDE)
+    for task in (SEAMTask(**common), sfc):
         seconds = paired_medians(step(task), plain, repeats=options.repeats)
         detail = f"ResNet-18, 8 images of {SIDE} px: {1000 * seconds[0]:.0f} and {1000 * seconds[1]:.0f} ms"
         yield Ratio(f"training step of {task.spec.label} / classifier", seconds[0] / seconds[1], detail=detail)

@@ -10,6 +10,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.seeds.sfc.bank import Crops, ImageBank
 from dhr_lightning.methods.seeds.sfc.losses import distribution_coefficients, prototype_loss, scale_loss
 from dhr_lightning.methods.seeds.sfc.network import prototype_maps, start_maps
+from dhr_lightning.methods.seeds.sfc.task import SFCTask
 from tests.mixed_photos import MixedPhotos
 from tests.task_samples import make_batch, make_task, training_loss
 
@@ -105,17 +106,25 @@ def test_the_bank_keeps_the_latest_crop_of_a_class_and_draws_what_is_there():
     assert torch.equal(bank.draw(2).pixels, first)
 
 
-def test_the_bank_is_part_of_the_state():
-    one, two = make_task("SFCTask"), make_task("SFCTask")
-    one.bank.update(Crops(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8), torch.ones(1, 32, 32, dtype=torch.bool),
+def with_bank(size: int = 32, **changes: object) -> SFCTask:
+    task = make_task("SFCTask", **changes)
+    task.bank = ImageBank(4, size)
+    return task
+
+
+def test_the_bank_is_part_of_a_checkpoint_at_any_size_of_crops():
+    one, two = with_bank(16), make_task("SFCTask")
+    one.bank.update(Crops(torch.full((1, 3, 16, 16), 9, dtype=torch.uint8), torch.ones(1, 16, 16, dtype=torch.bool),
                           torch.tensor([[0.0, 1, 0, 0]])))  # fmt: skip
-    two.load_state_dict(one.state_dict())
+    checkpoint = {"state_dict": one.state_dict()}
+    two.on_load_checkpoint(checkpoint)
+    two.load_state_dict(checkpoint["state_dict"])
     assert torch.equal(two.bank.pixels, one.bank.pixels)
     assert two.bank.filled.tolist() == [False, True, False, False]
 
 
 def test_projections_send_nothing_to_the_encoder_and_everything_learns():
-    task, batch = make_task("SFCTask"), make_batch([[1, 2], [3]], [(32, 32), (32, 32)])
+    task, batch = with_bank(), make_batch([[1, 2], [3]], [(32, 32), (32, 32)])
     network = task.train().network
     parts = network.parts(batch["image"])
     prototype_maps(
@@ -131,7 +140,7 @@ def test_projections_send_nothing_to_the_encoder_and_everything_learns():
 
 
 def test_images_of_the_bank_join_the_batch():
-    task, batch = make_task("SFCTask", bank=3), make_batch([[1, 2], [3]], [(32, 32), (32, 32)])
+    task, batch = with_bank(bank=3), make_batch([[1, 2], [3]], [(32, 32), (32, 32)])
     image, valid, tags = task._with_bank(batch)
     assert len(image) == len(valid) == len(tags) == 5
     assert {tuple(row) for row in tags[2:].tolist()} <= {tuple(row) for row in batch["tags"].tolist()}
@@ -139,17 +148,20 @@ def test_images_of_the_bank_join_the_batch():
     assert alone._with_bank(batch)[0] is batch["image"]
 
 
-def test_counts_come_from_tags_and_crops_must_have_one_size(tmp_path: Path):
-    photos, task = MixedPhotos(tmp_path / "images"), make_task("SFCTask")
+def test_counts_come_from_tags_and_a_resumed_run_keeps_its_bank(tmp_path: Path):
+    photos, task = MixedPhotos(tmp_path / "images"), with_bank()
     data = photos.attach(task, range(8), 4)
     data.batch_size = 4
-    with pytest.raises(ConfigError, match="crop_size is 32, but crops have 512 pixels"):
-        task.on_fit_start()
-    data.augmentation = type(data.augmentation)(32)
+    task._trainer.ckpt_path = None
     task.on_fit_start()
+    assert task.bank.pixels.shape == (4, 3, 512, 512)
     counts = np.bincount([tag - 1 for record in photos.records for tag in record.tags], minlength=4)
     expected = distribution_coefficients(torch.tensor(counts), resampled=4 * 3.0 * 2 / 4)
     assert torch.equal(task.coefficients, expected)
+    kept = task.bank
+    task._trainer.ckpt_path = "last.ckpt"
+    task.on_fit_start()
+    assert task.bank is kept
 
 
 def test_settings_out_of_range_are_named():

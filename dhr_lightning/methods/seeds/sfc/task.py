@@ -25,7 +25,6 @@ class SFCTask(CAMTask):
     """Train on tags with a bank of images, and on the agreement of two kinds of maps at two sizes.
 
     Args:
-        crop_size: side of the training crops in pixels, which the bank keeps; that of the data.
         bank: images that are added to a batch (N_IBR), 0 for none.
         bank_classes: classes of such an image on average (C_IBR of the published coefficients).
         prototype_weight: of the loss of classifier against prototypes.
@@ -44,7 +43,6 @@ class SFCTask(CAMTask):
     def __init__(
         self,
         *,
-        crop_size: int = 512,
         bank: int = 4,
         bank_classes: float = 3.0,
         prototype_weight: float = 1.6,
@@ -53,12 +51,11 @@ class SFCTask(CAMTask):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if bank < 0 or crop_size < 32 or min(prototype_weight, scale_weight, proto) < 0:
+        if min(bank, prototype_weight, scale_weight, proto) < 0:
             raise ConfigError(
-                "Expected crop_size >= 32, and bank and all weights >= 0, but got "
-                f"{crop_size}, {bank}, {prototype_weight}, {scale_weight} and {proto}."
+                f"Expected bank and all weights >= 0, but got {bank}, {prototype_weight}, {scale_weight} and {proto}."
             )
-        self.bank = ImageBank(self.classes.num_tags, crop_size)
+        self.bank = ImageBank(self.classes.num_tags, 0)
         self.register_buffer("coefficients", torch.ones(self.classes.num_tags))
 
     def build_network(self, backbone: str, **options: Any) -> nn.Module:
@@ -66,13 +63,10 @@ class SFCTask(CAMTask):
         return SFCNetwork(backbone, self.classes.num_tags, **options)
 
     def on_fit_start(self) -> None:
-        """Weigh the classes by how often the tags name them."""
+        """Weigh the classes by how often the tags name them; the bank is empty, unless a run is being resumed."""
         data, h = self.trainer.datamodule, self.hparams
-        if data.augmentation.crop_size != h.crop_size:
-            raise ConfigError(
-                f"{self.step}.crop_size is {h.crop_size}, but crops have {data.augmentation.crop_size} pixels. Give "
-                "both the same number."
-            )
+        if self.trainer.ckpt_path is None:
+            self.bank = ImageBank(self.classes.num_tags, data.augmentation.crop_size).to(self.device)
         counts = torch.zeros(self.classes.num_tags)
         records = data.records("train")
         for record in records:
@@ -80,6 +74,11 @@ class SFCTask(CAMTask):
         iterations = math.floor(len(records) / data.batch_size)
         resampled = h.bank * h.bank_classes * iterations / self.classes.num_tags
         self.coefficients.copy_(distribution_coefficients(counts, resampled=resampled))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the size of the bank from the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self.bank = ImageBank(self.classes.num_tags, checkpoint["state_dict"]["bank.pixels"].shape[-1])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Tag loss at two sizes, and the agreement of the maps."""
