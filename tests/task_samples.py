@@ -82,6 +82,7 @@ def make_batch(tags: list[list[int]], sizes: list[tuple[int, int]], *, num_tags:
             "geometry": Geometry((0, 0, width, height), (0, 0, width, height), (1.0, 1.0), False, (height, width)),
             "inputs": {
                 "masks": choice[blocks],
+                "debiased": torch.where(blocks == len(choice) - 1, 0, choice[blocks]),
                 "features": GridMaps(torch.randn(6, height // 4, width // 4, generator=generator), "sampled"),
                 "cam": GridMaps(make_cam(len(values), (height // 4, width // 4), generator), "bilinear"),
             },

@@ -281,7 +281,7 @@ def test_planning_does_not_import_torch(tmp_path: Path):
 def test_a_misspelt_method_of_an_overlay_fails_at_once(tmp_path: Path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("per_method:\n  camm: {trainer: {max_epochs: 1}}\n")
-    with pytest.raises(ConfigError, match=r"Unknown method 'camm' .*overlay\.yaml.*Did you mean cam\?"):
+    with pytest.raises(ConfigError, match=r"Unknown method 'camm' .*overlay\.yaml.*Did you mean cam or advcam\?"):
         resolve([overlay])
     with pytest.raises(ConfigError, match="Unknown method 'camm'"):
         plan_of(tmp_path, "dhr", overlays=(str(overlay),))

@@ -26,7 +26,8 @@ class IRNTask(AffinityTask):
         foreground: activation that a confident object exceeds, in (0, 1).
         certain_background: activation that a confident background stays below, in (0, `foreground`].
         background: constant score of the background after the walk, whose maps are divided by their maximum.
-        **options: see `AffinityTask`; the paper's are `fit_radius` 10, `radius` 5, `beta` 10, `steps` 256.
+        **options: see `AffinityTask`; the paper's, which the preset has, are `fit_radius` 10,
+            `radius` 5, `beta` 10, `steps` 256.
 
     Source: IRNet (arXiv:1904.05044) and its code, constants included.
     Differs: without the displacement branch, which separates instances. Labels lie on the grid of stride 4 of the whole
@@ -44,11 +45,9 @@ class IRNTask(AffinityTask):
         foreground: float = 0.30,
         certain_background: float = 0.05,
         background: float = 0.25,
-        fit_radius: int = 10,
-        beta: float = 10.0,
         **options: Any,
     ) -> None:
-        super().__init__(fit_radius=fit_radius, beta=beta, **options)
+        super().__init__(**options)
         try:
             self.thresholds = ConfidentThresholds(foreground, certain_background)
         except ValueError as error:
