@@ -10,7 +10,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.seeds.sfc.bank import Crops, ImageBank
 from dhr_lightning.methods.seeds.sfc.losses import distribution_coefficients, prototype_loss, scale_loss
 from dhr_lightning.methods.seeds.sfc.network import prototype_maps, start_maps
-from dhr_lightning.methods.seeds.sfc.task import SFCTask
+from dhr_lightning.methods.seeds.sfc.task import SFCTask, above_background
 from tests.mixed_photos import MixedPhotos
 from tests.task_samples import make_batch, make_task, training_loss
 
@@ -162,6 +162,14 @@ def test_counts_come_from_tags_and_a_resumed_run_keeps_its_bank(tmp_path: Path):
     task._trainer.ckpt_path = "last.ckpt"
     task.on_fit_start()
     assert task.bank is kept
+
+
+def test_a_constant_score_of_a_fifth_decides_as_the_code_does(generator: torch.Generator):
+    maps, valid = torch.rand(1, 4, 6, 7, generator=generator), torch.ones(1, 6, 7, dtype=torch.bool)
+    scaled = maps[0] / maps[0].amax((1, 2), keepdim=True)
+    for value in range(1, 4):
+        expected = 2 * scaled[value] > scaled[0] + 0.4
+        assert torch.equal(above_background(maps, valid)[0, value - 1] > 0.2, expected)
 
 
 def test_settings_out_of_range_are_named():

@@ -35,7 +35,7 @@ class SFCTask(CAMTask):
 
     Source: SFC (AAAI 2024), Eq. 1-9, and its code.
     Differs: see `network.start_maps` and `bank.ImageBank`; maps at the smaller size need no prototypes; at prediction,
-        too, only tags take part; the score of the background is left to the propagation.
+        too, only tags take part; the background is taken off the maps, see `above_background`.
     """
 
     spec = SPEC
@@ -117,11 +117,11 @@ class SFCTask(CAMTask):
         for scale in self.hparams.scales:
             found = self._maps_at(batch, scale)
             totals = [
-                total + F.interpolate(maps[:, 1:], grid, mode="bilinear", align_corners=False)
+                total + F.interpolate(maps, grid, mode="bilinear", align_corners=False)
                 for total, maps in zip(totals, found, strict=True)
             ]
         inside = valid_cells(batch["valid"], grid)
-        by_weights, by_prototypes = (normalize_cam(gather_classes(one, classes), valid=inside) for one in totals)
+        by_weights, by_prototypes = (gather_classes(above_background(one, inside), classes) for one in totals)
         return normalize_cam(by_weights + self.hparams.proto * by_prototypes, valid=inside)
 
     def _maps_at(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
@@ -134,6 +134,16 @@ class SFCTask(CAMTask):
         parts = network.parts(image).plus_mirrored(network.parts(image.flip(-1)))
         by_weights, by_prototypes = network.maps(parts, batch["tags"], _cells(valid, parts))
         return by_weights, cast("Tensor", by_prototypes)
+
+
+def above_background(maps: Tensor, valid: Tensor) -> Tensor:
+    """What a class exceeds half the background by: `(B, 1 + T, h, w)` >= 0 -> `(B, T, h, w)` in [0, 1].
+
+    All maps are divided by their maximum first. The code labels a pixel c if `2 M_c > M_0 + 0.4`, which is a constant
+    background score of 0.2 for the maps that leave here.
+    """
+    scaled = normalize_cam(maps, valid=valid)
+    return (scaled[:, 1:] - scaled[:, :1] / 2).relu()
 
 
 def _cells(valid: Tensor, parts: Parts) -> Tensor:
