@@ -1,13 +1,9 @@
 """Loss of affinities between nearby pixels: high within a class, low between classes."""
 
-from functools import reduce
-
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dhr_lightning.ops._checks import check_shape
-from dhr_lightning.ops.affinity import neighbour_offsets
+from dhr_lightning.ops.affinity import neighbour_values
 
 _EPS = 1e-5
 
@@ -33,24 +29,14 @@ def affinity_loss(affinity: Tensor, labels: Tensor, *, radius: int, ignore_index
 
     Source: PSA (arXiv:1803.10464), Eq. 4-6; IRNet (arXiv:1904.05044), Eq. 8.
     """
-    offsets = neighbour_offsets(radius)
-    batch, height, width = labels.shape
-    check_shape("affinity", affinity, (batch, len(offsets), height, width), "B P h w")
-    reach = radius - 1
-    padded = F.pad(labels, (reach, reach, 0, reach), value=ignore_index)
-    other = torch.stack(
-        [padded[:, dy : dy + height, reach + dx : reach + dx + width] for dy, dx in offsets], dim=1
-    )  # (B, P, h, w)
+    other = neighbour_values(labels, radius=radius, fill=ignore_index)  # (B, P, h, w)
+    check_shape("affinity", affinity, other.shape, "B P h w")
     own = labels[:, None]
     known = (own != ignore_index) & (other != ignore_index)
     equal = known & (own == other)
     high, low = -(affinity.float() + _EPS).log(), -(1 + _EPS - affinity.float()).log()
-    parts = [
-        0.25 * _mean(high, equal & (own == 0)),
-        0.25 * _mean(high, equal & (own > 0)),
-        0.5 * _mean(low, known & ~equal),
-    ]
-    return reduce(torch.add, parts)
+    background, foreground = _mean(high, equal & (own == 0)), _mean(high, equal & (own > 0))
+    return 0.25 * background + 0.25 * foreground + 0.5 * _mean(low, known & ~equal)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -41,6 +41,25 @@ def neighbour_offsets(radius: int) -> list[_Offset]:
     return [(dy, dx) for dy, dx in square if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius]
 
 
+def neighbour_values(maps: Tensor, *, radius: int, fill: float) -> Tensor:
+    """Values of the neighbours of every pixel.
+
+    Args:
+        maps: `(B, H, W)` of any type.
+        radius: see `neighbour_offsets`.
+        fill: value of neighbours outside the map.
+
+    Returns:
+        `(B, P, H, W)` of the same type.
+
+    Raises:
+        ValueError: if `maps` has another shape, or `radius` is less than 1.
+    """
+    check_dims("maps", maps, "B H W")
+    padded = _pad(maps, radius, fill)
+    return _stack([_look(padded, radius, offset) for offset in neighbour_offsets(radius)], maps)
+
+
 def path_affinity(boundary: Tensor, *, radius: int = 5) -> Tensor:
     """Affinity of pixels that no boundary separates: 1 minus the highest boundary on the straight path between them.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,8 @@ from dhr_lightning.errors import ArtifactError, CheckpointError, ConfigError, De
 from dhr_lightning.methods.inference import Inference
 from dhr_lightning.predicting.engines import Engine, Pixels, whole_sample
 from dhr_lightning.predicting.graphs import Graph, graph_of
+from dhr_lightning.progress import human
 
-SUFFIX = ".onnx"
 INPUT, CARD = "pixels", "dhr_lightning"
 AGREEMENT = 0.9999  # share of pixels whose class must be that of the model
 _SIZES = ((1, 160, 192), (1, 97, 131), (2, 225, 300))  # batch, height, width of the check
@@ -43,16 +44,17 @@ def write_onnx(engine: Engine, output: Path, *, card: Mapping[str, Any], force: 
     Raises:
         ConfigError: if the model has no such graph, see `graph_of`, or the file exists.
         DependencyError: if a package is missing.
-        ArtifactError: if the graph does not agree with the model; nothing is written then.
+        ArtifactError: if the disk is too small, or the graph does not agree with the model; nothing is written then.
     """
     if output.exists() and not force:
         raise ConfigError(f"{output} exists. Choose another --output, or replace it with --force.")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _import(package)
     graph = graph_of(engine)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(graph, output)
     program = _export(graph)
     program.model.metadata_props[CARD] = json.dumps({**card, "resize": graph.resize}, ensure_ascii=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
         made = Path(folder) / output.name
         program.save(str(made))
@@ -64,6 +66,17 @@ def write_onnx(engine: Engine, output: Path, *, card: Mapping[str, Any], force: 
             )
         os.replace(made, output)
     return share
+
+
+def _check_room(graph: Graph, output: Path) -> None:
+    """Refuse a disk that the weights alone would fill."""
+    needed = sum(one.numel() * one.element_size() for one in graph.module.state_dict().values())
+    free = shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise ArtifactError(
+            f"{output} takes about {human(needed)}, but {human(free)} are free. Free {human(needed - free)}, or give "
+            "another --output. Nothing has been written."
+        )
 
 
 def _export(graph: Graph) -> Any:  # noqa: ANN401 - torch hides the type

@@ -14,8 +14,9 @@ from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.models.checkpoints import check_finite_weights
 from dhr_lightning.predicting.engines import Engine, LightEngine, NetworkEngine
+from dhr_lightning.predicting.sources import PORTABLE
 
-SUFFIX, CARD = ".safetensors", "dhr_lightning"
+CARD = "dhr_lightning"
 
 
 def write_portable(engine: Engine, output: Path, *, card: Mapping[str, Any], force: bool = False) -> None:
@@ -34,8 +35,8 @@ def write_portable(engine: Engine, output: Path, *, card: Mapping[str, Any], for
         ConfigError: if the file exists or has another suffix, or the model comes from an ONNX file.
     """
     beside = output.with_suffix(".json")
-    if output.suffix != SUFFIX:
-        raise ConfigError(f"Expected --output to end in {SUFFIX}, but got {output}.")
+    if output.suffix != PORTABLE:
+        raise ConfigError(f"Expected --output to end in {PORTABLE}, but got {output}.")
     for path in (output, beside):
         if path.exists() and not force:
             raise ConfigError(f"{path} exists. Choose another --output, or replace it with --force.")

@@ -1,6 +1,7 @@
 """An exported model gives the classes of its model at any size, names them, and runs without it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_a_graph_that_does_not_agree_is_not_kept(workspace: Workspace, lines: Li
     assert "gives 99.000 % of the pixels the class of the model" in lines.messages[-1]
     assert not Path("model.onnx").exists()
     assert not list(Path().glob(".tmp-*"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_export(
+    workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    needs_onnx()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert export(workspace, "--output", "new/model.onnx") == 2
+    assert lines.messages[-1].startswith("error: new/model.onnx takes about ")
+    assert "but 1.0 kB are free. Free " in lines.messages[-1]
+    assert not list(Path("new").iterdir())
 
 
 def test_a_file_that_exists_is_kept(workspace: Workspace, lines: Lines):
