@@ -1,8 +1,15 @@
 """`weights`: whose weights recipes start from, where the files lie, and that a run finds what was registered."""
 
+import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save
 
 from dhr_lightning.__main__ import main
 from dhr_lightning.errors import CheckpointError
@@ -11,6 +18,7 @@ from dhr_lightning.pipeline.request import Request
 from dhr_lightning.provenance.registered import FROZEN, KNOWN, register, registered
 from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import Lines
+from tests.stand_in_hub import hub
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 
@@ -74,3 +82,33 @@ def test_what_cannot_be_fetched_says_which_file_goes_where(tmp_path: Path, lines
     assert "`weights path resnet50 FILE`" in lines.messages[-1]
     assert main(["weights", "fetch", "vit_small_patch16_224.din", *place]) == 2
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.slow
+def test_weights_are_fetched_from_a_hub_by_name(tmp_path: Path):
+    """The whole way through timm and huggingface_hub, from a hub on this machine, in a process that may ask for it."""
+    name = "test_vit.r160_in1k"
+    torch.manual_seed(3)
+    published = timm.create_model("test_vit").state_dict()
+    with hub({f"timm/{name}/model.safetensors": save(published)}) as (address, asked):
+        done = _fetch(name, tmp_path, HF_ENDPOINT=address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        gone = _fetch("test_vit2.r160_in1k", tmp_path, HF_ENDPOINT=address)
+    assert any(line.startswith("GET") for line in asked)
+    file = tmp_path / "weights" / f"{name}.safetensors"
+    kept = load_file(file)
+    assert kept.keys() == {key for key in published if not key.startswith("head.")}  # no classes of ImageNet
+    assert all(torch.equal(kept[key], published[key]) for key in kept)
+    assert registered(tmp_path) == {name: file}
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in done.stdout + done.stderr
+    assert gone.returncode == 2  # what the hub does not have: no file, and which one goes where
+    assert "model.safetensors of https://huggingface.co/timm/test_vit2.r160_in1k" in gone.stdout + gone.stderr
+    assert [path.name for path in file.parent.glob("*.safetensors")] == [file.name]
+
+
+def _fetch(name: str, place: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**kept, "PYTHONPATH": root, "HF_HOME": str(place / "hub"), "HF_HUB_DISABLE_XET": "1", **settings}
+    command = [sys.executable, "-m", "dhr_lightning", "weights", "fetch", name, "--workspace", str(place)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

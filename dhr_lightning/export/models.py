@@ -11,7 +11,8 @@ from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan, make_plan
 from dhr_lightning.pipeline.reports import report_folder
 from dhr_lightning.pipeline.request import Request, names_folder
 from dhr_lightning.pipeline.status import first_request
-from dhr_lightning.predicting.sources import SUFFIXES, find_source, segmenter_of
+from dhr_lightning.predicting.sources import find_source, segmenter_of
+from dhr_lightning.predicting.suffixes import SUFFIXES
 
 MODELS = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 log = logging.getLogger("dhr_lightning")

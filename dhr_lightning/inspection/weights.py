@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from dhr_lightning.artifacts.files import write_bytes
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.provenance.registered import FOLDER, KNOWN, TIMM, register, registered
 from dhr_lightning.steps import did_you_mean
@@ -51,7 +52,7 @@ def _fetch(workspace: Path, name: str) -> None:
             f"{name} comes from {known[name].source}: `run ... --download` fetches it, or download it yourself and "
             f"`weights path {name} FILE`."
         )
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from dhr_lightning.models.taps import is_backbone
     from dhr_lightning.models.weights import create_timm
@@ -62,7 +63,7 @@ def _fetch(workspace: Path, name: str) -> None:
     network = create_timm(name, pretrained=True, kind="model of timm with weights", num_classes=0)
     target = workspace / FOLDER / f"{name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), target)
+    write_bytes(target, save(network.state_dict()))  # whole or not at all
     log.info("%s, sha256 %s", target, register(workspace, name, target))
 
 

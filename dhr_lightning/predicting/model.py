@@ -33,7 +33,8 @@ from dhr_lightning.predicting.engines import (
 from dhr_lightning.predicting.onnx import OnnxEngine
 from dhr_lightning.predicting.portable import read_portable
 from dhr_lightning.predicting.prediction import Prediction
-from dhr_lightning.predicting.sources import ONNX, PORTABLE, Source, find_source
+from dhr_lightning.predicting.sources import Source, find_source
+from dhr_lightning.predicting.suffixes import ONNX, PORTABLE
 from dhr_lightning.steps import method_of_task
 
 Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor

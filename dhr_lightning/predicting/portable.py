@@ -14,7 +14,7 @@ from dhr_lightning.artifacts.files import write_bytes, write_json
 from dhr_lightning.errors import CheckpointError, ConfigError
 from dhr_lightning.models.checkpoints import check_finite_weights
 from dhr_lightning.predicting.engines import Engine, LightEngine, NetworkEngine
-from dhr_lightning.predicting.sources import PORTABLE
+from dhr_lightning.predicting.suffixes import PORTABLE
 
 CARD = "dhr_lightning"
 

@@ -13,8 +13,8 @@ from dhr_lightning.errors import CheckpointError, ConfigError, run_command
 from dhr_lightning.pipeline.plan import PlannedStep, make_plan
 from dhr_lightning.pipeline.request import Request, names_folder
 from dhr_lightning.pipeline.status import first_request
+from dhr_lightning.predicting.suffixes import ONNX, PORTABLE, SUFFIXES
 
-CHECKPOINT, ONNX, PORTABLE = SUFFIXES = (".ckpt", ".onnx", ".safetensors")
 _CONFIG = "config.yaml"
 
 

@@ -1,0 +1,3 @@
+"""Suffixes of the files that hold a segmenter."""
+
+CHECKPOINT, ONNX, PORTABLE = SUFFIXES = (".ckpt", ".onnx", ".safetensors")
