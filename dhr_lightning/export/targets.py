@@ -120,7 +120,9 @@ def _refuse_other(output: Path, made: Path, *, force: bool) -> None:
         raise ArtifactError(f"{output} is a file, but an export is a folder. Choose another --output.")
     foreign = sorted({path.name for path in output.iterdir()} - {path.name for path in made.iterdir()})
     if foreign:
-        raise ArtifactError(f"{output} holds {foreign[0]!r}, which no export wrote. Choose another --output.")
+        raise ArtifactError(
+            f"{output} holds {foreign[0]!r}, which this export does not write and would be lost. Choose another --output."
+        )
     if not force:
         raise ArtifactError(
             f"{output} holds another export. Choose another --output, or replace it with --force (it is deleted)."

@@ -66,7 +66,7 @@ def test_an_output_with_other_things_is_kept(workspace: Workspace, no_lightning:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("x")
     assert export(workspace, "--to", "coco", "--output", "out") == 2
-    assert "holds 'mine.txt', which no export wrote" in lines.messages[-1]
+    assert "holds 'mine.txt', which this export does not write" in lines.messages[-1]
     assert [path.name for path in Path("out").iterdir()] == ["mine.txt"]
 
 

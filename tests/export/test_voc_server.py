@@ -106,7 +106,7 @@ def test_the_same_masks_are_up_to_date_and_others_are_not_replaced_without_a_wor
     assert (FOLDER / "comp6_test_cls.tar").read_bytes() != before
     (FOLDER / "letter.txt").write_text("mine")
     assert main([*EXPORT, "--force"]) == 2
-    assert "holds 'letter.txt', which no export wrote" in lines.messages[-1]
+    assert "holds 'letter.txt', which this export does not write" in lines.messages[-1]
     assert (FOLDER / "letter.txt").read_text() == "mine"
     assert main([*EXPORT, "--output", str(FOLDER / "letter.txt")]) == 2
     assert (FOLDER / "letter.txt").read_text() == "mine"

@@ -133,13 +133,41 @@ def test_labelme_by_hand(tmp_path: Path):
     np.testing.assert_array_equal(mask, draw()["holes"])
 
 
-def test_a_shape_that_is_no_mask_is_named(tmp_path: Path):
+def drawn_by_a_person(tmp_path: Path, *shapes: tuple[str, str, list[list[float]]]) -> Path:
+    """A folder of LabelMe files in which somebody replaced the masks of `holes` by shapes `(class, type, points)`."""
     source = exported(tmp_path, "labelme")
-    path = source / "holes.json"
-    content = json.loads(path.read_text())
-    content["shapes"][0]["shape_type"] = "polygon"
-    path.write_text(json.dumps(content))
-    with pytest.raises(MaskError, match=r"holes\.json, shape 1 is a polygon; only masks are read"):
+    content = json.loads((source / "holes.json").read_text())
+    content["shapes"] = [{"label": name, "shape_type": kind, "points": points} for name, kind, points in shapes]
+    (source / "holes.json").write_text(json.dumps(content))
+    return source
+
+
+def test_labelme_outlines_are_filled_and_later_ones_lie_above(tmp_path: Path):
+    source = drawn_by_a_person(
+        tmp_path,
+        (CLASSES.names[1], "polygon", [[2, 3], [30, 3], [2, 31]]),
+        (CLASSES.names[2], "rectangle", [[12, 9], [4, 5]]),  # from the lower right corner
+        (CLASSES.names[3], "circle", [[38, 20], [42, 20]]),
+    )
+    mask = read(source, "labelme")["holes"]
+    rows, columns = np.indices(mask.shape)
+    triangle = (columns >= 2) & (rows >= 3) & (columns + rows <= 33)
+    box = (columns >= 4) & (columns <= 12) & (rows >= 5) & (rows <= 9)
+    distance = np.hypot(columns - 38, rows - 20)
+    expected = np.where(box, 2, np.where(triangle, 1, 0))
+    decided = np.abs(distance - 4) > 0.7  # the border of a circle is the reader's choice
+    np.testing.assert_array_equal(mask[decided], np.where(distance <= 4, 3, expected)[decided])
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "said"),
+    [("line", [[1, 1], [5, 5]], "is a line, which covers no area"), ("polygon", [[1, 1], [5, 5]], "of 2 points")],
+)
+def test_a_shape_without_area_is_named(tmp_path: Path, kind: str, points: list[list[float]], said: str):
+    source = drawn_by_a_person(
+        tmp_path, (CLASSES.names[1], "polygon", [[2, 3], [9, 3], [2, 9]]), (CLASSES.names[1], kind, points)
+    )
+    with pytest.raises(MaskError, match=rf"holes\.json, shape 2 {said}|shape 2 is a {kind} {said}"):
         read(source, "labelme")
 
 
