@@ -15,12 +15,13 @@ from dhr_lightning.artifacts.files import (
     read_mask,
     write_cam,
     write_features,
+    write_map,
     write_mask,
 )
 from dhr_lightning.errors import ArtifactError
 
 Arrays = tuple[NDArray[Any], ...]
-Role = Literal["cam", "mask", "label", "features", "prediction"]
+Role = Literal["cam", "mask", "label", "features", "prediction", "map"]
 Geometry = Literal["nearest", "bilinear", "sampled", "none"]
 _ROUND = re.compile(r"round_(\d{2,})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -56,6 +57,7 @@ def _write_mask(path: Path, arrays: Arrays, palette: NDArray[np.uint8] | None) -
 
 
 PNG = Codec(".png", _write_mask, lambda path: (read_mask(path),), (np.uint8,), needs_palette=True)
+GREY = Codec(".png", lambda path, arrays, _: write_map(path, arrays[0]), lambda path: (read_mask(path),), (np.uint8,))
 NPZ = Codec(".npz", lambda path, arrays, _: write_cam(path, *arrays), read_cam, (np.int16, np.float16))
 NPY = Codec(
     ".npy", lambda path, arrays, _: write_features(path, *arrays), lambda path: (read_features(path),), (np.float16,)
@@ -94,6 +96,7 @@ KINDS: Mapping[str, ArtifactKind] = {
         ArtifactKind("mask", PNG, "mask", "nearest", "pseudo mask of class values, 255 = ignore"),
         ArtifactKind("label", PNG, "label", "nearest", "confident labels, 255 where unsure"),
         ArtifactKind("features", NPY, "features", "sampled", "dense features on a grid over the image"),
+        ArtifactKind("boundary", GREY, "map", "none", "strength of boundaries on the network's grid, 255 = certain"),
         ArtifactKind("prediction", PNG, "prediction", "nearest", "mask that a segmenter predicts without tags"),
     )
 }

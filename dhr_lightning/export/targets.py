@@ -121,7 +121,7 @@ def _refuse_other(output: Path, made: Path, *, force: bool) -> None:
     foreign = sorted({path.name for path in output.iterdir()} - {path.name for path in made.iterdir()})
     if foreign:
         raise ArtifactError(
-            f"{output} holds {foreign[0]!r}, which this export does not write and would be lost. Choose another --output."
+            f"{output} holds {foreign[0]!r}, which this export does not write. Choose another --output."
         )
     if not force:
         raise ArtifactError(

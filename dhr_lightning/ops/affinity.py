@@ -116,6 +116,34 @@ def feature_affinity(features: Tensor, *, radius: int = 5) -> Tensor:
 
 
 @torch.no_grad()
+def separation(affinity: Tensor, *, radius: int = 5, valid: Tensor | None = None) -> Tensor:
+    """How far a pixel stands apart from its neighbours: 1 minus the mean affinity of its pairs, to look at.
+
+    Args:
+        affinity: `(B, P, H, W)` float in [0, 1], see `path_affinity` and `feature_affinity`.
+        radius: that of the affinities, >= 2.
+        valid: `(B, H, W)` bool, pixels that take part.
+
+    Returns:
+        `(B, H, W)` in [0, 1]; 0 where not valid, or without any neighbour.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    offsets = neighbour_offsets(radius)
+    batch, _, height, width = affinity.shape
+    check_shape("affinity", affinity, (batch, len(offsets), height, width), "B P H W")
+    inside = _both_valid(affinity, valid, radius)
+    apart = torch.where(inside, 1.0 - affinity, 0.0)
+    total, pairs = apart.sum(1), inside.sum(1).to(apart.dtype)
+    for number, (dy, dx) in enumerate(offsets):  # each pair counts for its other end, too
+        rows, columns = slice(dy, height), slice(max(dx, 0), width + min(dx, 0))
+        start = (slice(None), slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0)))
+        total[:, rows, columns] += apart[:, number][start]
+        pairs[:, rows, columns] += inside[:, number][start]
+    return total / pairs.clamp_min(1.0)
+
+
 def random_walk(
     score: Tensor,
     affinity: Tensor,

@@ -18,6 +18,7 @@ MASK_BYTES = 0.02  # for each pixel: true VOC masks take 0.011; made ones have r
 MASK_HEADER = 900  # bytes: the palette and PNG chunks
 CAM_HEADER = 520  # bytes: zip and npy headers of both arrays
 _CAM_STRIDE = 4
+_MAP_STRIDE = 4  # of maps of strengths
 _SAMPLE = 64  # images of a split whose sizes are read
 _HALF = 2  # bytes of a number in half precision
 
@@ -70,4 +71,4 @@ def _bytes_of_image(role: str, arguments: Mapping[str, object], record: Record) 
     if role == "features":
         dimension = arguments.get("dimension")
         return 0 if dimension is None else _HALF * int(str(dimension)) * height * width / _CAM_STRIDE**2
-    return MASK_HEADER + MASK_BYTES * height * width
+    return MASK_HEADER + MASK_BYTES * height * width * (1 if role != "map" else _MAP_STRIDE**-2)

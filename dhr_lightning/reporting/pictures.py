@@ -2,14 +2,16 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
+from dhr_lightning.data.drawing import heat
 from dhr_lightning.evaluation.counting import SplitResult
 from dhr_lightning.evaluation.kinds import MaskKind
 from dhr_lightning.evaluation.masks import read_labels
@@ -18,6 +20,7 @@ from dhr_lightning.evaluation.truth import GroundTruth, UInt8
 MAX_SIDE = 256
 _CLASS_WEIGHT = 0.78
 _PAPER = 236.0
+_HEAT_COLOURS = 128
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,21 @@ class Gallery:
     values: frozenset[int]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of each image.
+
+    Args:
+        columns: kinds of masks, in order.
+        maps: addresses of maps of strengths by the step that wrote them; each is drawn before the step's masks.
+    """
+
+    columns: Sequence[MaskKind]
+    maps: Mapping[str, str] = field(default_factory=dict)
+
+
 def build_galleries(
-    store: ArtifactStore, truth: GroundTruth, result: SplitResult, columns: Sequence[MaskKind], *, max_images: int
+    store: ArtifactStore, truth: GroundTruth, result: SplitResult, drawn: Drawn, *, max_images: int
 ) -> list[Gallery]:
     """Pick the most telling images of a split and draw them.
 
@@ -68,7 +84,7 @@ def build_galleries(
         store: the artifacts.
         truth: images, masks and tags.
         result: counts of the split.
-        columns: kinds to draw, in order.
+        drawn: what to draw.
         max_images: rows of all galleries of the split together.
 
     Returns:
@@ -78,7 +94,7 @@ def build_galleries(
     for title, intro, ids in _choose(result, max_images=max_images):
         rows, values = [], set[int]()
         for image_id in ids:
-            row, seen = _draw_row(store, truth, result, columns, image_id)
+            row, seen = _draw_row(store, truth, result, drawn, image_id)
             rows.append(row)
             values |= seen
         if rows:
@@ -119,30 +135,43 @@ def _choose(result: SplitResult, *, max_images: int) -> list[tuple[str, str, lis
 
 
 def _draw_row(
-    store: ArtifactStore, truth: GroundTruth, result: SplitResult, columns: Sequence[MaskKind], image_id: str
+    store: ArtifactStore, truth: GroundTruth, result: SplitResult, drawn: Drawn, image_id: str
 ) -> tuple[Row, set[int]]:
     image = truth.image(result.split, image_id)
     target = truth.mask(result.split, image_id)
     tags = tuple(sorted(truth.tags(result.split, image_id)))
     scores = {counts.kind: counts.image_miou.get(image_id, float("nan")) for counts in result.mask_counts}
-    masks: list[tuple[str, str, UInt8]] = []
-    for kind in columns:
-        if image_id in kind.ids:
-            labels = read_labels(store, truth, kind, image_id, size=(image.shape[0], image.shape[1]))
-            masks.append((kind.short_label, "" if np.isnan(scores[kind]) else f"{100 * scores[kind]:.1f}", labels))
-    if target is not None:
-        masks.append(("Truth", "", target))
     size = _thumbnail_size(image)
     photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     names = ", ".join(truth.classes.names[tag] for tag in tags) or "no tags"
     pictures = [Picture("Image", "", f"Image {image_id}: {names}", _data_uri(photo), *size)]
     seen: set[int] = set()
-    for label, score, mask in masks:
-        seen |= set(np.unique(mask).tolist())
+
+    def show(label: str, score: str, mask: UInt8) -> None:
+        seen.update(np.unique(mask).tolist())
         alt = f"{label} mask of {image_id}: {_areas(mask, truth)}" + (f"; mean IoU {score}" if score else "")
         pictures.append(Picture(label, score, alt, overlay_uri(photo, mask, truth), *size))
+
+    for kind in (one for one in drawn.columns if image_id in one.ids):
+        pictures += _maps(store, drawn, kind, image_id, photo)
+        labels = read_labels(store, truth, kind, image_id, size=(image.shape[0], image.shape[1]))
+        show(kind.short_label, "" if np.isnan(scores[kind]) else f"{100 * scores[kind]:.1f}", labels)
+    if target is not None:
+        show("Truth", "", target)
     note = f"{100 * result.changed[image_id]:.0f} % of pixels changed" if image_id in result.changed else ""
     return Row(image_id, tags, note, tuple(pictures)), seen
+
+
+def _maps(store: ArtifactStore, drawn: Drawn, kind: MaskKind, image_id: str, photo: Image.Image) -> Iterator[Picture]:
+    """The map of strengths that the step of some masks wrote beside them, as heat over the photo."""
+    address = drawn.maps.get(kind.step)
+    path = store.path(address, kind.split, image_id) if address else None
+    if path is None or not path.is_file():
+        return
+    strength = Image.fromarray(read_mask(path)).resize(photo.size, Image.Resampling.BILINEAR)
+    picture = Image.fromarray(heat(np.asarray(photo), np.asarray(strength, np.float64) / 255))
+    label = f"{kind.short_label}: boundaries"
+    yield Picture(label, "", f"{label} of {image_id}", _data_uri(picture.quantize(_HEAT_COLOURS)), *photo.size)
 
 
 def _areas(mask: UInt8, truth: GroundTruth) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_lightning.artifacts.files import write_bytes, write_json
+from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.errors import run_command
@@ -19,7 +20,7 @@ from dhr_lightning.evaluation.truth import DatasetTruth, GroundTruth, TruthFacts
 from dhr_lightning.reporting.confusions import confusion_pictures
 from dhr_lightning.reporting.graph import Comparison, RecipeGraph, compare_recipes, draw_graph
 from dhr_lightning.reporting.html import PageContent, render_page
-from dhr_lightning.reporting.pictures import build_galleries, picture_columns
+from dhr_lightning.reporting.pictures import Drawn, build_galleries, picture_columns
 from dhr_lightning.reporting.verdict import write_verdict
 
 __all__ = ["DatasetTruth", "GroundTruth", "Progress", "ReportParts", "build_report"]
@@ -83,9 +84,7 @@ def build_report(
     main = {key for step in graphs[0].steps for key in step.keys} if len(graphs) > 1 else {kind.key for kind in kinds}
     verdict = write_verdict([kind for kind in kinds if kind.key in main], figures, split=split)
     galleries = {
-        result.split: build_galleries(
-            store, truth, result, picture_columns([counts.kind for counts in result.mask_counts]), max_images=max_images
-        )
+        result.split: build_galleries(store, truth, result, _drawn(result, parts.entries), max_images=max_images)
         for result in results
     }
     sweep = _sweep(store, truth, facts, kinds, split=split)
@@ -162,6 +161,13 @@ def _evaluate(
         evaluate_split(store, truth, facts, [kind for kind in kinds if kind.split == split], progress=progress)
         for split in splits
     ]
+
+
+def _drawn(result: SplitResult, entries: Sequence[Entry]) -> Drawn:
+    maps = {
+        one.step: one.address for one in entries if kind_of(one.address).role == "map" and one.split == result.split
+    }
+    return Drawn(picture_columns([counts.kind for counts in result.mask_counts]), maps)
 
 
 def _sweep(

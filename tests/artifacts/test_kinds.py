@@ -18,9 +18,17 @@ CONTENT = {
     "mask": (np.arange(12, dtype=np.uint8).reshape(3, 4),),
     "label": (np.full((2, 5), 255, np.uint8),),
     "features": (np.linspace(-2, 2, 24, dtype=np.float16).reshape(4, 3, 2),),
+    "boundary": (np.arange(6, dtype=np.uint8).reshape(2, 3),),
     "prediction": (np.full((1, 1), 20, np.uint8),),
 }
-EXTENSIONS = {"cam": ".npz", "mask": ".png", "label": ".png", "features": ".npy", "prediction": ".png"}
+EXTENSIONS = {
+    "cam": ".npz",
+    "mask": ".png",
+    "label": ".png",
+    "features": ".npy",
+    "boundary": ".png",
+    "prediction": ".png",
+}
 
 
 def test_this_file_knows_every_kind():
@@ -53,7 +61,7 @@ def test_arrays_of_any_number_type_are_brought_into_those_of_the_file(tmp_path, 
 @pytest.mark.parametrize("name", CONTENT)
 def test_masks_alone_have_a_palette(tmp_path, name):
     codec = KINDS[name].codec
-    assert codec.needs_palette == KINDS[name].is_mask == (EXTENSIONS[name] == ".png")
+    assert codec.needs_palette == KINDS[name].is_mask == (EXTENSIONS[name] == ".png" and name != "boundary")
     if codec.needs_palette:
         with pytest.raises(ValueError, match=r"`palette` to write .*one, but got None"):
             codec.write(tmp_path / "one", CONTENT[name], None)

@@ -72,7 +72,7 @@ def test_no_boundary_is_crossed_and_padding_is_one():
     task.network.forward = network
     cam = torch.zeros(1, 1, 48, 48)
     cam[..., :12] = 1
-    walked = task.walked(batch, cam)[0, 1]
+    walked = task.walked(batch, cam)[0][0, 1]
     assert float(walked[:, :5].min()) > 0.9  # it has spread evenly up to the boundary
     assert float(walked[:, 7:].max()) < 1e-3
     batch["valid"][..., 32:] = False
@@ -89,7 +89,7 @@ def test_one_class_everywhere_stays_everywhere(name: str):
     if name == "IRNTask":
         task.network.head.bias.fill_(-30)
         task.network.head.weight.zero_()
-    masks = task.masks(batch, cam)
+    masks, _ = task.masks(batch, cam)
     assert set(masks[0].unique().tolist()) == {2}
     assert set(masks[1, :48].unique().tolist()) == {1}
 
@@ -172,6 +172,24 @@ def test_a_swap_runs_resumes_and_keeps_its_encoder(workspace: Workspace, lines: 
     masks = [read_mask(path) for path in sorted(workspace.store.folder(*place).glob("*.png"))]
     assert len(masks) == 12
     assert len(np.unique(np.concatenate([mask.ravel() for mask in masks]))) > 1
+    assert workspace.command("report", *options[:2]) == 0
+    page = max((workspace.folder / "reports").rglob("report.html"), key=lambda path: path.stat().st_mtime_ns)
+    label = {"irn": "IRNet", "psa": "PSA"}[method]
+    shown = page.read_text(encoding="utf-8")
+    assert 0 < shown.count(f'alt="{label}: boundaries of') == shown.count(f'alt="{label} mask of')
     ran.clear()
     assert workspace.run("--propagation.beta", "3", options=options) == 0
     assert ran == ["predict propagation"]  # the walk is no part of the fit
+
+
+@BOTH
+@torch.no_grad()
+def test_boundaries_are_written_on_the_grid_of_each_image(name: str):
+    task, batch = make_task(name), make_batch([[1], [2, 3]], [(64, 64), (42, 60)])
+    result = task.predict_step({**batch, "inputs": {"cam": torch.rand_like(batch["inputs"]["cam"])}}, 0)
+    grids = [tuple(one.shape) for (one,) in result["boundary"]]
+    assert grids == [tuple(-(-side // task.stride) for side in size) for size in ((64, 64), (42, 60))]
+    assert all(one.dtype == torch.uint8 for (one,) in result["boundary"])
+    alone = task.predict_step({**batch, "inputs": {"cam": torch.zeros_like(batch["inputs"]["cam"])}}, 0)
+    for (one,), (other,) in zip(result["boundary"], alone["boundary"], strict=True):
+        assert torch.equal(one, other)  # they come from the image, not from its CAMs

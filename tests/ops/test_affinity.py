@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.polynomial.chebyshev import chebval
 
 from dhr_lightning.ops._markov import power_coefficients
-from dhr_lightning.ops.affinity import feature_affinity, neighbour_offsets, path_affinity, random_walk
+from dhr_lightning.ops.affinity import feature_affinity, neighbour_offsets, path_affinity, random_walk, separation
 
 RADII = [2, 5, 6]
 
@@ -267,3 +268,24 @@ def test_wrong_sources_of_affinity_are_named():
     for affinity, maps_ in ((path_affinity, torch.zeros(1, 1, 4, 5)), (feature_affinity, torch.zeros(1, 2, 4, 5))):
         with pytest.raises(ValueError, match="Expected `radius` > 0, but got -2"):
             affinity(maps_, radius=-2)
+
+
+@pytest.mark.parametrize("radius", RADII)
+def test_separation_is_one_minus_the_mean_over_all_pairs_of_a_pixel(radius):
+    features, valid = maps(2, 4, 5, 7), maps(2, 5, 7, seed=3) > 0.2
+    found = separation(feature_affinity(features, radius=radius), radius=radius, valid=valid)
+    for image in range(2):
+        inside = valid[image].numpy().ravel()
+        matrix = dense_affinity(partial(slow_feature_pair, features[image].numpy()), 5, 7, radius)
+        pairs = (matrix > 0) & inside & inside[:, None] & ~np.eye(len(matrix), dtype=bool)
+        counts = pairs.sum(1)
+        expected = np.where(counts > 0, 1 - (matrix * pairs).sum(1) / np.maximum(counts, 1), 0)
+        np.testing.assert_allclose(found[image].numpy().ravel(), expected, atol=1e-12)
+
+
+def test_separation_finds_the_edge_of_two_regions():
+    features = torch.zeros(1, 2, 6, 10)
+    features[..., 5:] = 9.0
+    found = separation(feature_affinity(features, radius=2), radius=2)[0]
+    assert float(found[:, :4].max()) < 1e-6
+    assert float(found[:, 4:6].min()) > 0.2

@@ -24,7 +24,7 @@ def test_all_pairs_of_seed_and_propagation_run(empty_workspace: Workspace, ran: 
         assert main(["run", *words, "--until", "propagation"]) == 0, (seed, propagation)
         plan = make_plan(split_request(words))
         for step, read in (("cam", lambda path: read_cam(path)[1]), ("propagation", read_mask)):
-            ((address, split),) = plan[step].outputs()
+            (address, split), *_ = plan[step].outputs()
             files = sorted(path for path in plan.view.store.folder(address, split).iterdir() if path.stem[0] == "t")
             assert len(files) == 12
             values = np.concatenate([read(path).ravel() for path in files])

@@ -117,19 +117,31 @@ class AffinityTask(RefiningTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of a batch of whole images."""
-        return {"mask": cut_masks(self.masks(batch, batch["inputs"]["cam"]), batch)}
+        masks, boundary = self.masks(batch, batch["inputs"]["cam"])
+        grids = [tuple(-(-side // self.stride) for side in place.size) for place in batch["geometry"]]
+        strength = (255 * boundary).round().to(torch.uint8).cpu()
+        cut = [(one[:height, :width],) for one, (height, width) in zip(strength, grids, strict=True)]
+        return {"mask": cut_masks(masks, batch), "boundary": cut}
 
-    def masks(self, batch: Batch, cam: Tensor) -> Tensor:
-        """Class values `(B, H, W)` after the walk of CAMs `(B, K, H, W)` of the tags in ascending order."""
+    def masks(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks after the walk, and the boundaries that it met.
+
+        Args:
+            batch: whole images.
+            cam: `(B, K, H, W)` CAMs of the tags in ascending order.
+
+        Returns:
+            `(B, H, W)` class values, and `(B, h, w)` in [0, 1] on the grid of the network.
+        """
         classes = self.tagged(batch)
-        walked = self.walked(batch, cam)  # (B, 1 + K, h, w)
+        walked, boundary = self.walked(batch, cam)  # (B, 1 + K, h, w), (B, h, w)
         inside = valid_cells(batch["valid"], (walked.shape[-2], walked.shape[-1]))
         scores = resize_maps(walked, (cam.shape[-2], cam.shape[-1]), valid=inside)
         every = classes.with_background()
-        return labels_from_scores(scores, every.keys, present=every.present)
+        return labels_from_scores(scores, every.keys, present=every.present), boundary
 
-    def walked(self, batch: Batch, cam: Tensor) -> Tensor:
-        """Scores `(B, 1 + K, h, w)` of background and tags after the walk."""
+    def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores `(B, 1 + K, h, w)` of background and tags after the walk; strength of boundaries `(B, h, w)`."""
         raise NotImplementedError
 
     def walk(self, scores: Tensor, affinity: Tensor, valid: Tensor, *, boundary: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ SPEC = StepSpec(
     task="dhr_lightning.methods.propagation.irn.task.IRNTask",
     about="class activation maps -> masks, by a walk that learnt boundaries stop",
     reads={"cam": Read(("cam",), refresh=True, predict=True), "init": Read(optional=True, follows="cam")},
-    writes={"mask": Write(("train",))},
+    writes={"mask": Write(("train",)), "boundary": Write(("train",))},
     predict_only=("radius", "beta", "steps", "background"),
     needs_background=True,
     trains_backbone=True,

@@ -77,7 +77,7 @@ class IRNTask(AffinityTask):
         """See `AffinityTask`."""
         return path_affinity(self.boundary(image, valid), radius=radius)
 
-    def walked(self, batch: Batch, cam: Tensor) -> Tensor:
+    def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
         """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
         boundary = self.boundary(batch["image"], batch["valid"], flip=True)
         cells = self.cells_of(cam)
@@ -85,4 +85,5 @@ class IRNTask(AffinityTask):
         affinity = path_affinity(boundary, radius=self.hparams.radius)
         walked = self.walk(cells, affinity, inside, boundary=boundary)
         walked = walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5)
-        return torch.cat([background_score(walked, threshold=self.hparams.background), walked], dim=1)
+        background = background_score(walked, threshold=self.hparams.background)
+        return torch.cat([background, walked], dim=1), boundary[:, 0]

@@ -7,7 +7,7 @@ SPEC = StepSpec(
     task="dhr_lightning.methods.propagation.psa.task.PSATask",
     about="class activation maps -> masks, by a walk along learnt similarity of pixels",
     reads={"cam": Read(("cam",), refresh=True, predict=True), "init": Read(optional=True, follows="cam")},
-    writes={"mask": Write(("train",))},
+    writes={"mask": Write(("train",)), "boundary": Write(("train",))},
     predict_only=("radius", "beta", "steps", "background_exponent"),
     needs_background=True,
     trains_backbone=True,

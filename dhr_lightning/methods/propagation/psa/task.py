@@ -10,7 +10,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.propagation.affinity import AffinityTask
 from dhr_lightning.methods.propagation.psa.network import STRIDE, AffinityNetwork
 from dhr_lightning.methods.propagation.psa.spec import SPEC
-from dhr_lightning.ops.affinity import feature_affinity
+from dhr_lightning.ops.affinity import feature_affinity, separation
 from dhr_lightning.ops.cam import background_score
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.confident import SCORE_CRF, confident_powers
@@ -66,10 +66,12 @@ class PSATask(AffinityTask):
         """See `AffinityTask`."""
         return feature_affinity(self.network(image), radius=radius)
 
-    def walked(self, batch: Batch, cam: Tensor) -> Tensor:
-        """See `AffinityTask`; background and tags walk together."""
+    def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AffinityTask`; background and tags walk together. Boundaries are cells apart from their neighbours."""
         scores = self.cells_of(
             torch.cat([background_score(cam, exponent=self.hparams.background_exponent), cam], dim=1)
         )
         inside = valid_cells(batch["valid"], (scores.shape[-2], scores.shape[-1]))
-        return self.walk(scores, self.affinity(batch["image"], batch["valid"], radius=self.hparams.radius), inside)
+        radius = self.hparams.radius
+        affinity = self.affinity(batch["image"], batch["valid"], radius=radius)
+        return self.walk(scores, affinity, inside), separation(affinity, radius=radius, valid=inside)
