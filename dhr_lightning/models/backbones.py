@@ -1,4 +1,4 @@
-"""Encoders by name: our small one for a CPU, and every encoder of segmentation-models-pytorch and timm (`tu-...`)."""
+"""Encoders by name: ours, and every encoder of segmentation-models-pytorch and timm (`tu-...`)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.models.weights import load_weights, source_of
+from dhr_lightning.models.wide_resnet38 import WIDE_RESNET38, WideResNet38
+
+STRIDE_8 = ("small32", WIDE_RESNET38)  # encoders whose coarsest map has stride 8, whatever is asked
 
 
 class _Block(nn.Module):
@@ -60,6 +63,10 @@ class Small32Encoder(nn.Module, EncoderMixin):
         if output_stride != 8:
             raise ConfigError(f"Encoder 'small32' has output stride 8, but got {output_stride}. Set output_stride: 8.")
 
+    def own_stages(self) -> list[list[nn.Module]]:
+        """Modules of the stem and of each stage."""
+        return [[stage] for stage in self.stages]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature maps at strides 1, 2, 4, 8, 8, 8."""
         features = [x]
@@ -82,7 +89,7 @@ def build_encoder(
     """Build an encoder that returns a list of its input and `depth` feature maps, finest first.
 
     Args:
-        name: `small32`, a name of segmentation-models-pytorch (`resnet50`), or `tu-` and a timm name.
+        name: `small32`, `wide_resnet38`, a name of segmentation-models-pytorch (`resnet50`), or `tu-` and a timm name.
         pretrained: `False` for random weights, `True` for ImageNet weights by name (downloads on first use), or a path.
         output_stride: 8 or 16; stages beyond it keep the resolution.
         dilation: the stages beyond it are dilated, as libraries do; `false` leaves their convolutions as they are, only
@@ -139,10 +146,10 @@ def _remove_dilation(encoder: nn.Module, name: str) -> None:
 def encoder_stages(encoder: nn.Module) -> list[list[nn.Module]]:
     """Modules of the stem and of each stage, in the order in which an image passes them.
 
-    Empty for an encoder that does not list them: ResNets and their relatives do, and `small32`.
+    Empty for an encoder that does not list them: ResNets and their relatives do, `small32` and `wide_resnet38`.
     """
-    if isinstance(encoder, Small32Encoder):
-        return [[stage] for stage in encoder.stages]
+    if isinstance(encoder, Small32Encoder | WideResNet38):
+        return encoder.own_stages()
     children = dict(getattr(encoder, "model", encoder).named_children())
     names = [f"layer{index}" for index in range(1, 5)]
     if not set(names) <= set(children):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.backbones import build_encoder, is_encoder
+from dhr_lightning.models.backbones import STRIDE_8, build_encoder, is_encoder
 from dhr_lightning.models.weights import create_timm
 
 _PROBE = 64  # side of the image that tells strides and channels
@@ -74,7 +74,7 @@ def _build(name: str, taps: Sequence[str], pretrained: bool | str) -> tuple[nn.M
     by_name = pretrained is True
     if is_encoder(name):
         places = _places(name, taps, {f"stage{level}": level for level in range(1, 6)})
-        stride = 8 if name == "small32" else 32
+        stride = 8 if name in STRIDE_8 else 32
         depth = max(3, *places.values())
         return build_encoder(name, pretrained=by_name, output_stride=stride, depth=depth), places
     kind = "network with feature maps"

@@ -1,4 +1,4 @@
-"""Decoders by name: DeepLabv3+ as DHR has it, and those of segmentation-models-pytorch."""
+"""Decoders by name: DeepLabv1, v2 and v3+ as the methods publish them, and those of segmentation-models-pytorch."""
 
 import difflib
 import inspect
@@ -9,15 +9,26 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.deeplab import DeepLabDecoder
+from dhr_lightning.models.backbones import STRIDE_8
+from dhr_lightning.models.deeplab import AtrousSum, DeepLabDecoder, LargeFOV
 
 DEEPLAB = "deeplabv3plus"
+OURS = {DEEPLAB: DeepLabDecoder, "deeplabv1": LargeFOV, "deeplabv2": AtrousSum}
 # DPT reads the tokens of a ViT, not feature maps of several strides.
-_ARCHITECTURES = {name: a for name, a in smp.MODEL_ARCHITECTURES_MAPPING.items() if name not in (DEEPLAB, "dpt")}
-NAMES = (DEEPLAB, *sorted(_ARCHITECTURES))
+_ARCHITECTURES = {name: a for name, a in smp.MODEL_ARCHITECTURES_MAPPING.items() if name not in (*OURS, "dpt")}
+NAMES = (*OURS, *sorted(_ARCHITECTURES))
 # Arguments of a decoder that the segmenter decides.
-_OURS = {"encoder_name", "encoder_depth", "encoder_weights", "encoder_output_stride", "in_channels", "classes"}
-_OURS |= {"self", "activation", "aux_params", "upsampling", "kwargs", "encoder_channels", "output_stride"}
+_DECIDED = {"encoder_name", "encoder_depth", "encoder_weights", "encoder_output_stride", "in_channels", "classes"}
+_DECIDED |= {
+    "self",
+    "num_classes",
+    "activation",
+    "aux_params",
+    "upsampling",
+    "kwargs",
+    "encoder_channels",
+    "output_stride",
+}
 
 
 def encoder_stride(decoder: str, output_stride: int, *, backbone: str) -> int:
@@ -36,10 +47,10 @@ def encoder_stride(decoder: str, output_stride: int, *, backbone: str) -> int:
         hint = f" Did you mean {closest[0]!r}?" if closest else ""
         raise ConfigError(f"Unknown decoder {decoder!r}.{hint} Known: {', '.join(NAMES)}.")
     # PSPNet reads the last feature map only, so that its stride is free.
-    free = decoder in (DEEPLAB, "pspnet") or "encoder_output_stride" in _arguments(_ARCHITECTURES[decoder])
-    if not free and backbone == "small32":
+    free = decoder in (*OURS, "pspnet") or "encoder_output_stride" in _arguments(_ARCHITECTURES[decoder])
+    if not free and backbone in STRIDE_8:
         raise ConfigError(
-            f"Decoder {decoder!r} needs strides up to 32, but backbone 'small32' ends at 8. Use deeplabv3plus."
+            f"Decoder {decoder!r} needs strides up to 32, but backbone {backbone!r} ends at 8. Use deeplabv3plus."
         )
     return output_stride if free else 32
 
@@ -63,15 +74,13 @@ def build_decoder(
     Raises:
         ConfigError: if an option is unknown or out of range, or encoder and decoder do not go together.
     """
-    known = sorted(_arguments(DeepLabDecoder if decoder == DEEPLAB else _ARCHITECTURES[decoder]) - _OURS)
+    known = sorted(_arguments(OURS.get(decoder) or _ARCHITECTURES[decoder]) - _DECIDED)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"Unknown option {unknown[0]!r} of decoder {decoder!r}. Known: {', '.join(known)}.")
-    if decoder == DEEPLAB:
-        network = DeepLabDecoder(encoder.out_channels, output_stride=stride, **options)
-        head = nn.Conv2d(network.out_channels, num_classes, 1, bias=False)
-        nn.init.xavier_uniform_(head.weight)
-        return network, head
+    if decoder in OURS:
+        network = OURS[decoder](encoder.out_channels, num_classes=num_classes, output_stride=stride, **options)
+        return network, network.head()
     architecture = _ARCHITECTURES[decoder]
     extra = {"encoder_output_stride": stride} if "encoder_output_stride" in _arguments(architecture) else {}
     try:

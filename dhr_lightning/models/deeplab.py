@@ -1,4 +1,4 @@
-"""DeepLabv3+ in the form that DHR publishes: its decoder, and the dilation of its encoder."""
+"""DeepLabv1, v2 and v3+ in the form that the methods publish: their decoders, and the dilation of their encoders."""
 
 from collections.abc import Sequence
 
@@ -58,6 +58,7 @@ class DeepLabDecoder(nn.Module):
 
     Args:
         encoder_channels: channels of the six feature maps of the encoder, finest first.
+        num_classes: segmentation classes C, for `head`.
         output_stride: of the encoder, 8 or 16.
         channels: of ASPP and of the result.
         rates: dilations of ASPP; default 12, 24, 36 at stride 8 and 6, 12, 18 at stride 16.
@@ -74,6 +75,7 @@ class DeepLabDecoder(nn.Module):
         self,
         encoder_channels: Sequence[int],
         *,
+        num_classes: int,
         output_stride: int,
         channels: int = 256,
         rates: Sequence[int] | None = None,
@@ -85,7 +87,7 @@ class DeepLabDecoder(nn.Module):
             raise ConfigError(f"Decoder 'deeplabv3plus' needs output_stride 8 or 16, but got {output_stride}.")
         chosen = tuple(RATES[output_stride] if rates is None else rates)
         _check_options(channels, low_channels, chosen, dropouts)
-        self.out_channels = channels
+        self.out_channels, self.num_classes = channels, num_classes
         self.aspp = ASPP(encoder_channels[-1], channels, rates=chosen, dropout=dropouts[0])
         self.low = _convolution(encoder_channels[2], low_channels, 1)
         self.fuse = nn.Sequential(
@@ -99,6 +101,100 @@ class DeepLabDecoder(nn.Module):
         low = self.low(features[2])
         high = F.interpolate(self.aspp(features[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
         return self.fuse(torch.cat([high, low], 1))
+
+    def head(self) -> nn.Module:
+        """A new classification layer, without bias."""
+        return _classes(self.out_channels, self.num_classes)
+
+
+class LargeFOV(nn.Module):
+    """Decoder of DeepLabv1: one dilated 3x3 convolution on the last feature map, and a 1x1 convolution.
+
+    Args:
+        encoder_channels: channels of the feature maps of the encoder, finest first.
+        num_classes: segmentation classes C, for `head`.
+        output_stride: of the encoder; any.
+        channels: of both convolutions.
+        rate: dilation of the first one, >= 1.
+        dropout: probability before the classification.
+
+    Raises:
+        ConfigError: if an option is out of range.
+
+    Source: DeepLab-LargeFOV (arXiv:1412.7062) as in the published code of DHR (arXiv:2404.00380), with batch norm.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        *,
+        num_classes: int,
+        output_stride: int,
+        channels: int = 512,
+        rate: int = 12,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        _check_options(channels, channels, (rate,), (dropout,) * 3)
+        self.out_channels, self.num_classes = channels, num_classes
+        self.wide = _convolution(encoder_channels[-1], channels, 3, dilation=rate)
+        self.project = _convolution(channels, channels, 1, dropout=dropout)
+        initialize_decoder(self)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Feature maps of the encoder -> `(B, channels, h, w)` at the size of the last one."""
+        return self.project(self.wide(features[-1]))
+
+    def head(self) -> nn.Module:
+        """A new classification layer, without bias."""
+        return _classes(self.out_channels, self.num_classes)
+
+
+class AtrousSum(nn.Module):
+    """Decoder of DeepLabv2: the sum of dilated 3x3 convolutions of the last feature map, straight to logits.
+
+    Args:
+        encoder_channels: channels of the feature maps of the encoder, finest first.
+        num_classes: segmentation classes C.
+        output_stride: of the encoder; any.
+        rates: dilation of each convolution, >= 1.
+
+    Raises:
+        ConfigError: if an option is out of range.
+
+    Source: DeepLab-ASPP (arXiv:1606.00915), with bias, as RS+EPM, MARS and DHR use it.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        *,
+        num_classes: int,
+        output_stride: int,
+        rates: Sequence[int] = (6, 12, 18, 24),
+    ) -> None:
+        super().__init__()
+        _check_options(1, 1, rates, (0.0,) * 3)
+        inputs = encoder_channels[-1]
+        self.branches = nn.ModuleList(nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate) for rate in rates)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Feature maps of the encoder -> logits `(B, C, h, w)` at the size of the last one."""
+        logits: Tensor = sum(branch(features[-1]) for branch in self.branches)
+        return logits
+
+    def head(self) -> nn.Module:
+        """Nothing: the sum is the logits."""
+        return nn.Identity()
+
+
+def _classes(channels: int, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, num_classes, 1, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
 
 
 def _check_options(channels: int, low_channels: int, rates: Sequence[int], dropouts: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.models.backbones import build_encoder
-from dhr_lightning.models.decoders import DEEPLAB, build_decoder, encoder_stride
+from dhr_lightning.models.decoders import DEEPLAB, OURS, build_decoder, encoder_stride
 from dhr_lightning.models.deeplab import undilate_first_blocks
 
 
@@ -46,8 +46,9 @@ class SegmenterConfig:
         backbone: encoder name, see `build_encoder`.
         pretrained: `False`, `True` (ImageNet, by name) or a path, see `build_encoder`.
         output_stride: 8 or 16; for decoders that need feature maps up to stride 32 it is 32 whatever is given.
-        decoder: `deeplabv3plus`, or the name of another architecture of segmentation-models-pytorch, such as `fpn`.
-        decoder_options: further arguments of that decoder; of DeepLabv3+ see `models.deeplab.DeepLabDecoder`.
+        decoder: `deeplabv1`, `deeplabv2`, `deeplabv3plus`, or the name of another architecture of
+            segmentation-models-pytorch, such as `fpn`.
+        decoder_options: further arguments of that decoder; of the DeepLabs see `models.deeplab`.
     """
 
     backbone: str = "resnet101"
@@ -80,7 +81,7 @@ class Segmenter(nn.Module):
         # Pixels between two cells of the last feature map; sides of the image are padded to a multiple of it.
         self.divisor = encoder_stride(decoder, config.output_stride, backbone=backbone)
         self.encoder = build_encoder(backbone, pretrained=config.pretrained, output_stride=self.divisor)
-        if decoder == DEEPLAB:
+        if decoder in OURS:
             undilate_first_blocks(self.encoder)
         self.decoder, self.head = build_decoder(
             decoder, backbone, self.encoder, num_classes, stride=self.divisor, options=options

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder
+from dhr_lightning.models.deeplab import ASPP, DeepLabDecoder, LargeFOV
 from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig
 
 
@@ -115,7 +115,9 @@ def shuffle_norms(module: nn.Module) -> None:
 @pytest.mark.parametrize(("stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18))])
 def test_the_decoder_equals_a_plain_reference(stride: int, rates: tuple[int, ...]):
     torch.manual_seed(0)
-    decoder = DeepLabDecoder([3, 5, 7, 6, 9, 11], output_stride=stride, channels=8, low_channels=4).eval()
+    decoder = DeepLabDecoder(
+        [3, 5, 7, 6, 9, 11], num_classes=4, output_stride=stride, channels=8, low_channels=4
+    ).eval()
     shuffle_norms(decoder)
     side = 256 // stride
     features = [torch.empty(0), torch.empty(0), torch.randn(2, 7, 64, 64), *[torch.empty(0)] * 2]
@@ -126,7 +128,7 @@ def test_the_decoder_equals_a_plain_reference(stride: int, rates: tuple[int, ...
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    decoder = DeepLabDecoder([3, 4, 4, 4, 4, 6], output_stride=8, channels=8, low_channels=4)
+    decoder = DeepLabDecoder([3, 4, 4, 4, 4, 6], num_classes=4, output_stride=8, channels=8, low_channels=4)
     features = [torch.randn(2, c, 8, 8) for c in (3, 4, 4, 4, 4, 6)]
     assert not torch.equal(decoder(features), decoder(features))
     decoder.eval()
@@ -161,3 +163,71 @@ def test_training_on_a_single_image_is_refused():
     with pytest.raises(ConfigError, match=r"batch of one image\. Set data\.batch_size"):
         aspp(torch.zeros(1, 4, 8, 8))
     assert aspp.eval()(torch.zeros(1, 4, 8, 8)).shape == (1, 4, 8, 8)
+
+
+@torch.no_grad()
+def test_the_first_deeplab_sees_twelve_cells_around_and_is_512_wide():
+    decoder = LargeFOV([3, 4, 4, 4, 4, 6], num_classes=4, output_stride=8).eval()
+    feature = torch.randn(2, 6, 30, 27)
+    wide, project, head = decoder.wide, decoder.project, decoder.head()
+    assert (wide[0].weight.shape, wide[0].dilation, wide[0].bias) == ((512, 6, 3, 3), (12, 12), None)
+    assert (project[0].weight.shape, project[3].p, head.weight.shape) == ((512, 512, 1, 1), 0.5, (4, 512, 1, 1))
+    hidden = F.conv2d(F.pad(feature, (12,) * 4), wide[0].weight, dilation=12).relu()  # norms start as the identity
+    expected = F.conv2d(hidden, project[0].weight).relu()
+    torch.testing.assert_close(decoder([feature]), expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_second_deeplab_is_a_sum_of_dilated_convolutions():
+    network = Segmenter(SegmenterConfig("resnet18", output_stride=8, decoder="deeplabv2"), 4).eval()
+    branches = network.decoder.branches
+    assert [branch.dilation[0] for branch in branches] == [6, 12, 18, 24]
+    for branch in branches:
+        branch.bias.normal_()
+    image = torch.randn(1, 3, 65, 96)
+    feature = network.encoder(F.pad(image, (0, 0, 0, 7)))[-1]
+    expected = sum(
+        F.conv2d(F.pad(feature, (r,) * 4), b.weight, b.bias, dilation=r)
+        for b, r in zip(branches, (6, 12, 18, 24), strict=True)
+    )
+    torch.testing.assert_close(network(image).decoder_logits, expected)
+    assert network(image).logits.shape == (1, 4, 65, 96)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options"), [("deeplabv1", {"rate": 0}), ("deeplabv1", {"dropout": 1.0}), ("deeplabv2", {"rates": []})]
+)
+def test_options_of_the_older_deeplabs_are_checked(decoder: str, options: dict[str, Any]):
+    with pytest.raises(ConfigError, match="Expected"):
+        Segmenter(SegmenterConfig("resnet18", output_stride=8, decoder=decoder, decoder_options=options), 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", ["deeplabv1", "deeplabv2", "deeplabv3plus"])
+@pytest.mark.parametrize("size", [(224, 224), (321, 321), (375, 500), (33, 47)])
+def test_every_deeplab_takes_the_sizes_of_photos(decoder: str, size: tuple[int, int]):
+    network = Segmenter(SegmenterConfig("small32", output_stride=8, decoder=decoder), 5).eval()
+    output = network(torch.randn(1, 3, *size))
+    stride = 4 if decoder == "deeplabv3plus" else 8
+    assert output.decoder_logits.shape == (1, 5, -(-size[0] // stride), -(-size[1] // stride))
+    assert output.logits.shape == (1, 5, *size)
+
+
+@pytest.mark.parametrize("decoder", ["deeplabv1", "deeplabv2", "deeplabv3plus"])
+def test_every_deeplab_learns_four_images_by_heart(decoder: str):
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 64, 64, dtype=torch.long)
+    mask[:, 16:48, 8:40], mask[2:, 8:24, 40:60] = 1, 2
+    colours = torch.tensor([[-1.0, 0, 0], [1, 0, 1], [0, 1, -1]])
+    image = colours[mask].permute(0, 3, 1, 2) + 0.1 * torch.randn(4, 3, 64, 64)
+    options = {"deeplabv1": {"channels": 32, "dropout": 0.0}, "deeplabv3plus": {"channels": 32, "dropouts": [0, 0, 0]}}
+    network = Segmenter(
+        SegmenterConfig("small32", output_stride=8, decoder=decoder, decoder_options=options.get(decoder)), 3
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(network(image).logits, mask).backward()
+        optimizer.step()
+    network.eval()
+    assert float((network(image).logits.argmax(1) == mask).float().mean()) > 0.95

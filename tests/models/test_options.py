@@ -53,7 +53,7 @@ def test_names_of_timm_are_known_with_and_without_their_weights(name: str, known
 
 def test_the_smallest_options_of_deeplab_are_accepted():
     decoder = DeepLabDecoder(
-        CHANNELS, output_stride=16, channels=1, low_channels=1, rates=[1], dropouts=(0.0, 0.0, 0.0)
+        CHANNELS, num_classes=4, output_stride=16, channels=1, low_channels=1, rates=[1], dropouts=(0.0, 0.0, 0.0)
     )
     features = [torch.randn(2, channels, 4, 4) for channels in CHANNELS]
     assert decoder(features).shape == (2, 1, 4, 4)
@@ -63,11 +63,11 @@ def test_the_smallest_options_of_deeplab_are_accepted():
 @pytest.mark.parametrize("dropouts", [(0.5, 0.5, 1.0), (0.5, 0.5, 1.5), (-0.1, 0.5, 0.1), (0.5, 0.5, 0.1, 0.1), ()])
 def test_three_probabilities_below_one_are_dropouts_and_nothing_else(dropouts: tuple[float, ...]):
     with pytest.raises(ConfigError, match=r"dropouts to be three probabilities in \[0, 1\)"):
-        DeepLabDecoder(CHANNELS, output_stride=16, dropouts=dropouts)
+        DeepLabDecoder(CHANNELS, num_classes=4, output_stride=16, dropouts=dropouts)
 
 
 def test_every_dropout_of_deeplab_has_its_place():
-    decoder = DeepLabDecoder(CHANNELS, output_stride=16, channels=8, dropouts=(0.2, 0.3, 0.4))
+    decoder = DeepLabDecoder(CHANNELS, num_classes=4, output_stride=16, channels=8, dropouts=(0.2, 0.3, 0.4))
     places = {name: part.p for name, part in decoder.named_modules() if isinstance(part, nn.Dropout)}
     assert [(name.partition(".")[0], p) for name, p in places.items()] == [("aspp", 0.2), ("fuse", 0.3), ("fuse", 0.4)]
 

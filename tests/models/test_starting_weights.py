@@ -103,7 +103,7 @@ def test_the_last_layer_of_deeplab_starts_by_the_rule_of_xavier():
 
 def test_convolutions_of_deeplab_start_by_the_rule_of_kaiming_and_its_norms_as_identity():
     torch.manual_seed(0)
-    decoder = DeepLabDecoder([3, 4, 16, 4, 4, 32], output_stride=8, channels=16, low_channels=8)
+    decoder = DeepLabDecoder([3, 4, 16, 4, 4, 32], num_classes=4, output_stride=8, channels=16, low_channels=8)
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d):
             inputs = module.weight[0].numel()
