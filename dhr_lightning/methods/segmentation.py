@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +14,8 @@ from dhr_lightning.methods.inference import Inference
 from dhr_lightning.methods.scored import ScoredTask
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.checkpoints import read_checkpoint
-from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutput
+from dhr_lightning.models.networks import build_segmenter
+from dhr_lightning.models.segmenter import SegmenterConfig, SegmenterOutput
 
 LOSS_SIZES = ("decoder", "full")
 
@@ -29,7 +29,7 @@ class SegmentationTask(ScoredTask):
         output_stride: 8 or 16.
         decoder: decoder name, see `models.segmenter.SegmenterConfig`.
         decoder_options: further arguments of the decoder.
-        loss_size: `decoder` or `full`, see `pixel_loss`.
+        loss_size: `decoder` or `full`, see `models.segmenter.Segmenter.loss`.
         ema: decay of the average of the weights that validation and prediction use, see
             `callbacks.average.WeightAverage`; `null` for none. DHR masks come from the weights themselves.
         ema_warmup: let the first steps count more in that average.
@@ -65,7 +65,7 @@ class SegmentationTask(ScoredTask):
         self.card = card_of(backbone, pretrained)
         config = SegmenterConfig(backbone, pretrained, output_stride, decoder, decoder_options)
         tags = self.classes.num_tags if self.cam_head else 0
-        self.network = Segmenter(config, self.classes.num_classes, num_tags=tags)
+        self.network = build_segmenter(config, self.classes.num_classes, num_tags=tags)
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)
 
     def take_over_weights(self) -> None:
@@ -85,58 +85,18 @@ class SegmentationTask(ScoredTask):
         return self(batch["image"]).softmax(1)
 
     def mask_loss(self, output: SegmenterOutput, batch: Batch) -> Tensor:
-        """Pixel cross entropy on the masks of a batch, see `pixel_loss`."""
+        """Loss of the network on the masks of a batch."""
+        return self.network_loss(output, batch["inputs"]["masks"])
+
+    def network_loss(self, output: SegmenterOutput, masks: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """Loss of the network on masks `(B, H, W)`, whose pixels may have a weight."""
         size, ignore_index = self.hparams.loss_size, self.classes.ignore_index
-        return pixel_loss(output, batch["inputs"]["masks"], size=size, ignore_index=ignore_index)
+        return self.network.loss(output, masks, size=size, ignore_index=ignore_index, weight=weight)
 
 
 def allowed_classes(tags: Tensor, offset: int) -> Tensor:
     """Tags `(B, T)` plus background, if there is one -> `(B, C)` bool."""
     return F.pad(tags > 0, (offset, 0), value=True)
-
-
-def pixel_loss(
-    output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int, weight: Tensor | None = None
-) -> Tensor:
-    """Cross entropy of a segmenter on masks of the image, see `segmentation_loss`.
-
-    Args:
-        output: of the network.
-        mask: `(B, H, W)` int64 class values.
-        size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the
-            middle of each of their cells; `full` interpolates the logits to every pixel.
-        ignore_index: pixels without a label.
-        weight: `(B, H, W)` of each pixel; default 1.
-
-    Source: loss at the size of the decoder as in the published code of DHR (arXiv:2404.00380).
-    Differs: there the top left pixel counts, which belongs to logits that are stretched with aligned corners. Ours are
-        stretched cell by cell, so that it would move every prediction by 1.5 pixels to the right and down.
-    """
-    if size == "full":
-        return segmentation_loss(output.logits, mask, ignore_index=ignore_index, weight=weight)
-    height, width = mask.shape[-2:]
-    rows, columns = (torch.arange(cells, device=mask.device) for cells in output.decoder_logits.shape[-2:])
-    rows, columns = (cells * output.stride + output.stride // 2 for cells in (rows, columns))
-    rows, columns = rows.clamp(max=height - 1), columns.clamp(max=width - 1)
-    middle = mask[:, rows][:, :, columns]  # (B, h, w)
-    weight = None if weight is None else weight[:, rows][:, :, columns]
-    return segmentation_loss(output.decoder_logits, middle, ignore_index=ignore_index, weight=weight)
-
-
-def segmentation_loss(logits: Tensor, mask: Tensor, *, ignore_index: int, weight: Tensor | None = None) -> Tensor:
-    """Mean cross entropy over labelled pixels; zero, with a gradient of zero, when no pixel is labelled.
-
-    Args:
-        logits: `(B, C, H, W)`.
-        mask: `(B, H, W)` int64 class values.
-        ignore_index: pixels without a label.
-        weight: `(B, H, W)` of each pixel, which does not change what the sum is divided by; default 1.
-    """
-    if weight is None:
-        total = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="sum")
-    else:
-        total = (F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction="none") * weight).sum()
-    return total / (mask != ignore_index).sum().clamp(min=1)
 
 
 def initialise(task: BaseTask, *, keys: tuple[str, ...]) -> None:

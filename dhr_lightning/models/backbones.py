@@ -106,8 +106,9 @@ def build_encoder(
     if pretrained is True and name == "small32":
         raise ConfigError("Backbone 'small32' has no pretrained weights. Set pretrained: false.")
     weights: Any = (True if name.startswith("tu-") else "imagenet") if pretrained is True else None
+    any_size = {"strict_img_size": False} if name.startswith("tu-swin") else {}
     try:
-        encoder: nn.Module = get_encoder(name, weights=weights, output_stride=output_stride, depth=depth)
+        encoder: nn.Module = get_encoder(name, weights=weights, output_stride=output_stride, depth=depth, **any_size)
     except OSError as error:
         raise DependencyError(
             f"ImageNet weights of {name!r} could not be downloaded ({type(error).__name__}). Download "

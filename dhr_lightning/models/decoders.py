@@ -16,6 +16,7 @@ DEEPLAB = "deeplabv3plus"
 OURS = {DEEPLAB: DeepLabDecoder, "deeplabv1": LargeFOV, "deeplabv2": AtrousSum}
 # DPT reads the tokens of a ViT, not feature maps of several strides.
 _ARCHITECTURES = {name: a for name, a in smp.MODEL_ARCHITECTURES_MAPPING.items() if name not in (*OURS, "dpt")}
+MASK2FORMER = "mask2former"  # has a network of its own, see `models.mask2former`
 NAMES = (*OURS, *sorted(_ARCHITECTURES))
 # Arguments of a decoder that the segmenter decides.
 _DECIDED = {"encoder_name", "encoder_depth", "encoder_weights", "encoder_output_stride", "in_channels", "classes"}
@@ -43,9 +44,9 @@ def encoder_stride(decoder: str, output_stride: int, *, backbone: str) -> int:
         ConfigError: if the decoder is unknown or the encoder has no map of stride 32.
     """
     if decoder not in NAMES:
-        closest = difflib.get_close_matches(decoder.lower().replace("_", ""), NAMES, n=1)
+        closest = difflib.get_close_matches(decoder.lower().replace("_", ""), (*NAMES, MASK2FORMER), n=1)
         hint = f" Did you mean {closest[0]!r}?" if closest else ""
-        raise ConfigError(f"Unknown decoder {decoder!r}.{hint} Known: {', '.join(NAMES)}.")
+        raise ConfigError(f"Unknown decoder {decoder!r}.{hint} Known: {', '.join((*NAMES, MASK2FORMER))}.")
     # PSPNet reads the last feature map only, so that its stride is free.
     free = decoder in (*OURS, "pspnet") or "encoder_output_stride" in _arguments(_ARCHITECTURES[decoder])
     if not free and backbone in STRIDE_8:

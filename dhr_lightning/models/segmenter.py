@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dhr_lightning.losses.pixels import cell_loss, segmentation_loss
 from dhr_lightning.models.backbones import build_encoder
 from dhr_lightning.models.decoders import DEEPLAB, OURS, build_decoder, encoder_stride
 from dhr_lightning.models.deeplab import undilate_first_blocks
@@ -21,6 +22,7 @@ class SegmenterOutput(NamedTuple):
         features: encoder features, finest first; the last two are what DHR calls C4 and C5.
         stride: pixels between two cells of `decoder_logits`; 4 for DeepLabv3+.
         size: height and width of the image in pixels; `None` if they are `stride` times those of `decoder_logits`.
+        queries: what Mask2Former's losses need, see `models.mask2former.QueryOutput`; `None` for other segmenters.
     """
 
     decoder_logits: Tensor
@@ -28,6 +30,7 @@ class SegmenterOutput(NamedTuple):
     features: list[Tensor]
     stride: int = 1
     size: tuple[int, int] | None = None
+    queries: Any = None
 
     @property
     def logits(self) -> Tensor:
@@ -47,7 +50,7 @@ class SegmenterConfig:
         pretrained: `False`, `True` (ImageNet, by name) or a path, see `build_encoder`.
         output_stride: 8 or 16; for decoders that need feature maps up to stride 32 it is 32 whatever is given.
         decoder: `deeplabv1`, `deeplabv2`, `deeplabv3plus`, or the name of another architecture of
-            segmentation-models-pytorch, such as `fpn`.
+            segmentation-models-pytorch, such as `fpn`; `mask2former` is built by `models.networks.build_segmenter`.
         decoder_options: further arguments of that decoder; of the DeepLabs see `models.deeplab`.
     """
 
@@ -103,6 +106,24 @@ class Segmenter(nn.Module):
         logits = logits[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
         cam = self.classifier(features[-1]) if self.classifier is not None else None
         return SegmenterOutput(logits, cam, features, stride, (height, width))
+
+    def loss(
+        self, output: SegmenterOutput, mask: Tensor, *, size: str, ignore_index: int, weight: Tensor | None = None
+    ) -> Tensor:
+        """Cross entropy on masks of the image.
+
+        Args:
+            output: of this network.
+            mask: `(B, H, W)` int64 class values.
+            size: `decoder` compares the logits where the decoder ends, stride 4 for DeepLabv3+, with the pixel in the
+                middle of each of their cells (`losses.pixels.cell_loss`); `full` interpolates the logits to every
+                pixel.
+            ignore_index: pixels without a label.
+            weight: `(B, H, W)` of each pixel; default 1.
+        """
+        if size == "full":
+            return segmentation_loss(output.logits, mask, ignore_index=ignore_index, weight=weight)
+        return cell_loss(output.decoder_logits, mask, stride=output.stride, ignore_index=ignore_index, weight=weight)
 
 
 def multi_scale_probability(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.segmentation import segmentation_loss
+from dhr_lightning.losses.pixels import segmentation_loss
 from dhr_lightning.methods.segmenters.mars_wss.task import rejected_pixels
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import make_batch, make_task, training_loss

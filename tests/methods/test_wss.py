@@ -4,8 +4,9 @@ from torch.nn import functional as F
 
 from dhr_lightning.cli import quiet
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.segmentation import allowed_classes, pixel_loss, segmentation_loss
-from dhr_lightning.models.segmenter import SegmenterOutput
+from dhr_lightning.losses.pixels import segmentation_loss
+from dhr_lightning.methods.segmentation import allowed_classes
+from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput
 from tests.task_samples import favour, make_batch, make_task, predicting, training_loss
 
 
@@ -47,16 +48,16 @@ def test_the_loss_of_the_decoder_looks_at_the_middle_of_every_cell():
     mask[0, :9] = 255
     middle = F.interpolate(mask[:, None].float(), (8, 6), mode="nearest-exact")[:, 0].long()
     output = SegmenterOutput(logits, None, [], 4, (32, 24))
-    found = pixel_loss(output, mask, size="decoder", ignore_index=255)
+    found = Segmenter.loss(None, output, mask, size="decoder", ignore_index=255)
     torch.testing.assert_close(found, F.cross_entropy(logits, middle, ignore_index=255))
     full = F.interpolate(logits, (32, 24), mode="bilinear", align_corners=False)
-    found = pixel_loss(output, mask, size="full", ignore_index=255)
+    found = Segmenter.loss(None, output, mask, size="full", ignore_index=255)
     torch.testing.assert_close(found, F.cross_entropy(full, mask, ignore_index=255))
     cut = SegmenterOutput(logits, None, [], 4, (29, 21))  # cells at the edge are cut, not moved
     last = middle.clone()
     last[:, -1], last[:, :, -1] = mask[:, 28, 2:24:4], mask[:, 2:32:4, 20]
     last[:, -1, -1] = mask[:, 28, 20]
-    found = pixel_loss(cut, mask[:, :29, :21], size="decoder", ignore_index=255)
+    found = Segmenter.loss(None, cut, mask[:, :29, :21], size="decoder", ignore_index=255)
     torch.testing.assert_close(found, F.cross_entropy(logits, last, ignore_index=255))
     with pytest.raises(ConfigError, match="loss_size to be decoder or full, but got 'half'"):
         make_task("WSSTask", loss_size="half")
@@ -70,7 +71,7 @@ def learnt_edge(mask: torch.Tensor, size: str) -> int:
     for _ in range(60):
         output = SegmenterOutput(logits, None, [], 4, (32, 32))
         optimizer.zero_grad()
-        pixel_loss(output, mask, size=size, ignore_index=255).backward()
+        Segmenter.loss(None, output, mask, size=size, ignore_index=255).backward()
         optimizer.step()
     labels = output.logits.argmax(1)[0, 16]
     return int((labels == labels[0]).sum())

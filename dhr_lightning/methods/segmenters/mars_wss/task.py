@@ -8,9 +8,9 @@ from torch import Tensor
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.segmentation import pixel_loss
 from dhr_lightning.methods.segmenters.mars_wss.spec import SPEC
 from dhr_lightning.methods.segmenters.wss.task import WSSTask
+from dhr_lightning.models.mask2former import Mask2Former
 from dhr_lightning.ops.cam import labels_from_scores
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
@@ -50,6 +50,11 @@ class MARSSegmenterTask(WSSTask):
         super().__init__(**options)
         if not self.classes.has_background:
             raise ConfigError("The segmenter of MARS needs a background class, which this dataset lacks. Use wss.")
+        if isinstance(self.network, Mask2Former):
+            raise ConfigError(
+                "The segmenter of MARS weights pixels, which Mask2Former's losses cannot. Train it afterwards, as a "
+                "step that reads this one's masks."
+            )
         if not 0 <= teacher_decay < 1:
             raise ConfigError(f"Expected model.init_args.teacher_decay in [0, 1), but got {teacher_decay}.")
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
@@ -88,9 +93,7 @@ class MARSSegmenterTask(WSSTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted pixel cross entropy on the completed masks."""
         labels, certainty = self.completed(batch)
-        size, ignore_index = self.hparams.loss_size, self.classes.ignore_index
-        output = self.network(batch["image"])
-        loss = pixel_loss(output, labels, size=size, ignore_index=ignore_index, weight=certainty)
+        loss = self.network_loss(self.network(batch["image"]), labels, weight=certainty)
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(labels))
         return self.check_loss(loss, batch, batch_idx)
 
