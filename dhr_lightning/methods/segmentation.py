@@ -28,7 +28,8 @@ class SegmentationTask(ScoredTask):
         pretrained: `false`, `true` (ImageNet, by name) or a path.
         output_stride: 8 or 16.
         decoder: decoder name, see `models.segmenter.SegmenterConfig`.
-        decoder_options: further arguments of the decoder.
+        decoder_options: further arguments of the decoder; `null` takes back one that an earlier layer of the
+            configuration sets.
         loss_size: `decoder` or `full`, see `models.segmenter.Segmenter.loss`.
         ema: decay of the average of the weights that validation and prediction use, see
             `callbacks.average.WeightAverage`; `null` for none. DHR masks come from the weights themselves.
@@ -63,7 +64,8 @@ class SegmentationTask(ScoredTask):
                 f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {loss_size!r}."
             )
         self.card = card_of(backbone, pretrained)
-        config = SegmenterConfig(backbone, pretrained, output_stride, decoder, decoder_options)
+        options = {name: value for name, value in (decoder_options or {}).items() if value is not None}
+        config = SegmenterConfig(backbone, pretrained, output_stride, decoder, options)
         tags = self.classes.num_tags if self.cam_head else 0
         self.network = build_segmenter(config, self.classes.num_classes, num_tags=tags)
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -78,7 +78,7 @@ def build_decoder(
     known = sorted(_arguments(OURS.get(decoder) or _ARCHITECTURES[decoder]) - _DECIDED)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"Unknown option {unknown[0]!r} of decoder {decoder!r}. Known: {', '.join(known)}.")
+        raise unknown_options(decoder, unknown, known)
     if decoder in OURS:
         network = OURS[decoder](encoder.out_channels, num_classes=num_classes, output_stride=stride, **options)
         return network, network.head()
@@ -89,6 +89,15 @@ def build_decoder(
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         raise ConfigError(f"Decoder {decoder!r} cannot be built on backbone {backbone!r} ({error}).") from error
     return model.decoder, model.segmentation_head[0]
+
+
+def unknown_options(decoder: str, unknown: Sequence[str], known: Sequence[str]) -> ConfigError:
+    """The error for options that a decoder does not have, which may come from an earlier layer of the configuration."""
+    names = ", ".join(map(repr, unknown))
+    return ConfigError(
+        f"Unknown option {names} of decoder {decoder!r}. Known: {', '.join(known)}. If the recipe sets it for another "
+        "decoder, set it to null."
+    )
 
 
 def _arguments(architecture: type) -> set[str]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.models.backbones import STRIDE_8, build_encoder
+from dhr_lightning.models.decoders import MASK2FORMER, unknown_options
 from dhr_lightning.models.segmenter import SegmenterConfig, SegmenterOutput
 
 STRIDE, _DIVISOR = 4, 32
@@ -206,7 +207,7 @@ def _options(given: dict[str, Any]) -> QueryOptions:
     known = asdict(QueryOptions())
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ConfigError(f"Unknown option {unknown[0]!r} of decoder 'mask2former'. Known: {', '.join(known)}.")
+        raise unknown_options(MASK2FORMER, unknown, list(known))
     options = QueryOptions(**given)
     wrong = [name for name, value in asdict(options).items() if value < 1]
     if wrong:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dhr_lightning.data.frozen_features import FeatureReader
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.cards import WeightsCard
+from dhr_lightning.models.mask2former import Mask2Former
 from dhr_lightning.models.taps import TapEncoder
 from dhr_lightning.predicting.engines import Engine, LightEngine, NetworkEngine
 
@@ -34,9 +35,14 @@ def graph_of(engine: Engine) -> Graph:
     """The graph of a model, in float32; test-time flip of the photo, other scales and the dense CRF are not in it.
 
     Raises:
-        ConfigError: if the model reads features at several scales, or comes from such a graph.
+        ConfigError: if the model reads features at several scales, is Mask2Former, or comes from such a graph.
     """
     if isinstance(engine, NetworkEngine):
+        if isinstance(engine.task.network, Mask2Former):
+            raise ConfigError(
+                "A graph of Mask2Former holds the size of one photo: its layers count cells in Python. Export it with "
+                "--to safetensors."
+            )
         return Graph(_Logits(engine.task.network, engine.task.card).eval(), "logits")
     if not isinstance(engine, LightEngine):
         raise ConfigError("This model is an exported file already. Export from the recipe or checkpoint it came from.")

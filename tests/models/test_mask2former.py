@@ -11,6 +11,8 @@ from torch import Tensor
 from dhr_lightning.errors import ConfigError, DependencyError
 from dhr_lightning.models.mask2former import Mask2Former, class_scores
 from dhr_lightning.models.segmenter import SegmenterConfig, multi_scale_probability
+from dhr_lightning.predicting.engines import NetworkEngine
+from dhr_lightning.predicting.graphs import graph_of
 from tests.task_samples import make_batch, make_task
 
 pytest.importorskip("transformers")
@@ -175,3 +177,19 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         DependencyError, match=r"needs the package transformers: pip install 'dhr-lightning\[mask2former\]'"
     ):
         Mask2Former(SegmenterConfig("tu-resnet18", decoder="mask2former"), 3)
+
+
+def test_a_graph_is_refused_with_the_way_that_works():
+    changes = {"backbone": "tu-resnet18", "output_stride": 32, "decoder": "mask2former", "decoder_options": SMALL}
+    engine = NetworkEngine(make_task("WSSTask", **changes), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--to safetensors"):
+        graph_of(engine)
+
+
+def test_null_takes_back_an_option_of_another_decoder():
+    changes = {"backbone": "tu-resnet18", "output_stride": 32, "decoder": "mask2former"}
+    with pytest.raises(
+        ConfigError, match=r"Unknown option 'channels', 'rates' of decoder 'mask2former'.*set it to null"
+    ):
+        make_task("WSSTask", **changes, decoder_options={"channels": 8, "rates": [1], **SMALL})
+    make_task("WSSTask", **changes, decoder_options={"channels": None, "rates": None, **SMALL})
