@@ -13,6 +13,7 @@ from dhr_lightning.data.sample import Geometry
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.methods.propagation.affinity import AffinityTask
 from dhr_lightning.ops.confident import confident_powers
+from dhr_lightning.ops.resize import valid_cells
 from dhr_lightning.pipeline.recipe import load_recipe
 from tests.mixed_photos import MixedPhotos
 from tests.pipeline_workspace import Lines, Workspace
@@ -193,3 +194,28 @@ def test_boundaries_are_written_on_the_grid_of_each_image(name: str):
     alone = task.predict_step({**batch, "inputs": {"cam": torch.zeros_like(batch["inputs"]["cam"])}}, 0)
     for (one,), (other,) in zip(result["boundary"], alone["boundary"], strict=True):
         assert torch.equal(one, other)  # they come from the image, not from its CAMs
+
+
+def test_the_background_after_the_walk_is_chosen_once_from_walked_maps(tmp_path: Path, lines: Lines):
+    photos, task = MixedPhotos(tmp_path / "images"), make_task("IRNTask", background="auto")
+    photos.attach(task, range(8), 4)
+    task.on_predict_start()
+    maps = []
+    with torch.no_grad():
+        for batch in task.whole_batches(task.trainer.datamodule.records("train"), "test"):
+            walked, _ = task.spread(batch, batch["inputs"]["cam"])
+            inside = valid_cells(batch["valid"], (walked.shape[-2], walked.shape[-1]))
+            maps += [one[where] for one, where in zip(walked.amax(1), inside, strict=True)]
+    values = torch.cat(maps).double()
+    between = []
+    for edge in (torch.arange(1, 256) / 256).tolist():  # Otsu's criterion, edge by edge
+        low, high = values[values < edge], values[values >= edge]
+        apart = float(low.mean() - high.mean()) if len(low) and len(high) else 0.0
+        between.append(len(low) * len(high) * apart**2)
+    best = int(np.argmax(between)) + 1
+    assert task.background == pytest.approx(best / 256, abs=1.5 / 256)
+    assert task.inference_info() == {"background_after_walk": task.background}
+    assert "background score" in lines.text
+    assert make_task("IRNTask", background=0.3).inference_info() == {"background_after_walk": 0.3}
+    with pytest.raises(ConfigError, match=r"background in \(0, 1\) or auto, but got 'otsu'"):
+        make_task("IRNTask", background="otsu")

@@ -1,10 +1,13 @@
 """Train boundaries on confident labels of CAMs; predict masks by a walk that they stop."""
 
-from typing import Any, ClassVar
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.propagation.affinity import AffinityTask
@@ -15,6 +18,10 @@ from dhr_lightning.ops.cam import background_score
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.confident import LABEL_CRF, ConfidentThresholds, confident_labels
 from dhr_lightning.ops.resize import valid_cells
+from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
+
+BACKGROUND_IMAGES = 64
+log = logging.getLogger("dhr_lightning")
 
 
 class IRNTask(AffinityTask):
@@ -25,13 +32,15 @@ class IRNTask(AffinityTask):
         dilation: see `models.backbones.build_encoder`.
         foreground: activation that a confident object exceeds, in (0, 1).
         certain_background: activation that a confident background stays below, in (0, `foreground`].
-        background: constant score of the background after the walk, whose maps are divided by their maximum.
+        background: constant score of the background after the walk, whose maps are divided by their maximum, in (0, 1);
+            or `auto`: Otsu's threshold of the walked maps of some training images, chosen once before prediction.
         **options: see `AffinityTask`; the paper's, which the preset has, are `fit_radius` 10,
             `radius` 5, `beta` 10, `steps` 256.
 
     Source: IRNet (arXiv:1904.05044) and its code, constants included.
     Differs: without the displacement branch, which separates instances. Labels lie on the grid of stride 4 of the whole
-        image before a crop is scaled. The walk is exact and sparse, see `ops.affinity.random_walk`.
+        image before a crop is scaled. `background: auto` is ours: maps of other classifiers than the published one want
+        another score. The walk is exact and sparse, see `ops.affinity.random_walk`.
     """
 
     spec = SPEC
@@ -44,7 +53,7 @@ class IRNTask(AffinityTask):
         dilation: bool = False,
         foreground: float = 0.30,
         certain_background: float = 0.05,
-        background: float = 0.25,
+        background: float | Literal["auto"] = 0.25,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -52,8 +61,9 @@ class IRNTask(AffinityTask):
             self.thresholds = ConfidentThresholds(foreground, certain_background)
         except ValueError as error:
             raise ConfigError(f"model.init_args of {self.spec.name}: {error}") from error
-        if not 0 < background < 1:
-            raise ConfigError(f"Expected model.init_args.background in (0, 1), but got {background}.")
+        if background != "auto" and (isinstance(background, str) or not 0 < background < 1):
+            raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
+        self.background = None if background == "auto" else float(background)
         self.refiner = self.build_refiner(LABEL_CRF)
         h = self.hparams
         self.network = BoundaryNetwork(
@@ -77,13 +87,43 @@ class IRNTask(AffinityTask):
         """See `AffinityTask`."""
         return path_affinity(self.boundary(image, valid), radius=radius)
 
-    def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
+    def on_predict_start(self) -> None:
+        """Choose the background score if that was left to us: the same one for a run and for its continuation."""
+        if self.background is None:
+            records = subsample_evenly(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
+            self.background = self.choose_background(self.whole_batches(records, "background score"))
+            log.info("background score %.3f: Otsu's threshold of %d walked maps", self.background, len(records))
+
+    @torch.no_grad()
+    def choose_background(self, batches: Iterable[Batch]) -> float:
+        """Otsu's threshold of the largest walked score over all cells of some images, in (0, 1); reads no masks."""
+        counts = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for batch in batches:
+            walked, _ = self.spread(batch, batch["inputs"]["cam"])
+            inside = valid_cells(batch["valid"], (walked.shape[-2], walked.shape[-1]))
+            counts = counts + foreground_histogram(walked, valid=inside).sum(0)
+        return float(otsu_threshold(counts))
+
+    def inference_info(self) -> dict[str, Any]:
+        """The background score after the walk; chosen here if a continued run had nothing left to predict."""
+        if self.background is None and self._trainer is not None:
+            self.on_predict_start()
+        return {} if self.background is None else {"background_after_walk": self.background}
+
+    def spread(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
+        """CAMs after the walk `(B, K, h, w)` in [0, 1], and boundaries `(B, h, w)`."""
         boundary = self.boundary(batch["image"], batch["valid"], flip=True)
         cells = self.cells_of(cam)
         inside = valid_cells(batch["valid"], (cells.shape[-2], cells.shape[-1]))
         affinity = path_affinity(boundary, radius=self.hparams.radius)
         walked = self.walk(cells, affinity, inside, boundary=boundary)
-        walked = walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5)
-        background = background_score(walked, threshold=self.hparams.background)
-        return torch.cat([background, walked], dim=1), boundary[:, 0]
+        return walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5), boundary[:, 0]
+
+    def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
+        walked, boundary = self.spread(batch, cam)
+        threshold = self.background
+        if threshold is None:  # no run has chosen yet: judge by these images alone
+            inside = valid_cells(batch["valid"], (walked.shape[-2], walked.shape[-1]))
+            threshold = float(otsu_threshold(foreground_histogram(walked, valid=inside).sum(0)))
+        return torch.cat([background_score(walked, threshold=threshold), walked], dim=1), boundary
