@@ -25,6 +25,7 @@ METHODS = {
     "MARSSegmenterTask": "mars_wss",
     "MARSTask": "mars",
     "DHRTask": "dhr",
+    "OnlineDHRTask": "dhr_online",
     "TagHeadTask": "tag_head",
     "LightTask": "light",
     "RebalanceStoredTask": "rebalance_stored",

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
@@ -32,15 +33,18 @@ class PseudoMaskRefresh(L.Callback):
 
     Args:
         every: epochs between rounds, >= 1.
+        parts: a round after the first makes every `parts`-th image again, each time others, and keeps the masks of
+            the rest, so that all are new after `parts` rounds; 1 makes all.
 
     Source: the recursion of DHR (arXiv:2404.00380), Sec. 3.
     Differs: the published code rebuilds the mask of every crop at every step; here whole-image masks stay on disk.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
-            raise ConfigError(f"Expected PseudoMaskRefresh.every >= 1, but got {every}.")
-        self.every = every
+    def __init__(self, every: int = 1, parts: int = 1) -> None:
+        for name, value in (("every", every), ("parts", parts)):
+            if value < 1:
+                raise ConfigError(f"Expected PseudoMaskRefresh.{name} >= 1, but got {value}.")
+        self.every, self.parts = every, parts
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: RebalancingTask) -> None:
         """Make round 0, unless a resumed run already trains on a later one."""
@@ -70,6 +74,10 @@ class PseudoMaskRefresh(L.Callback):
             with enter_together(trainer, datamodule.writer(identity, owner=trainer.is_global_zero)) as writer:
                 missing = set(writer.missing())
                 trainer.strategy.barrier("listed")  # a rank that writes must not shorten another's list
+                if trainer.is_global_zero:
+                    missing -= self._keep(datamodule, writer, sorted(missing), number)
+                else:
+                    missing &= set(self._due(records, number))
                 mine = [record for record in records if record.id in missing][trainer.global_rank :: trainer.world_size]
                 self._write(trainer, task, writer, mine, f"{datamodule.step}: mask round {number}")
                 trainer.strategy.barrier("refreshed")
@@ -78,6 +86,20 @@ class PseudoMaskRefresh(L.Callback):
                     writer.seal(seconds=time.monotonic() - start, refine=task.refine_final.resolve(device))
         datamodule.set_mask_round(number)
         self._report(trainer, datamodule, number, time.monotonic() - start)
+
+    def _due(self, records: list[Record], number: int) -> list[str]:
+        """Ids of the images that a round makes again."""
+        own = records if number == 0 else records[number % self.parts :: self.parts]
+        return [record.id for record in own]
+
+    def _keep(self, datamodule: WSSSDataModule, writer: ArtifactWriter, missing: list[str], number: int) -> set[str]:
+        """Take over the masks of the round before for all images that are not due; returns their ids."""
+        due = set(self._due(datamodule.records("train"), number))
+        kept = {image_id for image_id in missing if image_id not in due}
+        before = round_address(datamodule.output_address("mask"), number - 1) if number else ""
+        for image_id in sorted(kept):
+            writer.write(image_id, read_mask(datamodule.store.path(before, "train", image_id)))
+        return kept
 
     def _identity(self, datamodule: WSSSDataModule, address: str, weights: str, number: int) -> Manifest:
         identity = datamodule.run.describe(address, "train")

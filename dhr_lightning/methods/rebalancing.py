@@ -44,8 +44,12 @@ class RebalancingTask(RefiningTask):
         Returns:
             The new masks `(B, H, W)` and all intermediate maps.
         """
+        return self.rebalanced(self.mask_inputs(batch))
+
+    def rebalanced(self, inputs: RebalanceInputs) -> RebalanceResult:
+        """The mask step of DHR with the settings of this task."""
         return rebalance(
-            self.mask_inputs(batch),
+            inputs,
             settings=self.rebalance_settings,
             refine_seed=self.refine_seed,
             refine_final=self.refine_final,

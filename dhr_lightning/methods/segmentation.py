@@ -86,10 +86,6 @@ class SegmentationTask(ScoredTask):
         """Class probabilities `(B, C, H, W)` of whole images in a single pass."""
         return self(batch["image"]).softmax(1)
 
-    def mask_loss(self, output: SegmenterOutput, batch: Batch) -> Tensor:
-        """Loss of the network on the masks of a batch."""
-        return self.network_loss(output, batch["inputs"]["masks"])
-
     def network_loss(self, output: SegmenterOutput, masks: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Loss of the network on masks `(B, H, W)`, whose pixels may have a weight."""
         size, ignore_index = self.hparams.loss_size, self.classes.ignore_index

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.callbacks import refresh
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, weights_digest
 from dhr_lightning.data.catalog import Record
@@ -281,3 +282,37 @@ def test_a_rank_takes_every_nth_of_the_missing_images(datamodule: WSSSDataModule
     with pytest.raises(ArtifactError, match="3 of 4 files are missing"):
         PseudoMaskRefresh().refresh(trainer, task, 0)
     assert task.ids == [IDS[1]]
+
+
+def test_a_round_of_parts_makes_some_images_again_and_keeps_the_others(datamodule: WSSSDataModule):
+    task, trainer, callback = Painter(), run_of(datamodule), PseudoMaskRefresh(parts=3)
+    shown = []
+    for number in range(4):
+        with torch.no_grad():
+            task.weight.fill_(number + 1)
+        task.painted.clear()
+        callback.refresh(trainer, task, number)
+        made = round_address("dhr/mask", number)
+        masks = [int(read_mask(datamodule.store.path(made, "train", name))[0, 0]) for name in IDS]
+        shown.append((task.ids, masks))
+        assert all(read_mask(datamodule.store.path(made, "train", name)).shape == SIZES[name] for name in IDS)
+    assert shown[0] == (IDS, [1, 1, 1, 1])
+    assert shown[1] == ([IDS[1]], [1, 2, 1, 1])
+    assert shown[2] == ([IDS[2]], [1, 2, 3, 1])
+    assert shown[3] == ([IDS[0], IDS[3]], [4, 2, 3, 4])  # all are new after three rounds
+    assert datamodule.store.rounds("dhr/mask", "train") == [0, 1, 2, 3]
+
+
+def test_ranks_share_the_part_that_is_due(datamodule: WSSSDataModule):
+    first, second = Painter(), Painter()
+    PseudoMaskRefresh(parts=2).refresh(run_of(datamodule), first, 0)
+    first.painted.clear()
+    with torch.no_grad():
+        first.weight.fill_(5)
+        second.weight.fill_(5)
+    trainer, other = run_of(datamodule, world_size=2), run_of(datamodule, rank=1, world_size=2)
+    trainer.strategy.barrier = lambda name: (
+        PseudoMaskRefresh(parts=2).refresh(other, second, 1) if name == "listed" else None
+    )
+    PseudoMaskRefresh(parts=2).refresh(trainer, first, 1)
+    assert (first.ids, second.ids) == ([IDS[1]], [IDS[3]])

@@ -18,6 +18,7 @@ CASES = {
     "advcam": ("base", "cam", ["--swap", "cam=advcam"]),
     "irn": ("base", "propagation", ["--swap", "propagation=irn"]),
     "psa": ("base", "propagation", ["--swap", "propagation=psa"]),
+    "dhr_online": ("dhr", "dhr", ["--swap", "uss=patches", "dhr=dhr_online"]),
     "mars_wss": ("mars_full", "segmenter", ["--swap", "uss=patches"]),
 }
 

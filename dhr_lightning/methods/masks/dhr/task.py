@@ -13,6 +13,7 @@ from dhr_lightning.methods.masks.dhr.spec import SPEC
 from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
+from dhr_lightning.models.segmenter import SegmenterOutput
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 
@@ -54,13 +55,17 @@ class DHRTask(RebalancingTask, SegmentationTask):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Pixel cross entropy on the current masks plus multi-label soft margin on the tags."""
+        """Loss of the network on the current masks plus multi-label soft margin on the tags."""
         output = self.network(batch["image"])
-        loss_seg = self.mask_loss(output, batch)
+        loss_seg = self.network_loss(output, self.targets(output, batch))
         loss_cls = F.multilabel_soft_margin_loss(masked_mean(output.cam, batch["valid"]), batch["tags"])
         size = len(batch["image"])
         self.log_dict({"train/loss_seg": loss_seg, "train/loss_cls": loss_cls}, prog_bar=True, batch_size=size)
         return self.check_loss(loss_seg + self.hparams.weight_cls * loss_cls, batch, batch_idx)
+
+    def targets(self, output: SegmenterOutput, batch: Batch) -> Tensor:
+        """Masks `(B, H, W)` to learn: those of the last refresh."""
+        return batch["inputs"]["masks"]
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size from all classes: tags are unknown at test time."""
@@ -73,10 +78,19 @@ class DHRTask(RebalancingTask, SegmentationTask):
         Args:
             batch: as that of `pseudo_masks`.
         """
-        classes = self.image_classes(batch)
         image = batch["image"]
         features = self.network.encoder(image)
-        cam = self._seed_cam(image, features)
+        return self.inputs_of(batch, self._seed_cam(image, features), features)
+
+    def inputs_of(self, batch: Batch, cam: Tensor, features: list[Tensor]) -> RebalanceInputs:
+        """Inputs of the mask step from a network's maps of a batch.
+
+        Args:
+            batch: images with tags, first masks and features of the USS network.
+            cam: `(B, T, h, w)` class activation maps, not negative, not normalised.
+            features: of the encoder, finest first.
+        """
+        classes = self.image_classes(batch)
         cell = cam.shape[-2:]
         valid = F.interpolate(batch["valid"][:, None].float(), cell, mode="nearest")[:, 0] > 0
         return RebalanceInputs(
@@ -85,14 +99,18 @@ class DHRTask(RebalancingTask, SegmentationTask):
             normalize_cam(gather_classes(cam, classes), valid=valid),
             classes,
             uss=batch["inputs"].get("features") if self.rebalance_settings.uss else None,
-            wss=[features[-2].float(), features[-1].float()],
+            wss=[features[-2].detach().float(), features[-1].detach().float()],
         )
+
+    def published_seed_cam(self, last: Tensor) -> Tensor:
+        """Class activation maps of one view at stride 16 from the last feature map, see `published_cam`."""
+        return published_cam(self.network.classifier, last, stride=self.network.divisor)
 
     def _seed_cam(self, image: Tensor, features: list[Tensor]) -> Tensor:
         """Class activation maps `(B, T, h, w)` behind the seeds, not negative, not normalised."""
         last, classifier, encoder = features[-1], self.network.classifier, self.network.encoder
         if self.hparams.seed_view == "paper":
-            return published_cam(classifier, last, stride=self.network.divisor)
+            return self.published_seed_cam(last)
         return multi_scale_cam(  # the plain view has been encoded already
             lambda view: classifier((features if view is image else encoder(view))[-1]),
             image,

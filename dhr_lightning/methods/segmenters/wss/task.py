@@ -22,7 +22,7 @@ class WSSTask(SegmentationTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Pixel cross entropy on the masks."""
-        loss = self.mask_loss(self.network(batch["image"]), batch)
+        loss = self.network_loss(self.network(batch["image"]), batch["inputs"]["masks"])
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["image"]))
         return self.check_loss(loss, batch, batch_idx)
 

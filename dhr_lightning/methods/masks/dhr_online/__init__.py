@@ -1,0 +1,1 @@
+"""DHR with masks of every crop at every step."""
