@@ -60,7 +60,7 @@ def base_request(options: argparse.Namespace, number: int) -> Request:
     if options.photos:
         place = {"root": str(options.photos), "workspace": str(workspace)}
         return Request("photos", "voc", **place, weights=str(options.weights), overrides=seeds)
-    data = f"--data.options={{seed: {number}, train: {options.train}, val: 16}}"
+    data = f"--data.options={{seed: {number}, train: {options.train}, val: {options.val}}}"
     root, overlays = str(workspace / "data" / "microworld"), ("debug.yaml",) if options.fast else ()
     return Request("quickstart", root=root, workspace=str(workspace), overlays=overlays, overrides=(*seeds, data))
 
@@ -99,6 +99,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="photos in the VOC layout, instead of the built-in data")
     parser.add_argument("--weights", type=Path, help="ImageNet weights of MobileNetV2, with --photos")
     parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(val=16)
     options = parser.parse_args()
     if (options.photos is None) != (options.weights is None):
         parser.error("--photos and --weights go together.")
