@@ -10,8 +10,8 @@ from dhr_lightning.data.crops import CROPS, FiveCrop
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.losses.stego import PAIRS, Maps, draw_pairs, stego_loss, stego_settings
-from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.methods.features.images import equal_sizes, images_of, space_on_disk
+from dhr_lightning.methods.features.base import FeatureTask
+from dhr_lightning.methods.features.images import equal_sizes, images_of
 from dhr_lightning.methods.features.stego.spec import SPEC
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.patches import PatchEncoder
@@ -21,7 +21,7 @@ from dhr_lightning.ops.neighbours import nearest_neighbours
 log = logging.getLogger("dhr_lightning")
 
 
-class USSTask(BaseTask):
+class USSTask(FeatureTask):
     """Fit a head on frozen features, without any label; predict features of the training images.
 
     Args:
@@ -29,16 +29,13 @@ class USSTask(BaseTask):
             `models.backbones.build_encoder`, whose map before the last stage is taken.
         pretrained: `false`, `true` (by name) or a path; ignored by `patches`.
         head: `cluster_code` or `principal_axes` (both fitted in one pass), or `stego` (trained).
-        dimension: channels D of the features.
         cells: feature cells drawn for fitting, over the whole training set.
         patches: patches drawn for fitting `patches`, over the whole training set.
         stego: `preset` (a row of STEGO's published configuration) and what differs from it, see
             `losses.stego.StegoSettings`.
-        scales: relative image sizes of the written features; the first one fixes their grid.
-        flip: average each size with its mirror.
-        **options: classes, optimiser and schedule, see `BaseTask`.
+        **options: `dimension`, `scales`, `flip`, classes, optimiser and schedule, see `FeatureTask`.
 
-    Source: STEGO (arXiv:2203.08414); scales and mirror as DHR (arXiv:2404.00380) writes its features.
+    Source: STEGO (arXiv:2203.08414).
     Differs: neighbours are never crops of the same image, and are found without dropout.
     """
 
@@ -50,20 +47,15 @@ class USSTask(BaseTask):
         backbone: str = "vit_base_patch8_224.dino",
         pretrained: bool | str = False,
         head: str = "stego",
-        dimension: int = 70,
         cells: int = 60_000,
         patches: int = 30_000,
         stego: dict[str, Any] | None = None,
-        scales: tuple[float, ...] = (2.0, 1.0, 1.5, 0.5),
-        flip: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if head not in HEADS:
             raise ConfigError(f"Expected model.init_args.head to be one of {', '.join(HEADS)}, but got {head!r}.")
-        if not scales or min(scales) <= 0:
-            raise ConfigError(f"Expected model.init_args.scales to be positive numbers, but got {scales}.")
-        self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=dimension)
+        self.network = USSNetwork(backbone, head, pretrained=pretrained, dimension=self.hparams.dimension)
         self.card = card_of(backbone, pretrained)
         self.automatic_optimization = False
         self._collected: list[Tensor] = []
@@ -179,26 +171,3 @@ class USSTask(BaseTask):
         maps = (self.network.head.dropout(features).chunk(2), self.network.code(features).chunk(2))
         anchors, neighbours = (Maps(*pair) for pair in zip(*maps, strict=True))
         return anchors, neighbours
-
-    def on_predict_start(self) -> None:
-        """Say how much space the features will take."""
-        datamodule = self.trainer.datamodule
-        records = [
-            record
-            for split in datamodule.predict_splits
-            for record in datamodule.records(split)
-            if (split, record.id) not in datamodule.written
-        ]
-        if records and self.trainer.is_global_zero:
-            folder = datamodule.output_folder("features", "train")
-            space = space_on_disk(records, self.network, self.hparams.dimension, self.hparams.scales[0], folder)
-            log.info("features: %s", space)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Features of whole images without padding, evenly over each image."""
-        result: list[Any] = [None] * len(batch["geometry"])
-        for places, images in equal_sizes(batch, self.network.source):
-            features = self.network.multi_scale(images, self.hparams.scales, flip=self.hparams.flip).cpu()
-            for place, one in zip(places, features, strict=True):
-                result[place] = (one,)
-        return {"features": result}
