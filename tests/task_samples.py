@@ -21,6 +21,7 @@ METHODS = {
     "IRNTask": "irn",
     "PSATask": "psa",
     "USSTask": "patches",
+    "CauseTask": "cause",
     "WSSTask": "wss",
     "MARSSegmenterTask": "mars_wss",
     "MARSTask": "mars",

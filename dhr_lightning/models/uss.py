@@ -19,7 +19,7 @@ class USSNetwork(nn.Module):
 
     Args:
         backbone: `patches`, an encoder of `build_encoder`, or a timm vision transformer.
-        head: a name in `HEADS`.
+        head: a name in `HEADS`; `none` for a subclass that has its own.
         pretrained: `false`, `true` (by name) or a path; ignored by `patches`.
         dimension: channels D of the code.
 
@@ -37,7 +37,8 @@ class USSNetwork(nn.Module):
             self.backbone = FrozenEncoder(backbone, pretrained=pretrained)
         else:
             self.backbone = FrozenViT(backbone, pretrained=pretrained)
-        self.head: ClusterCode | StegoHead | PrincipalAxes = HEADS[head](self.backbone.out_channels, dimension)
+        if head in HEADS:
+            self.head: ClusterCode | StegoHead | PrincipalAxes = HEADS[head](self.backbone.out_channels, dimension)
         self.source = "pixels" if isinstance(self.backbone, PatchEncoder) else "image"
         self.cell = self.backbone.cell
 

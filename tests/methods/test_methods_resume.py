@@ -18,6 +18,7 @@ CASES = {
     "advcam": ("base", "cam", ["--swap", "cam=advcam"]),
     "irn": ("base", "propagation", ["--swap", "propagation=irn"]),
     "psa": ("base", "propagation", ["--swap", "propagation=psa"]),
+    "cause": ("dhr", "uss", ["--swap", "uss=cause"]),
     "dhr_online": ("dhr", "dhr", ["--swap", "uss=patches", "dhr=dhr_online"]),
     "mars_wss": ("mars_full", "segmenter", ["--swap", "uss=patches"]),
 }
@@ -39,7 +40,7 @@ def test_resumed_weights_are_those_of_an_undisturbed_run(method: str, debug_data
         for place in places
     ]
     for words in both:
-        if step != "cam":
+        if step not in ("cam", "uss"):  # they read nothing
             before = "cam" if step == "propagation" else "mars"
             assert main(["run", *words, "--until", before]) == 0
     assert main(["run", *both[0], "--until", step]) == 0

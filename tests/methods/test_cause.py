@@ -1,0 +1,139 @@
+"""CAUSE: what learns in which phase, the teacher, positions on other grids, the bank in the checkpoint."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.features.cause.task import CauseTask, one_of_each_square
+from dhr_lightning.models.cause import CauseHead
+from tests.pipeline_workspace import Workspace
+from tests.task_samples import make_task
+
+pytest_plugins = ["tests.pipeline_fixtures"]
+
+
+def task_with_optimizers(epoch: int, **changes: Any) -> CauseTask:
+    """A task in training, outside a trainer, in an epoch."""
+    torch.manual_seed(0)
+    task = make_task("CauseTask", **changes).train()
+    codebook, heads = task.configure_optimizers()
+    task.optimizers = lambda: [codebook, heads]
+    task.manual_backward = lambda loss: loss.backward()
+    task.log = lambda *_, **__: None
+    task._trainer = SimpleNamespace(current_epoch=epoch, datamodule=SimpleNamespace(step="uss"))
+    return task
+
+
+def step(task: CauseTask, images: Tensor) -> None:
+    task.training_step({"image": images, "pixels": images, "id": ["a"] * len(images)}, 0)
+
+
+def state(task: CauseTask) -> dict[str, Tensor]:
+    return {name: one.detach().clone() for name, one in task.network.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], task: CauseTask) -> set[str]:
+    return {name for name, one in task.network.named_parameters() if not torch.equal(one, before[name])}
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "mlp"])
+def test_each_phase_moves_its_own_part_and_never_the_backbone(decoder: str):
+    images = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    task = task_with_optimizers(0, decoder=decoder)
+    before = state(task)
+    step(task, images)
+    assert changed(before, task) == {"codes"}
+    assert int(task.bank.filled.sum()) == 0
+    task._trainer.current_epoch = 1
+    before = state(task)
+    step(task, images)
+    learnt = {name for name in before if name.startswith(("student.", "project."))}
+    teacher = {name for name in before if name.startswith("teacher")}
+    moved = changed(before, task)
+    assert moved >= learnt - {name for name in learnt if name.endswith(("in_proj_bias", "position"))}
+    assert moved <= learnt | teacher
+    assert int(task.bank.filled.sum()) > 0
+
+
+def test_the_teacher_is_an_average_and_gives_the_features():
+    task = task_with_optimizers(1)
+    network, images = task.network, torch.randn(2, 3, 128, 128)
+    expected = {name: one.detach().clone() for name, one in network.teacher.named_parameters()}
+    step(task, images)
+    for name, one in network.student.named_parameters():
+        torch.testing.assert_close(network.teacher.get_parameter(name), 0.99 * expected[name] + 0.01 * one)
+    assert not any(one.requires_grad for one in network.teacher.parameters())
+    task.eval()
+    with torch.no_grad():
+        features = network.features(images)
+        code = network.code(features)
+        torch.testing.assert_close(code, network.teacher(features, network.codes))
+        network.student.project.linear.weight.add_(1)
+        assert torch.equal(code, network.code(features))
+        network.teacher.project.linear.weight.add_(1)
+        assert not torch.equal(code, network.code(features))
+
+
+def test_one_cell_of_each_square_is_drawn_evenly():
+    maps = torch.arange(2 * 9 * 10).view(2, 1, 9, 10).float()
+    torch.manual_seed(0)
+    seen = torch.stack([one_of_each_square(maps, 4)[..., 0] for _ in range(400)]).long()  # (400, 2, 4)
+    assert seen.shape[1:] == (2, 4)
+    for image in range(2):
+        for square, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            cells = maps[image, 0, row : row + 4, column : column + 4].long().flatten().tolist()
+            found, counts = seen[:, image, square].unique(return_counts=True)
+            assert found.tolist() == cells
+            assert int(counts.min()) > 8
+
+
+@torch.no_grad()
+def test_positions_stay_where_they_are_on_other_grids():
+    torch.manual_seed(0)
+    head = CauseHead(8, 4, decoder="transformer", side=4).eval()
+    head.decoder.position.zero_()
+    head.decoder.position[0, :, :, 2:] = 3.0  # left and right differ
+    asked: list[Tensor] = []
+    head.decoder.own.register_forward_pre_hook(lambda _, given: asked.append(given[0] - given[2]))  # query - code
+    code = head(torch.randn(1, 8, 6, 10), torch.randn(5, 8))
+    place = asked[0].transpose(1, 2).unflatten(2, (6, 10))
+    assert code.shape == (1, 4, 6, 10)
+    torch.testing.assert_close(place[..., :3], torch.zeros(1, 8, 6, 3), atol=0.3, rtol=0)  # bicubic: up to a ripple
+    torch.testing.assert_close(place[..., 7:], torch.full((1, 8, 6, 3), 3.0), atol=0.3, rtol=0)
+    torch.testing.assert_close(place, place[:, :, :1].expand_as(place), atol=1e-4, rtol=0)  # rows stay rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"decoder": "cnn"}, "transformer or mlp, but got 'cnn'"),
+        ({"crop_size": 100}, "multiple of the 16 pixels"),
+        ({"crop_size": 32}, "at least 64, but got 32"),
+        ({"codes": 1}, "codes >= 2"),
+        ({"contrast": {"temprature": 1}}, r"Unknown contrast\.temprature"),
+        ({"contrast": {"decay": 1.0}}, r"contrast\.decay in \[0, 1\)"),
+        ({"scales": []}, "scales to be positive"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(changes: dict[str, Any], reason: str):
+    with pytest.raises(ConfigError, match=reason):
+        make_task("CauseTask", **changes)
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_with_it_and_reads_no_label(workspace: Workspace, ran: list[str]):
+    options = ["--swap", "uss=cause"]
+    assert workspace.run(options=[*options, "--until", "uss"]) == 0
+    assert ran == ["fit uss", "predict uss"]
+    plan = workspace.plan(options=options)
+    (address, split), *_ = plan["uss"].outputs()
+    files = sorted(workspace.store.folder(address, split).glob("*.npy"))
+    assert len(files) == 12
+    checkpoint = plan["uss"].identity.run_folder / "version_0/checkpoints/last.ckpt"
+    kept = torch.load(Path(checkpoint), weights_only=True)["state_dict"]
+    assert int(kept["bank.filled"].sum()) > 0
