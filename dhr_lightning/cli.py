@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from dhr_lightning.callbacks.average import WeightAverage
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
@@ -30,8 +31,18 @@ from dhr_lightning.errors import ConfigError, DataError, DHRError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
+from dhr_lightning.ranks import ranks
 
 log = logging.getLogger("dhr_lightning")
+
+
+class Together(DDPStrategy):
+    """Gradients are averaged over processes; tasks that collect statistics instead have none."""
+
+    def configure_ddp(self) -> None:
+        """Wrap the task, if there is anything to average."""
+        if self.model is not None and any(one.requires_grad for one in self.model.parameters()):
+            super().configure_ddp()
 
 
 class DHRCommandLine(LightningCLI):
@@ -83,7 +94,12 @@ class DHRCommandLine(LightningCLI):
             options["logger"], self.save_config_callback = False, None  # a fit's folder stays as the fit left it
         elif trainer.logger in (None, True):
             options["logger"] = self._loggers()
-        if trainer.devices == "auto":
+        together = ranks()
+        options["use_distributed_sampler"] = False  # the loaders of the data know their rank
+        if together.size > 1:
+            options |= {"devices": together.local, "num_nodes": together.machines}
+            options |= {"strategy": Together()} if trainer.strategy == "auto" else {}
+        elif trainer.devices == "auto":
             options["devices"] = 1  # several on request only: a stage runs on one
         if trainer.enable_checkpointing is None:
             options["enable_checkpointing"] = True

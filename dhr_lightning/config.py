@@ -211,8 +211,9 @@ def check_run_config(config: Mapping[str, Any]) -> None:
     several = len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices != 1
     if several or int(trainer.get("num_nodes") or 1) > 1:
         raise ConfigError(
-            f"A recipe runs on one device, but trainer.devices is {devices} and trainer.num_nodes "
-            f"{trainer.get('num_nodes', 1)}. Use `python -m dhr_lightning fit` and `predict` for a step on several."
+            f"A recipe runs in as many processes as it is started in, but trainer.devices is {devices} and "
+            f"trainer.num_nodes {trainer.get('num_nodes', 1)}. Leave them out and start it with `torchrun "
+            "--nproc-per-node N -m dhr_lightning run ...`."
         )
 
 

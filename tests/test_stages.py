@@ -195,7 +195,7 @@ def test_prediction_continues_where_it_was_interrupted(
         ("--dta.batch_size=3", "Did you mean data"),
         ("--camm.data.batch_size=3", "Did you mean cam"),
         ("--propagation.crf.itterations=3", "itterations"),
-        ("--trainer.devices=2", "A recipe runs on one device, but trainer.devices is 2"),
+        ("--trainer.devices=2", "as many processes as it is started in, but trainer.devices is 2"),
     ],
 )
 def test_an_override_that_cannot_be_used_is_named(

@@ -20,6 +20,7 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.evaluation.compare import compare_masks
 from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.progress import duration
+from dhr_lightning.ranks import align
 
 log = logging.getLogger("dhr_lightning")
 
@@ -67,6 +68,7 @@ class PseudoMaskRefresh(L.Callback):
         """Regenerate the masks of all training images with the current weights."""
         datamodule: WSSSDataModule = trainer.datamodule
         records = datamodule.records("train")
+        align(task.buffers())  # all ranks make masks with the same network
         address, start = round_address(datamodule.output_address("mask"), number), time.monotonic()
         identity = self._identity(datamodule, address, weights_digest(task), number)
         ids = [record.id for record in records]

@@ -73,6 +73,7 @@ class ArtifactWriters(L.Callback):
             for record in datamodule.records(split)
             if all(self._writers[kind, split].done(record.id) for kind in names)
         )
+        trainer.strategy.barrier("listed")  # before any rank writes: all share out the same list
         if datamodule.written:
             log.info("%s: continuing, %d images are already written", pl_module.step, len(datamodule.written))
 

@@ -170,14 +170,19 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training crops (or whole images, if the task asks for no augmentation)."""
-        trainer, dataset = self.trainer, self._training_dataset()
+        dataset = self._training_dataset()
         self._training = dataset
-        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        ranks, rank = self._ranks
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
         if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
             return self._loader(dataset, batch_sampler=self._batches(dataset, sampler, self.batch_size))
         drop_last = len(dataset) > self.batch_size
         return self._loader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """How many processes share the images, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset:
         grid_crop = getattr(self.task, "grid_crop", None)
@@ -221,8 +226,9 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each split that the task predicts, without the images that are already written."""
+        ranks, rank = self._ranks
         left = {
-            split: [record for record in self.records(split) if (split, record.id) not in self.written]
+            split: [record for record in self.records(split) if (split, record.id) not in self.written][rank::ranks]
             for split in self.predict_splits
         }
         own: Callable[[list[Record]], DataLoader[Any]] | None = getattr(self.task, "records_dataloader", None)

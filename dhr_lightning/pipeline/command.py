@@ -12,6 +12,7 @@ from dhr_lightning.pipeline.request import BUILTIN, Request, add_options, split_
 from dhr_lightning.pipeline.runner import run_plan
 from dhr_lightning.pipeline.show import show_plan
 from dhr_lightning.progress import configure_logging, exit_status
+from dhr_lightning.ranks import decided, join, part
 from dhr_lightning.steps import did_you_mean
 
 log = logging.getLogger("dhr_lightning")
@@ -58,6 +59,8 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
         request = replace(request, recipe="dhr")  # whose steps the stages are
     elif stage is None and request.recipe is None and request.data != BUILTIN:
         log.info("recipe %s: %s; another one by its name", *request.choose_recipe())
+    if not options.dry:
+        meet()
     plan = make_plan(request) if options.dry else prepared_plan(request)
     steps = chosen_steps(plan, until=options.until, stage=stage)
     force = _forced(options.force, steps)
@@ -67,14 +70,26 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
     title = stage.name if stage else f"run {plan.recipe.name}"
     ran = run_plan(plan, steps, title=title, force=force, foretell=options.forecast)
     if set(plan.recipe.outputs) & {step.name for step in steps}:
-        write_reports(plan, again=ran)
+        decided(lambda: write_reports(plan, again=ran))
+    part()
     return 0
+
+
+def meet() -> None:
+    """Meet the other processes of this run, if there are any; only the first of them says what happens."""
+    own = join()
+    if own.rank > 0:
+        log.setLevel(logging.WARNING)
+    elif own.size > 1:
+        log.info("%d processes on %d machines", own.size, own.machines)
 
 
 def run_request(request: Request) -> RecipePlan:
     """Bring the recipe of a request up to date and write its report; returns its plan."""
+    meet()
     plan = prepared_plan(request)
-    write_reports(plan, again=run_plan(plan, plan.steps, title=f"run {plan.recipe.name}"))
+    again = run_plan(plan, plan.steps, title=f"run {plan.recipe.name}")
+    decided(lambda: write_reports(plan, again=again))
     return plan
 
 
@@ -87,9 +102,10 @@ def split_request(words: Sequence[str]) -> Request:
 def prepared_plan(request: Request) -> RecipePlan:
     """The plan of a request, after its dataset has made the files that it is read from."""
     plan = make_plan(request)
-    if plan.view.info.prepare is not None:
+    prepare = plan.view.info.prepare
+    if prepare is not None:
         config = next(step.identity.config for step in plan.steps if step.identity)
-        plan.view.info.prepare(plan.view.root, config["data"].get("options") or {})
+        decided(lambda: prepare(plan.view.root, config["data"].get("options") or {}) and None)
     return plan
 
 

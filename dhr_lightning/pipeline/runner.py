@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -32,6 +33,7 @@ from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
 from dhr_lightning.provenance.start_checks import check_packages, check_trainers, check_weights
 from dhr_lightning.provenance.views import DataView
+from dhr_lightning.ranks import decided, ranks
 
 log = logging.getLogger("dhr_lightning")
 
@@ -60,6 +62,22 @@ def run_plan(
         DHRError: if an input is absent or stale, or anything else a user can repair.
     """
     start, ran = time.monotonic(), False
+    decided(lambda: _get_ready(plan, steps, foretell=foretell))
+    for step in steps:
+        if step.identity is None:
+            continue
+        restore_weights(plan, step.step, step.identity)
+        needed = decided(partial(_needed, plan, step, forced=step.name in force))
+        if needed is None:
+            continue
+        ran = True
+        run_step(step.identity, force=step.name in force, refit=needed == "rounds")
+    log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
+    return ran
+
+
+def _get_ready(plan: RecipePlan, steps: Sequence[PlannedStep], *, foretell: bool | None) -> None:
+    """Refuse what cannot work before the long work, and say how long that will take."""
     refuse_old_workspace(plan.view)
     configs = {step.name: dict(step.identity.config) for step in steps if step.identity}
     check_weights(configs, in_recipe=True)
@@ -70,25 +88,23 @@ def run_plan(
             refuse_imports(step, step.statuses())
     refuse_small_disk(steps, plan.view.workspace)
     prepare(plan.view)
-    if plan.view.info.own_classes if foretell is None else foretell:
+    if (plan.view.info.own_classes if foretell is None else foretell) and ranks().size == 1:
         tell_forecast(plan, steps, run_step)
     remember(plan)
-    for step in steps:
-        if step.identity is None:
-            continue
-        restore_weights(plan, step.step, step.identity)
-        statuses = step.statuses()
-        if step.name not in force and all(status.fresh for status in statuses.values()):
-            continue
-        ran = True
-        for (address, split), status in statuses.items():
-            if not status.fresh:
-                log.info("%s: %s/%s is %s", step.name, address, split, status)
+
+
+def _needed(plan: RecipePlan, step: PlannedStep, *, forced: bool) -> str | None:
+    """Why a step has to run: `rounds` if masks are missing that only a fit writes, else `files`; None if it has not."""
+    statuses = step.statuses()
+    if not forced and all(status.fresh for status in statuses.values()):
+        return None
+    for (address, split), status in statuses.items():
+        if not status.fresh:
+            log.info("%s: %s/%s is %s", step.name, address, split, status)
+    if step.identity is not None:
         check_inputs(step.identity, advice=_advice(plan, step))
-        rounds = any(not one.fresh for (address, _), one in statuses.items() if round_number(address) is not None)
-        run_step(step.identity, force=step.name in force, refit=rounds)
-    log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
-    return ran
+    rounds = any(not one.fresh for (address, _), one in statuses.items() if round_number(address) is not None)
+    return "rounds" if rounds else "files"
 
 
 def restore_weights(plan: RecipePlan, step: RecipeStep, identity: StepIdentity) -> None:
@@ -98,11 +114,21 @@ def restore_weights(plan: RecipePlan, step: RecipeStep, identity: StepIdentity) 
         if origin is None or not identity.spec.reads[port].weights:
             continue
         folder = origin.run_folder
-        state = read_state(folder)
-        lost = state.get("fitted") and finished_checkpoint(folder) is None
-        if lost and state["digest"] == origin.fit_digest():
-            with FolderLock(folder / ".lock"):
+        if decided(partial(_lost, origin, folder)):
+            with _locked(folder):
                 fit(origin, folder, again=False, refit=False)
+
+
+def _lost(origin: StepIdentity, folder: Path) -> bool:
+    """Whether a fit has finished whose weights are gone."""
+    state = read_state(folder)
+    lost = bool(state.get("fitted")) and finished_checkpoint(folder) is None
+    return lost and state["digest"] == origin.fit_digest()
+
+
+def _locked(folder: Path) -> AbstractContextManager[object]:
+    """The lock on a folder of fits; of several processes the first one holds it."""
+    return FolderLock(folder / ".lock") if ranks().rank == 0 else nullcontext()
 
 
 def _advice(plan: RecipePlan, step: PlannedStep) -> Mapping[str, str]:
@@ -146,10 +172,9 @@ def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False
     folder = identity.run_folder
     if identity.spec.fits:
         folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder / ".lock") if identity.spec.fits else nullcontext():  # artifacts have locks of their own
+    with _locked(folder) if identity.spec.fits else nullcontext():  # artifacts have locks of their own
         if force:
-            for output in identity.outputs():
-                identity.store.forget(*output)
+            decided(partial(_forget, identity))
         checkpoint = fit(identity, folder, again=force, refit=refit) if identity.spec.fits else None
         if not identity.outputs_of_prediction():
             return
@@ -157,6 +182,11 @@ def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False
         weights = ["--ckpt_path", str(checkpoint)] if checkpoint else []
         run = checkpoint.parents[1] if checkpoint else None
         _lightning(identity, "predict", *weights, run_dir=run)
+
+
+def _forget(identity: StepIdentity) -> None:
+    for output in identity.outputs():
+        identity.store.forget(*output)
 
 
 def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Path | None:
@@ -168,6 +198,19 @@ def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Pa
         again: fit from the beginning whatever is there.
         refit: the same if the fit has finished.
     """
+    kept, run, checkpoint = decided(lambda: _before_fit(identity, folder, again=again, refit=refit))
+    if kept is not None:
+        return kept
+    resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+    start = time.monotonic()
+    _lightning(identity, "fit", *resume, run_dir=run)
+    return decided(lambda: _after_fit(folder, run, time.monotonic() - start))
+
+
+def _before_fit(
+    identity: StepIdentity, folder: Path, *, again: bool, refit: bool
+) -> tuple[Path | None, Path, Path | None]:
+    """Weights of a finished fit to keep, or the folder of a run and the checkpoint that it continues from."""
     state, digest = read_state(folder), identity.fit_digest()
     if again or state.get("digest") != digest or (refit and state["fitted"]):
         state = {"digest": digest, "run": next_version(folder), "fitted": False}
@@ -175,7 +218,7 @@ def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Pa
     run = folder / str(state["run"])
     if state["fitted"]:
         if (kept := finished_checkpoint(folder)) is not None:
-            return kept
+            return kept, run, None
         log.warning(
             "%s: the weights that the finished fit left in %s are missing or not as they were; it goes on from the "
             "last epoch that is whole",
@@ -185,11 +228,14 @@ def fit(identity: StepIdentity, folder: Path, *, again: bool, refit: bool) -> Pa
         state = {**state, "fitted": False, "weights": None}
         write_state(folder, state)
     checkpoint = usable_checkpoint(run)
-    resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
     log.info("%s: %s", identity.step, f"continuing from {checkpoint}" if checkpoint else f"fitting, logs in {run}")
-    start = time.monotonic()
-    _lightning(identity, "fit", *resume, run_dir=run)
-    seconds = float(state.get("seconds", 0)) + time.monotonic() - start
+    return None, run, checkpoint
+
+
+def _after_fit(folder: Path, run: Path, seconds: float) -> Path | None:
+    """Write down that a fit has finished; returns its checkpoint."""
+    state = read_state(folder)
+    seconds += float(state.get("seconds", 0))
     final = find_checkpoint(run)
     weights = None if final is None else digest_file(final)
     write_state(folder, {**state, "fitted": True, "seconds": round(seconds, 1), "weights": weights})

@@ -257,7 +257,7 @@ def test_all_ranks_write_and_the_first_one_seals_when_they_have_met(tiny_voc: Pa
     first.on_predict_end(first_trainer, task)
     assert sealed_at_barrier == [True]
     assert store.status("wss/mask", "train").fresh
-    assert second_trainer.barriers == ["declared", "declared", "written"]
+    assert second_trainer.barriers == ["declared", "declared", "listed", "written"]
 
 
 def test_the_refinement_of_predictions_is_that_of_the_task_or_of_its_protocol(lines: Lines):

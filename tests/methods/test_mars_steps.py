@@ -31,7 +31,8 @@ def padded(batch: Batch, size: int) -> Batch:
 def fitted(*batches: Batch, **options: Any) -> MARSTask:
     task = make_task("MARSTask", refine="none", **options)
     for index, batch in enumerate(batches):
-        task.training_step(batch, index)
+        others = {**batch, "id": [f"{index}/{name}" for name in batch["id"]]}  # each image is seen once in an epoch
+        task.training_step(others, index)
     task.on_train_epoch_end()
     return task
 
@@ -97,7 +98,7 @@ def test_more_clusters_tell_more_parts_apart(monkeypatch: pytest.MonkeyPatch):
     task.training_step(batch, 0)
     assert (seen["k_fg"], seen["k_bg"], seen["classes"].offset) == (3, 1, 1)
     assert seen["classes"].valid is batch["valid"]
-    ((centroids, classes, sizes),) = task._collected
+    ((centroids, classes, sizes),) = task._collected.values()
     assert [int((classes == value).sum()) for value in (0, 1, 2)] == [1, 3, 3]
     assert len(centroids) == len(sizes) == 7
     cells = F.interpolate(batch["inputs"]["masks"][:, None].float(), (8, 8), mode="nearest").long()
@@ -111,7 +112,7 @@ def test_the_epoch_forgets_what_it_has_collected():
     task.training_step(batch, 0)
     task.on_train_epoch_end()
     assert torch.equal(task.centroids, first)
-    assert task._collected == []
+    assert task._collected == {}
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.patches import PatchEncoder
 from dhr_lightning.models.uss import HEADS, USSNetwork
 from dhr_lightning.ops.neighbours import nearest_neighbours
+from dhr_lightning.ranks import gathered
 
 log = logging.getLogger("dhr_lightning")
 
@@ -144,10 +145,10 @@ class USSTask(FeatureTask):
         """Fit backbone or head to what was collected."""
         if not self._collected:
             return
-        gathered = torch.cat(self._collected)
+        everywhere = torch.cat([part.cpu() for parts in gathered(self._collected) for part in parts]).to(self.device)
         self._collected = []
         target = self.network.backbone if self._phase == "fit_backbone" else self.network.head
-        target.fit(gathered, seed=self.trainer.datamodule.seed)
+        target.fit(everywhere, seed=self.trainer.datamodule.seed)
 
     def _stego_step(self, batch: Batch, batch_idx: int) -> None:
         sources = ("pixels", "neighbour") if self.network.source == "pixels" else ("image", "neighbour_image")

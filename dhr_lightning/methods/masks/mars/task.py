@@ -27,6 +27,7 @@ from dhr_lightning.ops.mars import (
 from dhr_lightning.ops.resize import valid_cells
 from dhr_lightning.ops.thresholds import foreground_histogram, otsu_threshold
 from dhr_lightning.progress import track
+from dhr_lightning.ranks import gathered
 
 THRESHOLD_IMAGES = 128
 log = logging.getLogger("dhr_lightning")
@@ -98,7 +99,7 @@ class MARSTask(RefiningTask):
         self.refiner = self.build_refiner(CRFSettings(**(crf or {})))
         self.register_buffer("centroids", torch.zeros(0))
         self.register_buffer("found", torch.zeros(0, dtype=torch.bool))
-        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._collected: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def configure_optimizers(self) -> None:
         """Nothing is optimised."""
@@ -117,12 +118,17 @@ class MARSTask(RefiningTask):
         uss, mask, h = batch["inputs"]["features"], batch["inputs"]["masks"], self.hparams
         centroids, used = image_centroids(uss, mask, classes, k_fg=h.k_fg, k_bg=h.k_bg)
         sizes = centroid_sizes(uss, mask, classes, centroids, used)
-        self._collected.append((centroids[used], classes.keys[..., None].expand_as(used)[used], sizes[used]))
+        parts = (centroids[used], classes.keys[..., None].expand_as(used)[used], sizes[used])
+        counts = used.flatten(1).sum(1).tolist()
+        rows = zip(*(torch.split(part.cpu(), counts) for part in parts), strict=True)
+        self._collected |= dict(zip(batch["id"], rows, strict=True))
 
     def on_train_epoch_end(self) -> None:
         """Keep, for each class, the mean of the centroids that are farthest from background."""
-        centroids, classes, sizes = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
-        self._collected = []
+        together = {key: value for part in gathered(self._collected) for key, value in part.items()}
+        ordered = (together[image_id] for image_id in sorted(together))  # whatever rank saw an image, and when
+        centroids, classes, sizes = (torch.cat(parts).to(self.device) for parts in zip(*ordered, strict=True))
+        self._collected = {}
         if not bool((classes == 0).any()):
             raise MaskError(
                 "None of the masks has a cell of background, so MARS has nothing to compare with. Raise the background "
