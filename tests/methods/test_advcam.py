@@ -141,3 +141,22 @@ def test_settings_out_of_range_are_named():
         make_task("AdvCAMTask", climb={"iterations": 0})
     with pytest.raises(ConfigError, match="at_once >= 1"):
         make_task("AdvCAMTask", at_once=0)
+
+
+def test_every_class_of_every_image_climbs():
+    torch.manual_seed(0)
+    task = make_task("AdvCAMTask", climb={"iterations": 2}, scales=[1.0, 0.5], at_once=2)
+    batch = make_batch([[1, 2], [3]], [(32, 32), (32, 32)])
+    task.network.classifier.weight.data.abs_()  # every class has some activation
+    found = task.predict_step(batch, 0)["cam"]
+    weight = task.network.classifier.weight[:, :, 0, 0]
+    for image, tags in enumerate([[1, 2], [3]]):
+        for row, tag in enumerate(tags):
+            pair = Pairs(batch["image"][image : image + 1], batch["valid"][image : image + 1], torch.tensor([tag - 1]))
+            total = torch.zeros(1, 1, *found[image][1].shape[-2:])
+            for scale in (1.0, 0.5):
+                one = climb(task.network, weight, resized(pair, scale), task.climb_settings, scale=scale)
+                total += nn.functional.interpolate(one[:, None], total.shape[-2:], mode="bilinear", align_corners=False)
+            expected = total[0, 0].detach() / total.max().detach()
+            assert float(expected.max()) == pytest.approx(1)
+            torch.testing.assert_close(found[image][1][row].float(), expected, atol=2e-3, rtol=0)

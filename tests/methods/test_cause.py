@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.features.cause.task import CauseTask, one_of_each_square
-from dhr_lightning.models.cause import CauseHead
+from dhr_lightning.models.cause import CauseHead, nearest_codes
 from tests.pipeline_workspace import Workspace
 from tests.task_samples import make_task
 
@@ -137,3 +137,25 @@ def test_a_recipe_runs_with_it_and_reads_no_label(workspace: Workspace, ran: lis
     checkpoint = plan["uss"].identity.run_folder / "version_0/checkpoints/last.ckpt"
     kept = torch.load(Path(checkpoint), weights_only=True)["state_dict"]
     assert int(kept["bank.filled"].sum()) > 0
+
+
+def test_the_nearest_code_is_that_of_the_largest_cosine():
+    tokens, codes = torch.randn(2, 9, 5), torch.randn(7, 5) * torch.linspace(0.1, 9, 7)[:, None]  # of any length
+    expected = torch.nn.functional.cosine_similarity(tokens[:, :, None], codes[None, None], dim=-1).argmax(-1)
+    assert torch.equal(nearest_codes(tokens, codes), expected)
+
+
+def test_gradients_are_clipped_at_the_published_norm():
+    task = task_with_optimizers(1, contrast={"projection": 8, "capacity": 6, "clip": 1e-6})
+    steps: list[float] = []
+    heads = [*task.network.student.parameters(), *task.network.project.parameters()]
+    optimizer = task.optimizers()[1]
+    real = optimizer.step
+
+    def stepped(*given: Any) -> Any:
+        steps.append(float(torch.stack([one.grad.norm() for one in heads if one.grad is not None]).norm()))
+        return real(*given)
+
+    optimizer.step = stepped
+    step(task, torch.randn(3, 3, 128, 128))
+    assert steps[0] == pytest.approx(1e-6, rel=1e-2)

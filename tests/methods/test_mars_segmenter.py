@@ -123,3 +123,12 @@ def test_settings_that_make_no_sense_are_named():
         make_task("MARSSegmenterTask", class_names=["cat", "dog"], has_background=False)
     with pytest.raises(ConfigError, match=r"teacher_decay in \[0, 1\)"):
         make_task("MARSSegmenterTask", teacher_decay=1.0)
+
+
+def test_an_image_of_background_alone_is_never_certain_of_a_tag():
+    task, batch = make_task("MARSSegmenterTask"), make_batch([[]], [(32, 32)])
+    batch["inputs"]["masks"].fill_(2)  # a mask from elsewhere with an object that no tag names
+    batch["inputs"]["debiased"] = torch.zeros_like(batch["inputs"]["masks"])
+    labels, certainty = task.completed(batch)
+    assert (labels == 0).all()
+    assert float(certainty.max()) == 0

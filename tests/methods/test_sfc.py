@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.seeds.sfc.bank import Crops, ImageBank
@@ -175,3 +176,45 @@ def test_a_constant_score_of_a_fifth_decides_as_the_code_does(generator: torch.G
 def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match="all weights >= 0"):
         make_task("SFCTask", proto=-1.0)
+
+
+@torch.no_grad()
+def test_both_maps_of_all_scales_and_mirrors_are_added_up():
+    torch.manual_seed(0)
+    task, batch = make_task("SFCTask", scales=[1.0, 2.0], proto=0.7), make_batch([[1, 2], [3]], [(32, 48), (32, 48)])
+    task.network.classifier.weight.abs_()
+    found = task.compact_cam(batch, task.tagged(batch))
+    grid, totals = found.shape[-2:], [torch.zeros(2, 5, *found.shape[-2:]) for _ in range(2)]
+    for size in ((32, 48), (64, 96)):
+        image = (
+            batch["image"]
+            if size == (32, 48)
+            else F.interpolate(batch["image"], size, mode="bilinear", align_corners=False)
+        )
+        own, mirrored = task.network.parts(image), task.network.parts(image.flip(-1))
+        both = type(own)(*(one + other.flip(-1) for one, other in zip(own, mirrored, strict=True)))
+        inside = torch.ones(2, *own.raw.shape[-2:], dtype=torch.bool)
+        for total, maps in zip(totals, task.network.maps(both, batch["tags"], inside), strict=True):
+            total += F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+    for image, tags in enumerate([[1, 2], [3]]):
+        for row, tag in enumerate(tags):
+            parts = []
+            for total in totals:
+                scaled = total[image] / total[image].amax((1, 2), keepdim=True).clamp_min(1e-5)
+                parts.append((scaled[tag] - scaled[0] / 2).clamp_min(0))
+            expected = parts[0] + 0.7 * parts[1]
+            torch.testing.assert_close(found[image, row], expected / expected.max().clamp_min(1e-5), atol=1e-3, rtol=0)
+
+
+def test_the_loss_is_the_sum_of_its_three_parts_with_their_weights(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    task, batch = (
+        make_task("SFCTask", bank=0, prototype_weight=3.0, scale_weight=5.0),
+        make_batch([[1, 2], [3]], [(32, 48), (32, 48)]),
+    )
+    parts: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(task, "log_dict", lambda values, **_: parts.update(values))
+    loss = training_loss(task, batch)
+    assert min(float(one.detach()) for one in parts.values()) > 0
+    expected = parts["train/loss_cls"] + 3 * parts["train/loss_proto"] + 5 * parts["train/loss_scale"]
+    torch.testing.assert_close(loss, expected)
