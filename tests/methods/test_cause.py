@@ -159,3 +159,12 @@ def test_gradients_are_clipped_at_the_published_norm():
     optimizer.step = stepped
     step(task, torch.randn(3, 3, 128, 128))
     assert steps[0] == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_an_anchor_does_not_meet_itself_and_the_bank_counts_beside_the_batch():
+    task = task_with_optimizers(1)
+    anchors = torch.randn(1, 1, 8)  # one token: without itself it has no positive
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    assert float(task._contrast(anchors, anchors, ids)) == 0
+    task.bank.add(torch.randn(4, 8), torch.zeros(4, dtype=torch.long))
+    assert float(task._contrast(anchors, anchors, ids)) > 0

@@ -206,15 +206,13 @@ def test_both_maps_of_all_scales_and_mirrors_are_added_up():
             torch.testing.assert_close(found[image, row], expected / expected.max().clamp_min(1e-5), atol=1e-3, rtol=0)
 
 
-def test_the_loss_is_the_sum_of_its_three_parts_with_their_weights(monkeypatch: pytest.MonkeyPatch):
+def test_the_loss_is_the_sum_of_its_three_parts_with_their_weights():
     torch.manual_seed(0)
-    task, batch = (
-        make_task("SFCTask", bank=0, prototype_weight=3.0, scale_weight=5.0),
-        make_batch([[1, 2], [3]], [(32, 48), (32, 48)]),
-    )
+    task = make_task("SFCTask", bank=0, prototype_weight=3.0, scale_weight=5.0).train()
+    batch = make_batch([[1, 2], [3]], [(32, 48), (32, 48)])
     parts: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(task, "log_dict", lambda values, **_: parts.update(values))
-    loss = training_loss(task, batch)
+    task.log_dict = lambda values, **_: parts.update(values)
+    loss = task.training_step(batch, 0)
     assert min(float(one.detach()) for one in parts.values()) > 0
     expected = parts["train/loss_cls"] + 3 * parts["train/loss_proto"] + 5 * parts["train/loss_scale"]
     torch.testing.assert_close(loss, expected)
