@@ -163,8 +163,9 @@ def test_gradients_are_clipped_at_the_published_norm():
 
 def test_an_anchor_does_not_meet_itself_and_the_bank_counts_beside_the_batch():
     task = task_with_optimizers(1)
-    anchors = torch.randn(1, 1, 8)  # one token: without itself it has no positive
-    ids = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        task.network.codes.copy_(torch.eye(*task.network.codes.shape))  # different codes are different concepts
+    anchors, ids = torch.randn(1, 2, 8), torch.tensor([[0, 1]])  # one token of each: none has a positive but itself
     assert float(task._contrast(anchors, anchors, ids)) == 0
-    task.bank.add(torch.randn(4, 8), torch.zeros(4, dtype=torch.long))
+    task.bank.add(torch.randn(4, 8), torch.tensor([0, 0, 1, 1]))
     assert float(task._contrast(anchors, anchors, ids)) > 0
