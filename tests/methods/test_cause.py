@@ -165,7 +165,8 @@ def test_an_anchor_does_not_meet_itself_and_the_bank_counts_beside_the_batch():
     task = task_with_optimizers(1)
     with torch.no_grad():
         task.network.codes.copy_(torch.eye(*task.network.codes.shape))  # different codes are different concepts
-    anchors, ids = torch.randn(1, 2, 8), torch.tensor([[0, 1]])  # one token of each: none has a positive but itself
-    assert float(task._contrast(anchors, anchors, ids)) == 0
+    ids = torch.tensor([[0, 1]])  # one token of each: none has a positive but itself
+    anchors, targets = torch.eye(2, 8)[None], torch.eye(2, 8).flip(0)[None]  # as unlike itself as can be
+    assert float(task._contrast(anchors, targets, ids)) == 0
     task.bank.add(torch.randn(4, 8), torch.tensor([0, 0, 1, 1]))
-    assert float(task._contrast(anchors, anchors, ids)) > 0
+    assert float(task._contrast(anchors, targets, ids)) > 0
