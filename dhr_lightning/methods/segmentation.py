@@ -64,8 +64,8 @@ class SegmentationTask(ScoredTask):
                 f"Expected model.init_args.loss_size to be {' or '.join(LOSS_SIZES)}, but got {loss_size!r}."
             )
         self.card = card_of(backbone, pretrained)
-        options = {name: value for name, value in (decoder_options or {}).items() if value is not None}
-        config = SegmenterConfig(backbone, pretrained, output_stride, decoder, options)
+        chosen = {name: value for name, value in (decoder_options or {}).items() if value is not None}
+        config = SegmenterConfig(backbone, pretrained, output_stride, decoder, chosen)
         tags = self.classes.num_tags if self.cam_head else 0
         self.network = build_segmenter(config, self.classes.num_classes, num_tags=tags)
         self.inference = Inference(scales, test_crf=test_crf, ignore_index=self.classes.ignore_index)

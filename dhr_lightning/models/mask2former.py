@@ -1,6 +1,7 @@
 """Mask2Former on any encoder: queries that each predict a class and a mask."""
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -173,16 +174,29 @@ def _family(name: str, weights: dict[str, float]) -> str:
     return next(key for key in weights if key in name)
 
 
+def check_mask2former(option: str) -> None:
+    """Look for the packages that Mask2Former needs.
+
+    Args:
+        option: what asks for them, for the message.
+
+    Raises:
+        DependencyError: names the one that is missing, and the extra.
+    """
+    for package in ("transformers", "scipy"):  # scipy matches queries and classes
+        if find_spec(package) is None:
+            raise DependencyError(
+                f"{package} is not installed, but `{option}` is 'mask2former'. Run `pip install "
+                "'dhr-lightning[mask2former]'`, or choose another decoder."
+            )
+
+
 def _load() -> tuple[Any, Any]:
     """Model and pixel decoder of `transformers`."""
-    try:
-        import scipy  # noqa: F401 - matches queries and classes
-        from transformers import Mask2FormerForUniversalSegmentation
-        from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
-    except ImportError as error:
-        raise DependencyError(
-            f"Mask2Former needs the package {error.name}: pip install 'dhr-lightning[mask2former]'."
-        ) from error
+    check_mask2former("decoder")
+    from transformers import Mask2FormerForUniversalSegmentation
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
+
     return Mask2FormerForUniversalSegmentation, Mask2FormerPixelDecoder
 
 

@@ -15,7 +15,9 @@ from dhr_lightning.steps import did_you_mean
 _DATAMODULE, _TRAINER = "dhr_lightning.data.datamodule.WSSSDataModule", "lightning.Trainer"
 _WITHOUT_WEIGHTS = "small32"  # random initialisation only
 _ALL_LEARNS = {"frozen_norm": "false", "frozen_stages": "0", "frozen_encoder": "false"}
-_PACKAGES = {"refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot"}  # by option
+_PACKAGES = {  # by option: the value that needs one
+    "refine": "pydensecrf", "test_crf.backend": "pydensecrf", "rebalance.transport": "pot", "decoder": "mask2former",
+}  # fmt: skip
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _DEVICES = ("gpu", "cuda", "mps")
 _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -200,10 +202,11 @@ def _setting(arguments: Any, option: str) -> Any:  # noqa: ANN401 - what YAML ga
 
 
 def _check_package(package: str, option: str) -> None:
+    from dhr_lightning.models.mask2former import check_mask2former
     from dhr_lightning.ops.crf.dense import check_pydensecrf  # imports torch
     from dhr_lightning.ops.transport.pot import check_pot
 
-    {"pydensecrf": check_pydensecrf, "pot": check_pot}[package](option)
+    {"pydensecrf": check_pydensecrf, "pot": check_pot, "mask2former": check_mask2former}[package](option)
 
 
 def check_weights(configs: Mapping[str, Mapping[str, Any]], *, in_recipe: bool) -> None:

@@ -57,6 +57,7 @@ def test_dry_touches_nothing(empty_workspace: Workspace, no_lightning: None, lin
         ("dhr.rebalance.transport", "pot", "POT", "pot"),
         ("mars.refine", "pydensecrf", "pydensecrf", "crf"),
         ("dhr.test_crf.backend", "pydensecrf", "pydensecrf", "crf"),
+        ("baseline.decoder", "mask2former", "transformers", "mask2former"),
     ],
 )
 def test_a_step_that_needs_an_absent_package_is_refused_before_the_steps_ahead_of_it(
@@ -64,6 +65,7 @@ def test_a_step_that_needs_an_absent_package_is_refused_before_the_steps_ahead_o
     option: str, value: str, package: str, extra: str,
 ):  # fmt: skip
     monkeypatch.setattr("dhr_lightning.ops.transport.pot.find_spec", lambda name: None)
+    monkeypatch.setattr("dhr_lightning.models.mask2former.find_spec", lambda name: None)
     monkeypatch.setattr("dhr_lightning.ops.crf.dense.has_pydensecrf", lambda: False)
     assert empty_workspace.run(f"--{option}", value) == 2
     (message,) = lines.messages
