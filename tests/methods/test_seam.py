@@ -133,3 +133,16 @@ def test_the_module_learns_from_refined_maps_alone_and_the_encoder_from_the_othe
 def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match=r"small in \(0, 1\)"):
         make_task("SEAMTask", small=1.0)
+
+
+def test_layers_are_the_published_ones_and_the_paper_has_no_lowest_activation():
+    network = make_task("SEAMTask", lowest=0.0, hard=1.0).network
+    layers = {"low": (64, (1, 1)), "middle": (128, (1, 1)), "embed": (192, (1, 1))}
+    for name, (width, kernel) in layers.items():
+        layer = getattr(network, name)
+        assert (layer.out_channels, layer.kernel_size, layer.bias) == (width, kernel, None)
+    assert network.embed.in_channels == 64 + 128 + 3
+    assert network.dropout.p == 0.5
+    for wrong in ({"small": 1.0}, {"hard": 0.0}, {"lowest": -0.1}):
+        with pytest.raises(ConfigError, match=r"small in \(0, 1\), hard in \(0, 1\] and lowest >= 0"):
+            make_task("SEAMTask", **wrong)

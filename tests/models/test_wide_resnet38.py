@@ -92,3 +92,18 @@ def test_seam_takes_the_maps_before_the_last():
     assert (network.low.in_channels, network.middle.in_channels, network.classifier.in_channels) == (512, 1024, 4096)
     raw, refined = network.both(torch.randn(1, 3, 64, 64))
     assert (raw.shape, refined.shape) == ((1, 20, 8, 8), (1, 21, 8, 8))
+
+
+def test_dilations_and_dropouts_are_the_published_ones(narrow: WideResNet38):
+    dilated = {name: (block.conv_branch2a.dilation[0], block.conv_branch2b1.dilation[0]) for name, block in
+               narrow.named_children() if hasattr(block, "conv_branch2a")}  # fmt: skip
+    assert {name: both for name, both in dilated.items() if both != (1, 1)} == {
+        "b5": (1, 2), "b5_1": (2, 2), "b5_2": (2, 2), "b6": (1, 4), "b7": (1, 4)
+    }  # fmt: skip
+    assert (narrow.b6.dropout.p, narrow.b7.dropout.p) == (0.3, 0.5)
+    strides = {
+        name: block.conv_branch2a.stride[0]
+        for name, block in narrow.named_children()
+        if name in ("b2", "b3", "b4", "b5")
+    }
+    assert strides == {"b2": 2, "b3": 2, "b4": 2, "b5": 1}
