@@ -217,5 +217,28 @@ def test_the_background_after_the_walk_is_chosen_once_from_walked_maps(tmp_path:
     assert task.inference_info() == {"background_after_walk": task.background}
     assert "background score" in lines.text
     assert make_task("IRNTask", background=0.3).inference_info() == {"background_after_walk": 0.3}
-    with pytest.raises(ConfigError, match=r"background in \(0, 1\) or auto, but got 'otsu'"):
+    with pytest.raises(ConfigError, match=r"background in \(0, 1\), auto or walk, but got 'otsu'"):
         make_task("IRNTask", background="otsu")
+
+
+@torch.no_grad()
+def test_a_background_that_walks_keeps_probabilities_as_they_are():
+    """No boundary anywhere and no division: each cell becomes the mean of its image, for background and tags alike."""
+    task, batch = (
+        make_task("IRNTask", background="walk", steps=4000, radius=3, beta=1),
+        make_batch([[1, 2]], [(32, 32)]),
+    )
+    task.network.head.bias.fill_(-30)
+    task.network.head.weight.zero_()
+    cam = torch.rand(1, 2, 32, 32) * 0.3
+    cam[0, 0, :, 16:] = 0.9
+    walked, boundary = task.walked(batch, cam)
+    assert float(boundary.max()) < 1e-6
+    scores = torch.cat([1 - cam.amax(1, keepdim=True), cam], dim=1)
+    expected = scores.mean((2, 3), keepdim=True).expand_as(walked)
+    weights = walked / expected  # the walk keeps the mean of cells by how many neighbours they have
+    torch.testing.assert_close(weights, torch.ones_like(weights), atol=0.05, rtol=0)
+    task.network.head.bias.fill_(30)  # boundaries everywhere: nobody moves, and nobody is taken off the start
+    start, _ = task.walked(batch, cam)
+    torch.testing.assert_close(start, torch.nn.functional.adaptive_avg_pool2d(scores, start.shape[-2:]))
+    assert task.inference_info() == {}

@@ -33,14 +33,16 @@ class IRNTask(AffinityTask):
         foreground: activation that a confident object exceeds, in (0, 1).
         certain_background: activation that a confident background stays below, in (0, `foreground`].
         background: constant score of the background after the walk, whose maps are divided by their maximum, in (0, 1);
-            or `auto`: Otsu's threshold of the walked maps of some training images, chosen once before prediction.
+            or `auto`: Otsu's threshold of the walked maps of some training images, chosen once before prediction; or
+            `walk`: `1 - max_k M_k` walks with the maps, which then stay as they are: for maps that are probabilities,
+            such as those of a learnt background.
         **options: see `AffinityTask`; the paper's, which the preset has, are `fit_radius` 10,
             `radius` 5, `beta` 10, `steps` 256.
 
     Source: IRNet (arXiv:1904.05044) and its code, constants included.
     Differs: without the displacement branch, which separates instances. Labels lie on the grid of stride 4 of the whole
-        image before a crop is scaled. `background: auto` is ours: maps of other classifiers than the published one want
-        another score. The walk is exact and sparse, see `ops.affinity.random_walk`.
+        image before a crop is scaled. `background: auto` and `walk` are ours: maps of other classifiers than the
+        published one want another score. The walk is exact and sparse, see `ops.affinity.random_walk`.
     """
 
     spec = SPEC
@@ -53,7 +55,7 @@ class IRNTask(AffinityTask):
         dilation: bool = False,
         foreground: float = 0.30,
         certain_background: float = 0.05,
-        background: float | Literal["auto"] = 0.25,
+        background: float | Literal["auto", "walk"] = 0.25,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -61,9 +63,9 @@ class IRNTask(AffinityTask):
             self.thresholds = ConfidentThresholds(foreground, certain_background)
         except ValueError as error:
             raise ConfigError(f"model.init_args of {self.spec.name}: {error}") from error
-        if background != "auto" and (isinstance(background, str) or not 0 < background < 1):
-            raise ConfigError(f"Expected model.init_args.background in (0, 1) or auto, but got {background!r}.")
-        self.background = None if background == "auto" else float(background)
+        if background not in ("auto", "walk") and (isinstance(background, str) or not 0 < background < 1):
+            raise ConfigError(f"Expected model.init_args.background in (0, 1), auto or walk, but got {background!r}.")
+        self.background = None if isinstance(background, str) else float(background)
         self.refiner = self.build_refiner(LABEL_CRF)
         h = self.hparams
         self.network = BoundaryNetwork(
@@ -89,7 +91,7 @@ class IRNTask(AffinityTask):
 
     def on_predict_start(self) -> None:
         """Choose the background score if that was left to us: the same one for a run and for its continuation."""
-        if self.background is None:
+        if self.background is None and self.hparams.background == "auto":
             records = subsample_evenly(self.trainer.datamodule.records("train"), BACKGROUND_IMAGES)
             self.background = self.choose_background(self.whole_batches(records, "background score"))
             log.info("background score %.3f: Otsu's threshold of %d walked maps", self.background, len(records))
@@ -112,15 +114,23 @@ class IRNTask(AffinityTask):
 
     def spread(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs after the walk `(B, K, h, w)` in [0, 1], and boundaries `(B, h, w)`."""
+        walked, boundary = self._walks(batch, cam, stopped=True)
+        return walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5), boundary
+
+    def _walks(self, batch: Batch, scores: Tensor, *, stopped: bool) -> tuple[Tensor, Tensor]:
+        """Scores `(B, K, h, w)` after the walk, and boundaries, on which a walk that is `stopped` does not start."""
         boundary = self.boundary(batch["image"], batch["valid"], flip=True)
-        cells = self.cells_of(cam)
+        cells = self.cells_of(scores)
         inside = valid_cells(batch["valid"], (cells.shape[-2], cells.shape[-1]))
         affinity = path_affinity(boundary, radius=self.hparams.radius)
-        walked = self.walk(cells, affinity, inside, boundary=boundary)
-        return walked / walked.amax((1, 2, 3), keepdim=True).clamp_min(1e-5), boundary[:, 0]
+        walked = self.walk(cells, affinity, inside, boundary=boundary if stopped else None)
+        return walked, boundary[:, 0]
 
     def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
         """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
+        if self.hparams.background == "walk":
+            background = background_score(cam, exponent=1)
+            return self._walks(batch, torch.cat([background, cam], dim=1), stopped=False)
         walked, boundary = self.spread(batch, cam)
         threshold = self.background
         if threshold is None:  # no run has chosen yet: judge by these images alone
