@@ -14,8 +14,8 @@ from ratio_mask_step import TAGS, Batch, batched, make_batch
 from torch import Tensor
 from torch.nn import functional
 
+from dhr_lightning.losses.pixels import segmentation_loss
 from dhr_lightning.methods.masks.dhr.task import DHRTask
-from dhr_lightning.methods.segmentation import segmentation_loss
 from dhr_lightning.ops.crf.dense import dense_crf
 from dhr_lightning.ops.refine import Refiner
 

@@ -69,7 +69,11 @@ def test_backends_of_others_are_extras_that_make_setup_installs(project: dict[st
 def test_every_extra_that_an_error_names_exists(project: dict[str, Any]):
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dhr_lightning").rglob("*.py"))
     named = set(re.findall(r"dhr-lightning\[(\w+)\]", text))
-    assert {"pot", "crf", "sbd", "heic", "polygons", "onnx"} == named <= project["optional-dependencies"].keys()
+    assert (
+        {"pot", "crf", "sbd", "heic", "polygons", "onnx", "mask2former"}
+        == named
+        <= project["optional-dependencies"].keys()
+    )
 
 
 @pytest.fixture(scope="module")

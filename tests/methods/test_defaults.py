@@ -72,7 +72,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         empty.cell = 8
         return empty
 
-    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (segmentation, "Segmenter")):
+    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (segmentation, "build_segmenter")):
         monkeypatch.setattr(module, name, network)
 
     def make(task_class: type[BaseTask], **options: Any) -> tuple[BaseTask, tuple[Any, ...], dict[str, Any]]:

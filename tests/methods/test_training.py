@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from dhr_lightning.data.datamodule import normalize
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.models.segmenter import SegmenterOutput
+from dhr_lightning.models.segmenter import Segmenter, SegmenterOutput
 from tests.task_samples import make_batch, make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning misses what a tiny fit does not have
@@ -244,6 +244,8 @@ class Cellwise(nn.Module):
     def __init__(self, segments: bool) -> None:
         super().__init__()
         self.cam, self.segments = nn.Conv2d(3, 4, 8, stride=8), segments
+
+    loss = Segmenter.loss
 
     def forward(self, image: Tensor) -> Tensor | SegmenterOutput:
         cam = self.cam(image)
