@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.pipeline.command import split_request
 from dhr_lightning.pipeline.plan import RecipePlan, make_plan
@@ -105,18 +106,12 @@ def test_statistics_and_refreshes_are_those_of_all_images(debug_data: Path, tmp_
         place = ["--root", str(debug_data), "--workspace", str(tmp_path / name)]
         return ["dhr", "--swap", "uss=patches", "--overlay", "debug.yaml", *place]
 
-    def run(count: int, *arguments: str) -> None:
-        done = subprocess.run(
-            launched(count, list(arguments)), env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    run(1, *of("alone"), "--until", "uss")
-    run(1, *of("alone"), "--until", "propagation")
+    assert main(["run", *of("alone"), "--until", "uss"]) == 0
+    assert main(["run", *of("alone"), "--until", "propagation"]) == 0
     shutil.copytree(tmp_path / "alone", tmp_path / "together")
-    for name, count in (("alone", 1), ("together", 2)):
-        run(count, *of(name), "--until", "mars")
-        run(count, *of(name), "--until", "dhr")
+    other = start(2, [*of("together"), "--until", "dhr"], tmp_path / "two.log")
+    assert main(["run", *of("alone"), "--until", "dhr"]) == 0
+    assert other.wait(300) == 0, (tmp_path / "two.log").read_text()
     one, two = plan_of(of("alone")), plan_of(of("together"))
     assert masks(one, "mars") == masks(two, "mars")
     first = [{k: v for k, v in masks(plan, "dhr").items() if k.startswith("train")} for plan in (one, two)]
