@@ -170,3 +170,11 @@ def test_an_anchor_does_not_meet_itself_and_the_bank_counts_beside_the_batch():
     assert float(task._contrast(anchors, targets, ids)) == 0
     task.bank.add(torch.randn(4, 8), torch.tensor([0, 0, 1, 1]))
     assert float(task._contrast(anchors, targets, ids)) > 0
+
+
+def test_codes_start_within_one_over_their_number():
+    torch.manual_seed(0)
+    codes = make_task("CauseTask", codes=50).network.codes.detach()
+    assert float(codes.abs().max()) <= 1 / 50
+    assert float(codes.min()) < -0.018  # of both signs, up to the end
+    assert float(codes.max()) > 0.018
