@@ -123,22 +123,6 @@ def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8]) 
     write_bytes(path, buffer.getvalue())
 
 
-def write_map(path: Path, values: NDArray[np.uint8]) -> None:
-    """Write a map of strengths as a grey PNG.
-
-    Args:
-        path: final name, `.png`.
-        values: `(h, w)` uint8, on any grid.
-
-    Raises:
-        ValueError: if a shape or type differs from the above.
-    """
-    _expect(values, "values", np.uint8, "(h, w)", 2)
-    buffer = BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
-
-
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Read the class values of a palette (or 8-bit grey) PNG.
 

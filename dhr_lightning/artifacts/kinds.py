@@ -3,19 +3,21 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dhr_lightning.artifacts.files import (
     read_cam,
     read_features,
     read_mask,
+    write_bytes,
     write_cam,
     write_features,
-    write_map,
     write_mask,
 )
 from dhr_lightning.errors import ArtifactError
@@ -56,8 +58,15 @@ def _write_mask(path: Path, arrays: Arrays, palette: NDArray[np.uint8] | None) -
     write_mask(path, arrays[0], palette)
 
 
+def _write_map(path: Path, arrays: Arrays, palette: NDArray[np.uint8] | None) -> None:
+    """A map of strengths `(h, w)` uint8, on any grid, as a grey PNG."""
+    buffer = BytesIO()
+    Image.fromarray(arrays[0]).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+
+
 PNG = Codec(".png", _write_mask, lambda path: (read_mask(path),), (np.uint8,), needs_palette=True)
-GREY = Codec(".png", lambda path, arrays, _: write_map(path, arrays[0]), lambda path: (read_mask(path),), (np.uint8,))
+GREY = Codec(".png", _write_map, lambda path: (read_mask(path),), (np.uint8,))
 NPZ = Codec(".npz", lambda path, arrays, _: write_cam(path, *arrays), read_cam, (np.int16, np.float16))
 NPY = Codec(
     ".npy", lambda path, arrays, _: write_features(path, *arrays), lambda path: (read_features(path),), (np.float16,)

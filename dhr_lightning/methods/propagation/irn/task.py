@@ -127,7 +127,7 @@ class IRNTask(AffinityTask):
         return walked, boundary[:, 0]
 
     def walked(self, batch: Batch, cam: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AffinityTask`; the tags walk, the background gets its constant score afterwards."""
+        """See `AffinityTask`; the background gets a constant score after the walk of the tags, or walks with them."""
         if self.hparams.background == "walk":
             background = background_score(cam, exponent=1)
             return self._walks(batch, torch.cat([background, cam], dim=1), stopped=False)
