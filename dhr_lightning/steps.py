@@ -26,6 +26,7 @@ class Read:
         predict: whether batches of whole images hold it, for prediction and for threshold choice; of weights, whether
             prediction alone needs them.
         refresh: whether batches of a mask refresh hold it.
+        whole: whether the fit reads it of all images at once before its first step; no batch holds it.
         truth: whether the ground truth may stand in its place.
         optional: whether the step runs without it.
         follows: of optional weights, the port whose step they come from where the recipe names none: that step must
@@ -37,6 +38,7 @@ class Read:
     fit: bool = False
     predict: bool = False
     refresh: bool = False
+    whole: bool = False
     truth: bool = False
     optional: bool = False
     follows: str = ""
@@ -50,7 +52,7 @@ class Read:
     @property
     def in_fit(self) -> bool:
         """Whether the weights of the reader depend on it."""
-        return self.fit or self.refresh or (self.weights and not self.predict)
+        return self.fit or self.refresh or self.whole or (self.weights and not self.predict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dhr_lightning.artifacts.files import write_cam, write_features, write_mask
+from dhr_lightning.artifacts.arrays import write_features
+from dhr_lightning.artifacts.files import write_cam, write_mask
 from dhr_lightning.callbacks.writers import to_arrays
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.datamodule import WSSSDataModule

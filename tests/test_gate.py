@@ -11,7 +11,7 @@ import torch
 from dhr_lightning.__main__ import main
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.fitted.task import FittedTask
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace, interrupt_at
 
@@ -30,16 +30,16 @@ def manifest(workspace: Workspace, name: str, *overrides: str) -> Manifest:
 def noise(monkeypatch: pytest.MonkeyPatch) -> Any:
     """USS features that have nothing to do with the image, and DHR rounds that repeat the masks they start from."""
 
-    predict = USSTask.predict_step
+    predict = FittedTask.predict_step
 
-    def random_features(task: USSTask, batch: Any, *place: int) -> Any:
+    def random_features(task: FittedTask, batch: Any, *place: int) -> Any:
         found = predict(task, batch, *place)["features"]
         generator = torch.Generator().manual_seed(0)
         return {"features": [(torch.randn(64, *code.shape[1:], generator=generator),) for (code,) in found]}
 
     monkeypatch.setattr(DHRTask, "pseudo_masks", lambda task, batch: SimpleNamespace(mask=batch["inputs"]["masks"]))
     with monkeypatch.context() as patch:
-        patch.setattr(USSTask, "predict_step", random_features)
+        patch.setattr(FittedTask, "predict_step", random_features)
         yield patch
 
 

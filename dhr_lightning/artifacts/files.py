@@ -3,12 +3,11 @@
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from PIL import Image
 from dhr_lightning.errors import ArtifactError, run_command
 
 TEMPORARY_PREFIX = ".tmp-"
-_HEADER_BYTES = 128  # of a file of features
-_SHAPE = re.compile(rb"'descr': '<f2', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), }\s*\n$")
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile)
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -92,11 +89,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise _absent(path) from error
+        raise absent(path) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not isinstance(content, dict):
-        raise _unreadable(path, f"expected a JSON object, but got {type(content).__name__}")
+        raise unreadable(path, f"expected a JSON object, but got {type(content).__name__}")
     return content
 
 
@@ -111,7 +108,7 @@ def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8]) 
     Raises:
         ValueError: if a shape or type differs from the above.
     """
-    _expect(mask, "mask", np.uint8, "(H, W)", 2)
+    expect(mask, "mask", np.uint8, "(H, W)", 2)
     if palette.shape != (256, 3) or palette.dtype != np.uint8:
         raise ValueError(f"Expected `palette` (256, 3) uint8, but got {palette.shape} {palette.dtype}.")
     if mask.size == 0:
@@ -132,16 +129,16 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         ArtifactError: if the file is absent, truncated, corrupt, or holds colours instead of class values.
     """
-    data = _read_bytes(path)
+    data = read_whole(path)
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             mode = image.mode
             mask = np.array(image) if mode in ("P", "L") else None
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise unreadable(path, error) from error
     # Pillow fills a cut file with zeros when LOAD_TRUNCATED_IMAGES is set; a whole PNG always has its end chunk.
     if b"IEND" not in data[-4096:]:
-        raise _unreadable(path, "the PNG has no end, so it was cut off")
+        raise unreadable(path, "the PNG has no end, so it was cut off")
     bits = data[24]
     if mask is None or (mode == "L" and bits != 8):
         raise ArtifactError(
@@ -162,11 +159,11 @@ def write_cam(path: Path, keys: NDArray[np.int16], cam: NDArray[np.float16]) -> 
     Raises:
         ValueError: if a shape or type differs from the above, or `cam` is not finite.
     """
-    _expect(keys, "keys", np.int16, "(K,)", 1)
-    _expect(cam, "cam", np.float16, "(K, h, w)", 3)
+    expect(keys, "keys", np.int16, "(K,)", 1)
+    expect(cam, "cam", np.float16, "(K, h, w)", 3)
     if len(keys) != len(cam):
         raise ValueError(f"Expected one CAM per key, but got keys {keys.shape} and cam {cam.shape}.")
-    _expect_finite(cam, "cam", path)
+    expect_finite(cam, "cam", path)
     buffer = BytesIO()
     np.savez(buffer, keys=keys, cam=cam)
     write_bytes(path, buffer.getvalue())
@@ -178,118 +175,58 @@ def read_cam(path: Path) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
     Raises:
         ArtifactError: if the file is absent, truncated, corrupt, pickled, or holds other arrays.
     """
-    data = _read_bytes(path)
+    data = read_whole(path)
     try:
         with np.load(BytesIO(data), allow_pickle=False) as archive:
             keys, cam = archive["keys"], archive["cam"]
-        _expect(keys, "keys", np.int16, "(K,)", 1)
-        _expect(cam, "cam", np.float16, "(K, h, w)", 3)
-    except (*_UNREADABLE, TypeError, AttributeError) as error:
-        raise _unreadable(path, error) from error
+        expect(keys, "keys", np.int16, "(K,)", 1)
+        expect(cam, "cam", np.float16, "(K, h, w)", 3)
+    except (*UNREADABLE, TypeError, AttributeError) as error:
+        raise unreadable(path, error) from error
     if len(keys) != len(cam):
-        raise _unreadable(path, f"keys {keys.shape} and cam {cam.shape} disagree")
+        raise unreadable(path, f"keys {keys.shape} and cam {cam.shape} disagree")
     return keys, cam
 
 
-def write_features(path: Path, features: NDArray[np.float16]) -> None:
-    """Write the feature grid of one image.
-
-    Args:
-        path: final name, `.npy`.
-        features: `(D, h, w)` float16.
-
-    Raises:
-        ValueError: if the shape or type differs from the above, or `features` is not finite.
-    """
-    _expect(features, "features", np.float16, "(D, h, w)", 3)
-    _expect_finite(features, "features", path)
-    buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(features), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def features_shape(path: Path) -> tuple[int, int, int]:
-    """Shape `(D, h, w)` of the features in a file of `write_features`; only the header is read.
-
-    Raises:
-        ArtifactError: if the file is absent, corrupt, or holds another array.
-    """
-    try:
-        if (shape := _plain_shape(path)) is not None:
-            return shape
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-        _expect(features, "features", np.float16, "(D, h, w)", 3)
-    except FileNotFoundError as error:
-        raise _absent(path) from error
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    return features.shape[0], features.shape[1], features.shape[2]
-
-
-def _plain_shape(path: Path) -> tuple[int, int, int] | None:
-    """Shape by the header of a whole file of `write_features`, or `None` for any other.
-
-    numpy parses headers with `ast`, which fails now and then in several threads at once (CPython 3.11: "AST constructor
-    recursion depth mismatch").
-    """
-    with path.open("rb") as stream:
-        found = _SHAPE.search(stream.read(_HEADER_BYTES))
-    shape = None if found is None else (int(found[1]), int(found[2]), int(found[3]))
-    whole = shape is not None and path.stat().st_size == _HEADER_BYTES + 2 * shape[0] * shape[1] * shape[2]
-    return shape if whole else None
-
-
-def read_features(path: Path, channels: Sequence[slice] | None = None) -> NDArray[np.float16]:
-    """Read what `write_features` wrote: `(D, h, w)` float16, or some of its channels, without reading the others.
-
-    Args:
-        path: of the file.
-        channels: ranges to read, one after another in the result.
-
-    Raises:
-        ArtifactError: if the file is absent, truncated, corrupt, pickled, or holds another array.
-    """
-    try:
-        if channels is None:
-            with path.open("rb") as stream:
-                features: NDArray[np.float16] = np.lib.format.read_array(stream, allow_pickle=False)
-        else:
-            stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            features = np.concatenate([stored[part] for part in channels])
-        _expect(features, "features", np.float16, "(D, h, w)", 3)
-    except FileNotFoundError as error:
-        raise _absent(path) from error
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    return features
-
-
-def _read_bytes(path: Path) -> bytes:
+def read_whole(path: Path) -> bytes:
+    """All bytes of a file, or the error that says what to do."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise _absent(path) from error
+        raise absent(path) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _absent(path: Path) -> ArtifactError:
+def absent(path: Path) -> ArtifactError:
+    """The error for a file that is not there."""
     return ArtifactError(f"{path} does not exist. Run `{run_command()}`, which makes it again.")
 
 
-def _unreadable(path: Path, reason: object) -> ArtifactError:
+def unreadable(path: Path, reason: object) -> ArtifactError:
+    """The error for a file that is damaged."""
     return ArtifactError(
         f"{path} cannot be read ({reason}). Delete the file and run `{run_command()}`; the other files are kept."
     )
 
 
-def _expect(array: NDArray[Any], name: str, dtype: type[np.generic], letters: str, dimensions: int) -> None:
+def expect(array: NDArray[Any], name: str, dtype: type[np.generic], letters: str, dimensions: int) -> None:
+    """Check the number type and dimensions of an array.
+
+    Raises:
+        ValueError: if they differ.
+    """
     if array.ndim != dimensions or array.dtype != dtype:
         wanted = np.dtype(dtype).name
         raise ValueError(f"Expected `{name}` {letters} {wanted}, but got {array.shape} {array.dtype}.")
 
 
-def _expect_finite(array: NDArray[np.float16], name: str, path: Path) -> None:
+def expect_finite(array: NDArray[Any], name: str, path: Path) -> None:
+    """Check the values of an array.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
     if not np.isfinite(array).all():
         count = int(np.count_nonzero(~np.isfinite(array)))
         raise ValueError(

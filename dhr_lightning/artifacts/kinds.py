@@ -11,19 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dhr_lightning.artifacts.files import (
-    read_cam,
-    read_features,
-    read_mask,
-    write_bytes,
-    write_cam,
-    write_features,
-    write_mask,
-)
+from dhr_lightning.artifacts.arrays import read_features, read_vectors, write_features, write_vectors
+from dhr_lightning.artifacts.files import read_cam, read_mask, write_bytes, write_cam, write_mask
 from dhr_lightning.errors import ArtifactError
 
 Arrays = tuple[NDArray[Any], ...]
-Role = Literal["cam", "mask", "label", "features", "prediction", "map"]
+Role = Literal["cam", "mask", "label", "features", "prediction", "map", "vectors"]
 Geometry = Literal["nearest", "bilinear", "sampled", "none"]
 _ROUND = re.compile(r"round_(\d{2,})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -71,6 +64,9 @@ NPZ = Codec(".npz", lambda path, arrays, _: write_cam(path, *arrays), read_cam, 
 NPY = Codec(
     ".npy", lambda path, arrays, _: write_features(path, *arrays), lambda path: (read_features(path),), (np.float16,)
 )
+VECTORS = Codec(
+    ".npy", lambda path, arrays, _: write_vectors(path, *arrays), lambda path: (read_vectors(path),), (np.float32,)
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +101,7 @@ KINDS: Mapping[str, ArtifactKind] = {
         ArtifactKind("mask", PNG, "mask", "nearest", "pseudo mask of class values, 255 = ignore"),
         ArtifactKind("label", PNG, "label", "nearest", "confident labels, 255 where unsure"),
         ArtifactKind("features", NPY, "features", "sampled", "dense features on a grid over the image"),
+        ArtifactKind("crops", VECTORS, "vectors", "none", "mean feature of each of the five crops of an image"),
         ArtifactKind("boundary", GREY, "map", "none", "strength of boundaries on the network's grid, 255 = certain"),
         ArtifactKind("prediction", PNG, "prediction", "nearest", "mask that a segmenter predicts without tags"),
     )

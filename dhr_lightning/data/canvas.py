@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dhr_lightning.artifacts.files import features_shape
+from dhr_lightning.artifacts.arrays import features_shape
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.dataset import PathOf
 from dhr_lightning.data.files import image_size

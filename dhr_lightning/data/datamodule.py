@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from dhr_lightning.artifacts.files import features_shape
+from dhr_lightning.artifacts.arrays import features_shape
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.data.canvas import CANVAS_DIVISOR, canvases_of, images_at_once
 from dhr_lightning.data.catalog import ClassSet, Record
-from dhr_lightning.data.crops import CropPairs, FiveCrop, FiveCrops
+from dhr_lightning.data.crops import CROPS, CropPairs, FiveCrop, FiveCrops
 from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, SizedSampler, WorkerDataLoader
 from dhr_lightning.data.normalize import normalize
@@ -212,10 +212,11 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         dataset = StoredDataset(records, self.classes, sources, GridCrop())
         return self._loader(dataset, batch_size=self.predict_batch_size)
 
-    def crops_dataloader(self, crop: FiveCrop) -> DataLoader[Any]:
-        """All crops of the training images in order, five for each image."""
-        crops = FiveCrops(self.records("train"), self.classes, crop)
-        return self._loader(crops, batch_size=self.batch_size)
+    def crops_dataloader(self, crop: FiveCrop, records: Sequence[Record] | None = None) -> DataLoader[Any]:
+        """All crops of some images, or of the training images, in order; five for each image."""
+        if records is None:
+            return self._loader(FiveCrops(self.records("train"), self.classes, crop), batch_size=self.batch_size)
+        return self._loader(FiveCrops(records, self.classes, crop), batch_size=CROPS * self.predict_batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images with ground truth where there is any."""

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from dhr_lightning.artifacts.files import read_features, read_mask
+from dhr_lightning.artifacts.arrays import read_features
+from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.kinds import ArtifactKind
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.files import check_mask, read_gt_mask, read_image

@@ -2,15 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from dhr_lightning.artifacts.kinds import kind_of, round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.runs import finished_checkpoint
 from dhr_lightning.artifacts.store import ArtifactStore
-from dhr_lightning.data.catalog import DatasetInfo
+from dhr_lightning.data.catalog import DatasetInfo, Record
 from dhr_lightning.data.dataset import Source
 from dhr_lightning.data.frozen_features import FeatureReader, recorded
 from dhr_lightning.data.gate import address_to_read
@@ -70,6 +72,10 @@ class RunInputs:
     inputs: dict[str, str]
     context: RunContext | None
     mask_round: int | None
+
+    def records(self, split: str) -> list[Record]:
+        """Images of a split."""
+        raise NotImplementedError
 
     @property
     def task(self) -> Any:  # noqa: ANN401 - a task, which lies a floor above
@@ -149,8 +155,12 @@ class RunInputs:
 
     def tap_channels(self, port: str) -> dict[str, int]:
         """Channels of each tap of the features read at a port, in the order of their files; empty without names."""
+        return dict(self.input_info(port).get("taps") or {})
+
+    def input_info(self, port: str) -> Mapping[str, Any]:
+        """What the manifest of the artifact read at a port knows beside the settings."""
         manifest = self.store.manifest(str(self.input_address(port)), "train")
-        return dict((manifest.info if manifest else {}).get("taps") or {})
+        return manifest.info if manifest else {}
 
     def _channels(self, port: str) -> tuple[slice, ...] | None:
         """Ranges of the channels that the task wants of stored features; None for all of them."""
@@ -164,9 +174,14 @@ class RunInputs:
 
     def _live(self, port: str) -> FeatureReader | None:
         """What computes the features read at a port, if their files hold none."""
-        manifest = self.store.manifest(str(self.input_address(port)), "train")
-        settings = (manifest.info if manifest else {}).get("live")
+        settings = self.input_info(port).get("live")
         return recorded(settings) if settings else None
+
+    def read_all(self, port: str) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Arrays of the artifact read at a port, of every training image in order."""
+        address = str(self.input_address(port))
+        for record in self.records("train"):
+            yield kind_of(address).codec.read(self.store.path(address, "train", record.id))
 
     def round_path(self, split: str, image_id: str) -> Path:
         """File of a mask of the current round."""

@@ -118,7 +118,7 @@ def find_kinds(
     """
     kinds, notes = [], []
     for entry in entries:
-        if kind_of(entry.address).role in ("features", "map") or entry.split not in splits:
+        if kind_of(entry.address).role in ("features", "map", "vectors") or entry.split not in splits:
             continue
         wanted = ids[entry.split]
         found = tuple(one for one in wanted if store.path(entry.address, entry.split, one).is_file())

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dhr_lightning.models.backbones import FrozenEncoder, is_encoder
+from dhr_lightning.models.fitted import FITTED
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
+from dhr_lightning.models.stego import StegoHead
 from dhr_lightning.models.vit import FrozenViT
 from dhr_lightning.ops.resize import resize_maps, resize_to_multiple
 
-HEADS = {"cluster_code": ClusterCode, "principal_axes": PrincipalAxes, "stego": StegoHead}
+HEADS: dict[str, type[nn.Module]] = {**FITTED, "stego": StegoHead}
 
 
 class USSNetwork(nn.Module):
@@ -38,7 +39,7 @@ class USSNetwork(nn.Module):
         else:
             self.backbone = FrozenViT(backbone, pretrained=pretrained)
         if head in HEADS:
-            self.head: ClusterCode | StegoHead | PrincipalAxes = HEADS[head](self.backbone.out_channels, dimension)
+            self.head = HEADS[head](self.backbone.out_channels, dimension)
         self.source = "pixels" if isinstance(self.backbone, PatchEncoder) else "image"
         self.cell = self.backbone.cell
 

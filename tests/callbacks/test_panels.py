@@ -34,7 +34,7 @@ def test_every_fit_leaves_a_picture_and_scalars_on_the_board(finished_runs: Path
     [
         ("cam", "CAMTask", ["image", "truth"]),
         ("propagation", "PropagationTask", ["image", "cam", "truth"]),
-        ("uss", "USSTask", ["image", "truth"]),
+        ("uss", "FittedTask", ["image", "truth"]),
         ("baseline", "WSSTask", ["image", "masks", "prediction", "truth"]),
         ("mars", "MARSTask", ["image", "masks", "truth"]),
         ("dhr", "DHRTask", ["image", "masks", "current masks", "prediction", "truth"]),

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import SequentialSampler
 
-from dhr_lightning.artifacts.files import features_shape, write_features
+from dhr_lightning.artifacts.arrays import features_shape, write_features
 from dhr_lightning.data import canvas
 from dhr_lightning.data.canvas import Canvas, canvases_of, images_at_once
 from dhr_lightning.data.catalog import Record

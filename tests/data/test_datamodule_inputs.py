@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.artifacts.files import write_features
+from dhr_lightning.artifacts.arrays import write_features
 from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.runs import write_state
 from dhr_lightning.data.datamodule import WSSSDataModule

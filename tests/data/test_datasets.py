@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.artifacts.files import write_cam, write_features, write_mask
+from dhr_lightning.artifacts.arrays import write_features
+from dhr_lightning.artifacts.files import write_cam, write_mask
 from dhr_lightning.artifacts.kinds import KINDS
 from dhr_lightning.data.catalog import ClassSet, Record
 from dhr_lightning.data.dataset import SegmentationDataset, Source

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dhr_lightning.__main__ import main
-from dhr_lightning.artifacts.files import read_cam, read_features, read_mask
+from dhr_lightning.artifacts.arrays import read_features
+from dhr_lightning.artifacts.files import read_cam, read_mask
 from dhr_lightning.artifacts.store import ArtifactStore
 from tests.data.datasets.folder_samples import write_photo
 from tests.importing.test_import_pickle import save

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dhr_lightning.artifacts.files import write_cam, write_features, write_mask
+from dhr_lightning.artifacts.arrays import write_features
+from dhr_lightning.artifacts.files import write_cam, write_mask
 from dhr_lightning.data.catalog import Record, voc_palette
 from dhr_lightning.inspection.scan import Scan
 from dhr_lightning.inspection.space import ArtifactPlan, estimate_bytes, folder_bytes, space_findings

@@ -59,7 +59,7 @@ def test_encoder_and_head_share_all_parameters_between_them(name: str):
 
 
 def test_a_frozen_backbone_is_not_trained():
-    task = make_task("USSTask", head="stego", backbone="vit_tiny_patch16_224")
+    task = make_task("StegoTask", backbone="vit_tiny_patch16_224")
     encoder, head = task.parameter_groups()
     assert not encoder
     assert {id(p) for p in head} == {id(p) for p in task.network.head.parameters()}

@@ -107,7 +107,7 @@ def test_weights_are_laid_out_channels_last():
 
 
 def test_tasks_without_network_or_encoder_freeze_nothing():
-    for task in (make_task("MARSTask"), make_task("USSTask")):
+    for task in (make_task("MARSTask"), make_task("FittedTask")):
         task.configure_model()
         assert task.train() is task
         assert all(module.training for module in task.modules())
@@ -207,7 +207,7 @@ def test_a_checkpoint_keeps_how_images_were_normalised():
     assert Task.card == IMAGENET_CARD
 
 
-@pytest.mark.parametrize("name", ["CAMTask", "WSSTask", "DHRTask", "USSTask"])
+@pytest.mark.parametrize("name", ["CAMTask", "WSSTask", "DHRTask", "FittedTask"])
 def test_tasks_normalise_images_for_their_backbone(name: str):
     task = make_task(name, backbone="tu-test_resnet")
     assert task.card == card_of("test_resnet", False)

@@ -12,8 +12,9 @@ from torch import nn
 from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.methods import segmentation
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.methods.features import task as uss
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features import collecting
+from dhr_lightning.methods.features.fitted.task import FittedTask
+from dhr_lightning.methods.features.stego.task import StegoTask
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from dhr_lightning.methods.propagation.task import PropagationTask
@@ -44,9 +45,13 @@ DEFAULTS: dict[type[BaseTask], dict[str, Any]] = {
         "cam_stride": 4, "pooling": None,
     },
     PropagationTask: {"background": "auto", "confident": None, "crf": None, **REFINE},
-    USSTask: {
-        "backbone": "vit_base_patch8_224.dino", "pretrained": False, "head": "stego", "dimension": 70,
-        "cells": 60_000, "patches": 30_000, "stego": None, "scales": (2.0, 1.0, 1.5, 0.5), "flip": True,
+    FittedTask: {
+        "backbone": "vit_base_patch8_224.dino", "pretrained": False, "head": "principal_axes", "dimension": 70,
+        "cells": 60_000, "patches": 30_000, "scales": (2.0, 1.0, 1.5, 0.5), "flip": True,
+    },
+    StegoTask: {
+        "backbone": "vit_base_patch8_224.dino", "pretrained": False, "dimension": 70, "patches": 30_000, "stego": None,
+        "scales": (2.0, 1.0, 1.5, 0.5), "flip": True,
     },
     WSSTask: SEGMENTER,
     MARSTask: {
@@ -72,7 +77,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         empty.cell = 8
         return empty
 
-    for module, name in ((cam, "CAMClassifier"), (uss, "USSNetwork"), (segmentation, "build_segmenter")):
+    for module, name in (
+        (cam, "CAMClassifier"),
+        (collecting, "USSNetwork"),
+        (segmentation, "build_segmenter"),
+    ):
         monkeypatch.setattr(module, name, network)
 
     def make(task_class: type[BaseTask], **options: Any) -> tuple[BaseTask, tuple[Any, ...], dict[str, Any]]:
@@ -100,7 +109,7 @@ def test_weights_are_checked_for_the_backbone_that_is_built_where_none_is_named(
     assert backbone_of({"model": {"class_path": spec.task}, "data": {"method": name}}) == task.hparams.backbone
 
 
-@pytest.mark.parametrize("task_class", [CAMTask, USSTask, WSSTask, DHRTask])
+@pytest.mark.parametrize("task_class", [CAMTask, FittedTask, StegoTask, WSSTask, DHRTask])
 def test_a_class_list_without_background_has_one_tag_for_each_class(made: Made, task_class: type[BaseTask]):
     task, arguments, options = made(task_class, has_background=False)
     assert task.classes.offset == 0
@@ -125,19 +134,21 @@ def test_the_segmenter_is_built_as_asked(made: Made, task_class: type[BaseTask])
 
 
 def test_the_network_of_stage_2_is_built_as_asked(made: Made):
-    _, arguments, options = made(USSTask, backbone="b", head="principal_axes", pretrained="path", dimension=7)
-    assert (arguments, options) == (("b", "principal_axes"), {"pretrained": "path", "dimension": 7})
+    _, arguments, options = made(FittedTask, backbone="b", head="whitening", pretrained="path", dimension=7)
+    assert (arguments, options) == (("b", "whitening"), {"pretrained": "path", "dimension": 7})
+    _, arguments, options = made(StegoTask, backbone="b", pretrained="path", dimension=7)
+    assert (arguments, options) == (("b", "stego"), {"pretrained": "path", "dimension": 7})
 
 
 def test_training_batches_are_crops_where_a_network_is_trained_on_them(made: Made):
     assert all(made(task_class)[0].augment for task_class in (CAMTask, WSSTask, DHRTask))
     assert made(CAMTask)[0].five_crop is None
     assert not made(MARSTask)[0].augment
-    stego = made(USSTask, stego={"crop_size": 32, "crop_ratio": 0.6})[0]
+    stego = made(StegoTask, stego={"crop_size": 32, "crop_ratio": 0.6})[0]
     assert stego.augment
-    assert stego.five_crop == stego.crop == FiveCrop(32, 0.6)
-    assert made(USSTask)[0].crop == FiveCrop(224, 0.5)
-    fitted = made(USSTask, head="principal_axes")[0]
+    assert stego.five_crop == FiveCrop(32, 0.6)
+    assert made(StegoTask)[0].five_crop == FiveCrop(224, 0.5)
+    fitted = made(FittedTask)[0]
     assert (fitted.augment, fitted.five_crop) == (False, None)
 
 
@@ -152,7 +163,7 @@ def ports(spec: StepSpec) -> dict[str, str]:
 
 def test_every_method_says_what_it_reads_and_writes():
     reads = {name: ports(method.spec) for name, method in methods().items()}
-    assert reads["cam"] == reads["stego"] == reads["patches"] == reads["encoder"] == {}
+    assert reads["cam"] == reads["patches"] == reads["fitted"] == {}
     assert reads["crf"] == reads["pamr"] == {"cam": "p"}
     assert reads["wss"] == {"masks": "f", "init": "w?"}
     assert reads["mars"] == {"masks": "fp", "features": "fp"}
@@ -164,11 +175,12 @@ def test_every_method_says_what_it_reads_and_writes():
     train, others = ("train",), ("val", "test")
     assert writes["cam"] == {"cam": train}
     assert writes["crf"] == writes["pamr"] == writes["mars"] == writes["rebalance"] == {"mask": train}
-    assert writes["stego"] == writes["patches"] == writes["encoder"] == {"features": train}
+    assert writes["stego"] == writes["patches"] == writes["fitted"] == {"features": train}
     assert writes["wss"] == writes["dhr"] == {"mask": train, "prediction": others}
+    assert writes["crops"] == {"crops": train}
     assert [name for name, method in methods().items() if method.spec.has_rounds] == ["dhr", "light_dhr"]
     assert sorted(name for name, method in methods().items() if not method.spec.fits) == [
-        "crf", "frozen", "pamr", "rebalance", "rebalance_stored"
+        "crf", "crops", "frozen", "pamr", "rebalance", "rebalance_stored"
     ]  # fmt: skip
 
 
@@ -242,11 +254,10 @@ def test_settings_of_the_mask_step_and_of_stego_are_handed_on(made: Made):
     settings = made(DHRTask, rebalance={"profile": "reference", "tau": 0.3})[0].rebalance_settings
     assert settings.tau == 0.3
     assert settings != made(DHRTask, rebalance={"tau": 0.3})[0].rebalance_settings
-    assert made(USSTask, stego={"neighbours": 4})[0].stego.neighbours == 4
-    assert made(USSTask, head="cluster_code")[0].crop is None
+    assert made(StegoTask, stego={"neighbours": 4})[0].stego.neighbours == 4
 
 
-@pytest.mark.parametrize("task_class", [CAMTask, PropagationTask, WSSTask, USSTask, DHRTask, MARSTask])
+@pytest.mark.parametrize("task_class", [CAMTask, PropagationTask, WSSTask, FittedTask, StegoTask, DHRTask, MARSTask])
 def test_options_of_the_optimiser_reach_the_base(made: Made, task_class: type[BaseTask]):
     options = {
         "optimizer": "adamw", "lr": 0.5, "head_lr_factor": 3.0, "momentum": 0.5, "weight_decay": 0.25, "power": 2.0,
@@ -264,11 +275,12 @@ def test_an_epoch_of_a_fit_is_written_by_hand_where_nothing_or_two_things_are_op
         PropagationTask: True,
         WSSTask: True,
         DHRTask: True,
-        USSTask: False,
+        FittedTask: False,
+        StegoTask: False,
         MARSTask: False,
     }
     assert made(MARSTask)[0].configure_optimizers() is None
-    assert made(USSTask, head="principal_axes")[0].configure_optimizers() is None
+    assert made(FittedTask)[0].configure_optimizers() is None
 
 
 def test_nothing_has_been_found_before_the_fit(made: Made):

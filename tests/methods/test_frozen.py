@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_lightning.artifacts.files import read_features
+from dhr_lightning.artifacts.arrays import read_features
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from dhr_lightning.methods.features.frozen.task import FrozenTask, named_after

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dhr_lightning.artifacts.files import features_shape, read_features
+from dhr_lightning.artifacts.arrays import features_shape, read_features
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.methods.features.frozen.task import FrozenTask

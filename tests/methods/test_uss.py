@@ -18,8 +18,8 @@ from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.files import read_image
 from dhr_lightning.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.features import task as uss
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.collecting import CollectingTask
+from dhr_lightning.methods.features.stego import task as uss
 from tests.methods.uss_samples import SMALL, VIT, make_uss
 from tests.task_samples import make_batch
 
@@ -38,7 +38,12 @@ def fit(photos: WSSSDataModule, tmp_path: Path) -> Fit:
     quiet()
 
     def run(
-        task: USSTask, *, epochs: int = 1, checkpoint: Path | None = None, callbacks: Sequence[Any] = (), **options: Any
+        task: CollectingTask,
+        *,
+        epochs: int = 1,
+        checkpoint: Path | None = None,
+        callbacks: Sequence[Any] = (),
+        **options: Any,
     ) -> L.Trainer:
         task.train()  # as constructed
         keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
@@ -63,11 +68,11 @@ class Keep(Checkpoint):
         trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt", weights_only=False)
 
 
-def state_of(task: USSTask) -> dict[str, Tensor]:
+def state_of(task: CollectingTask) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in task.network.state_dict().items()}
 
 
-def changed(task: USSTask, before: dict[str, Tensor]) -> set[str]:
+def changed(task: CollectingTask, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
 
 
@@ -117,7 +122,7 @@ def test_principal_axes_keep_most_of_the_features_and_the_encoder_as_it_was(fit:
 
 
 def test_a_fitted_code_tells_apart_what_differs(fit: Fit, photos: WSSSDataModule):
-    task = make_uss("cluster_code", "patches", dimension=8, stego=None)
+    task = make_uss("cluster_code", "patches", dimension=8)
     fit(task, epochs=2)
     code = task.network.code(task.network.features(photo_pixels(photos)[0]))[0]  # a cat, red, on grey
     inside, outside = code[:, 3:6, 3:6].flatten(1).mean(1), code[:, -2:, -3:].flatten(1).mean(1)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dhr_lightning.artifacts.files import read_features
+from dhr_lightning.artifacts.arrays import read_features
 from dhr_lightning.config import resolve
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.stego.task import StegoTask
 from tests.methods.uss_samples import SMALL, VIT, make_uss
 from tests.pipeline_workspace import Lines, Workspace
 from tests.task_samples import make_batch
@@ -77,12 +77,12 @@ def test_a_mirrored_image_gets_mirrored_features():
 
 def test_published_scales_are_the_default_of_stego_and_one_scale_that_of_the_others():
     settings = {
-        name: resolve([f"methods/{name}.yaml"])["model"]["init_args"] for name in ("stego", "encoder", "patches")
+        name: resolve([f"methods/{name}.yaml"])["model"]["init_args"] for name in ("stego", "fitted", "patches")
     }
-    default = USSTask(class_names=["background", "cat"], backbone=VIT, stego=SMALL).hparams
+    default = StegoTask(class_names=["background", "cat"], backbone=VIT, stego=SMALL).hparams
     assert tuple(settings["stego"]["scales"]) == tuple(default.scales) == (2.0, 1.0, 1.5, 0.5)
     assert default.flip
-    assert settings["encoder"]["scales"] == settings["patches"]["scales"] == [1.0]
+    assert settings["fitted"]["scales"] == settings["patches"]["scales"] == [1.0]
     assert settings["patches"]["flip"] is False
 
 
@@ -95,7 +95,7 @@ def test_cluster_codes_are_shares(workspace: Workspace):
 
 def test_a_stage_with_stego_says_the_space_and_writes_what_it_said(empty_workspace: Workspace, lines: Lines):
     overrides = [f"--uss.stego.{name}={value}" for name, value in SMALL.items()]
-    overrides += [f"--uss.backbone={VIT}", "--uss.head=stego", "--uss.data.batch_size=6", "--uss.trainer.max_steps=4"]
+    overrides += [f"--uss.backbone={VIT}", "--uss.data.batch_size=6", "--uss.trainer.max_steps=4", "--uss.scales=[2.0]"]
     options = ["--swap", "uss=stego"]
     assert empty_workspace.stage("stage2_uss", *overrides, options=options) == 0, lines.text
     address, split = empty_workspace.places(*overrides, options=options)["uss/train"]
@@ -117,7 +117,7 @@ def test_too_few_epochs_are_refused_before_any_work(empty_workspace: Workspace, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "cause"}, "head to be one of cluster_code, principal_axes, stego, but got 'cause'"),
+        ({"head": "cause"}, "head to be one of principal_axes, whitening, cluster_code, but got 'cause'"),
         ({"stego": {**SMALL, "crop_size": 40}}, "crop_size to be a multiple of the 16 pixels .*, but got 40"),
         ({"stego": {"preset": "voc"}}, "stego.preset to be one of iaroa_vit_s.*, but got 'voc'"),
         ({"scales": ()}, r"scales to be positive numbers, but got \(\)"),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, NonFiniteLossError
-from dhr_lightning.methods.features import task as module
+from dhr_lightning.methods.features.collecting import CollectingTask
 from dhr_lightning.methods.features.images import equal_sizes, images_of
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.stego import task as module
 from tests.methods.uss_samples import attach
 from tests.task_samples import make_batch, make_task
 
@@ -19,9 +19,9 @@ VIT = "vit_tiny_patch16_224"
 SIZES = [(48, 64), (64, 40), (48, 64)]
 
 
-def make_uss(head: str = "principal_axes", backbone: str = "patches", **options: Any) -> USSTask:
-    stego = {"crop_size": 32, "neighbours": 3, "points": 3}
-    return make_task("USSTask", **{"head": head, "backbone": backbone, "stego": stego, **options})
+def make_uss(head: str = "principal_axes", backbone: str = "patches", **options: Any) -> CollectingTask:
+    own = {"stego": {"crop_size": 32, "neighbours": 3, "points": 3}} if head == "stego" else {"head": head}
+    return make_task("StegoTask" if head == "stego" else "FittedTask", **{"backbone": backbone, **own, **options})
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def epoch(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Say which epoch runs."""
 
     def set_epoch(number: int) -> None:
-        monkeypatch.setattr(USSTask, "current_epoch", number)
+        monkeypatch.setattr(CollectingTask, "current_epoch", number)
 
     set_epoch(0)
     return set_epoch
@@ -42,10 +42,10 @@ def batch_of(seed: int = 0) -> Batch:
     return batch
 
 
-def collected(task: USSTask, index: int = 0) -> Tensor:
-    task._collected = []
+def collected(task: CollectingTask, index: int = 0) -> Tensor:
+    task.collected = []
     task.training_step(batch_of(), index)
-    return torch.cat(task._collected)
+    return torch.cat(task.collected)
 
 
 @pytest.mark.parametrize(("total", "images", "share"), [(30, 3, 10), (31, 3, 11), (2, 3, 1)])
@@ -100,7 +100,7 @@ def test_the_first_fit_is_of_the_backbone_and_the_second_of_the_head(epoch: Any,
         task.training_step(batch_of(), 0)
         task.training_step(batch_of(1), 1)
         task.on_train_epoch_end()
-        assert task._collected == []
+        assert task.collected == []
     channels = task.network.backbone.out_channels
     assert fitted == [("backbone", (180, fitted[0][1][1]), 5), ("head", (120, channels), 5)]
     task.on_train_epoch_end()
@@ -171,9 +171,6 @@ def test_neighbours_are_found_once_and_when_the_backbone_is_ready(monkeypatch: p
     datamodule.neighbours = "neighbours"
     task.on_train_epoch_start()
     assert len(found) == 1
-    fitted = make_uss("principal_axes", VIT)
-    attach(fitted)
-    fitted.on_train_epoch_start()
 
 
 class Optimiser:
@@ -186,7 +183,9 @@ class Optimiser:
         return lambda *_: self.calls.append(name)
 
 
-def stego_step(task: USSTask, monkeypatch: pytest.MonkeyPatch, loss: float = 1.5) -> tuple[list[str], dict[str, Any]]:
+def stego_step(
+    task: CollectingTask, monkeypatch: pytest.MonkeyPatch, loss: float = 1.5
+) -> tuple[list[str], dict[str, Any]]:
     """One step of STEGO with a loss that is given: calls in their order, and what is logged."""
     optimiser, logged = Optimiser(), {}
     result = SimpleNamespace(loss=torch.tensor(loss, requires_grad=True), cosines=(0.1, 0.2, 0.3))

@@ -3,17 +3,16 @@
 from types import SimpleNamespace
 from typing import Any
 
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.collecting import CollectingTask
 from tests.task_samples import make_task
 
 VIT = "vit_tiny_patch16_224"
 SMALL = {"points": 3, "neighbours": 3, "crop_size": 32}
 
 
-def make_uss(head: str, backbone: str = VIT, **changes: Any) -> USSTask:
+def make_uss(head: str, backbone: str = VIT, **changes: Any) -> CollectingTask:
     """A task on a tiny backbone, as constructed."""
     options = {
-        "stego": SMALL,
         "lr": 0.01,
         "optimizer": "adamw",
         "head_lr_factor": 1,
@@ -21,10 +20,15 @@ def make_uss(head: str, backbone: str = VIT, **changes: Any) -> USSTask:
         "flip": True,
         **changes,
     }
-    return make_task("USSTask", head=head, backbone=backbone, class_names=["background", "cat"], **options)
+    if head == "stego":
+        options = {"stego": SMALL, **options}
+    else:
+        options["head"] = head
+    name = "StegoTask" if head == "stego" else "FittedTask"
+    return make_task(name, backbone=backbone, class_names=["background", "cat"], **options)
 
 
-def attach(task: USSTask, images: int = 3, **others: Any) -> SimpleNamespace:
+def attach(task: CollectingTask, images: int = 3, **others: Any) -> SimpleNamespace:
     """A trainer whose datamodule has some images."""
     trainer = {name: others.pop(name) for name in ("max_epochs", "world_size") if name in others}
     datamodule = SimpleNamespace(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dhr_lightning.models.fitted import ClusterCode, PrincipalAxes
 from dhr_lightning.models.patches import PatchEncoder
-from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
+from dhr_lightning.models.stego import StegoHead
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from torch import nn
 
 from dhr_lightning.losses.stego import Maps, draw_pairs, random_partners, stego_loss, stego_settings
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
+from dhr_lightning.models.fitted import ClusterCode, PrincipalAxes
 from dhr_lightning.models.patches import PatchEncoder
 from dhr_lightning.models.segmenter import Segmenter, SegmenterConfig, multi_scale_probability
-from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
+from dhr_lightning.models.stego import StegoHead
 
 META = torch.device("meta")
 

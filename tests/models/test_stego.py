@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.errors import ConfigError
-from dhr_lightning.models.stego import ClusterCode, PrincipalAxes, StegoHead
+from dhr_lightning.models.fitted import ClusterCode, PrincipalAxes
+from dhr_lightning.models.stego import StegoHead
 
 FEATURES, CLUSTERS = 16, 5
 

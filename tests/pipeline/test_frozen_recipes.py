@@ -137,7 +137,7 @@ def test_patches_in_place_of_the_backbone_are_written_for_the_splits_that_are_re
     assert lines.messages[0] == "run frozen+uss=patches: up to date"
 
 
-@pytest.mark.parametrize("method", ["patches", "encoder", "stego"])
+@pytest.mark.parametrize("method", ["patches", "fitted", "stego"])
 def test_features_of_other_splits_are_written_where_a_step_reads_them_at_one_address(method: str, debug_data: Path):
     swap, splits = ("--swap", f"uss={method}"), {}
     for recipe in ("dhr", "frozen"):

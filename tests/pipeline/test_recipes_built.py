@@ -8,7 +8,7 @@ from segmentation_models_pytorch.encoders import encoders
 
 from dhr_lightning.artifacts.manifest import digest_config
 from dhr_lightning.methods.base import BaseTask
-from dhr_lightning.methods.features.task import USSTask
+from dhr_lightning.methods.features.fitted.task import FittedTask
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.mars.task import MARSTask
 from dhr_lightning.methods.propagation.affinity import AffinityTask
@@ -20,7 +20,7 @@ from tests.task_samples import NAMES, make_batch, predicting, training_loss
 
 DATA = {name: name.partition("/")[2].partition("_")[0] for name in shipped_recipes() if name.startswith("paper/")}
 ELSEWHERE = ("frozen", "tag_head", "light", "rebalance_stored", "light_dhr")  # test_frozen_built.py
-WITHOUT_TRAINING = ("PropagationTask", "MARSTask", "RebalanceTask", "USSTask")
+WITHOUT_TRAINING = ("PropagationTask", "MARSTask", "RebalanceTask", "FittedTask")
 
 
 def different_steps() -> list[Any]:
@@ -65,7 +65,7 @@ def test_every_step_of_every_recipe_can_be_built_trained_and_used(
     if isinstance(task, MARSTask):
         task.training_step(batch, 0)
         task.on_train_epoch_end()
-    if isinstance(task, USSTask) and not task.crop:
+    if isinstance(task, FittedTask):
         task.network.head.fit(torch.rand(2000, task.network.backbone(batch[task.network.source]).shape[1]), seed=0)
     predicting(task.eval(), "val")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

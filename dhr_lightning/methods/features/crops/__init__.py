@@ -1,0 +1,1 @@
+"""Mean features of crops."""
