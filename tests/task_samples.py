@@ -24,6 +24,7 @@ METHODS = {
     "StegoTask": "stego",
     "CropsTask": "crops",
     "CauseTask": "cause",
+    "LeopartTask": "leopart",
     "WSSTask": "wss",
     "MARSSegmenterTask": "mars_wss",
     "MARSTask": "mars",

@@ -23,9 +23,10 @@ from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.data.run_inputs import RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
-from dhr_lightning.data.stored import GridCrop, StoredDataset, collate_stored
+from dhr_lightning.data.stored import GridCrop, StoredDataset
 from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
+from dhr_lightning.data.views import ViewDataset
 from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
 from dhr_lightning.steps import TRUTH
 
@@ -96,7 +97,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         self.mask_round: int | None = None
         self.written: frozenset[tuple[str, str]] = frozenset()
         self.neighbours: Tensor | None = None
-        self._training: SegmentationDataset | CropPairs | StoredDataset | None = None
+        self._training: SegmentationDataset | CropPairs | StoredDataset | ViewDataset | None = None
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -184,11 +185,14 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """How many processes share the images, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset:
+    def _training_dataset(self) -> SegmentationDataset | CropPairs | StoredDataset | ViewDataset:
         grid_crop = getattr(self.task, "grid_crop", None)
         if grid_crop is not None:
             inputs, truth = self._sources("fit"), self._truth_port()
             return StoredDataset(self.records("train"), self.classes, inputs, grid_crop, truth=truth, seed=self.seed)
+        multi_crop = getattr(self.task, "multi_crop", None)
+        if multi_crop is not None:
+            return ViewDataset(self.records("train"), multi_crop, seed=self.seed)
         five_crop = getattr(self.task, "five_crop", None)
         if five_crop is not None:
             crops = FiveCrops(self.records("train"), self.classes, five_crop)
@@ -265,11 +269,11 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         divisor = self._divisor if getattr(dataset, "augmentation", None) is None else 1
-        stored = isinstance(dataset, StoredDataset)
+        own = getattr(dataset, "collate", None)
         return WorkerDataLoader(
             dataset,
             num_workers=self.num_workers,
-            collate_fn=collate_stored if stored else functools.partial(collate, divisor=divisor),
+            collate_fn=own or functools.partial(collate, divisor=divisor),
             pin_memory=torch.cuda.is_available(),
             **options,
         )

@@ -92,6 +92,11 @@ class StoredDataset(Dataset[StoredSample]):
     def __len__(self) -> int:
         return len(self.records)
 
+    @staticmethod
+    def collate(samples: list[StoredSample]) -> dict[str, object]:
+        """See `collate_stored`."""
+        return collate_stored(samples)
+
     def __getitem__(self, key: int | tuple[int, int]) -> StoredSample:
         """Sample `index`, or `(epoch, index)`."""
         epoch, index = key if isinstance(key, tuple) else (0, key)

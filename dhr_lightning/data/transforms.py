@@ -69,7 +69,7 @@ class Augmentation:
         cut = geometry.source
         side = (destination[2] - destination[0], destination[3] - destination[1])
         patch = image.resize(side, _FILTERS[self.interpolation], box=cut)
-        pixels = self._jitter(torch.from_numpy(np.array(patch)).permute(2, 0, 1), draw[4:])
+        pixels = jittered(torch.from_numpy(np.array(patch)).permute(2, 0, 1), self.jitter, draw[4:])
         canvas = torch.zeros(3, self.crop_size, self.crop_size, dtype=torch.uint8)
         valid = torch.zeros(self.crop_size, self.crop_size, dtype=torch.bool)
         left, top, right, bottom = destination
@@ -115,15 +115,23 @@ class Augmentation:
         source = (x0 / scale[0], box[1] / scale[1], min(x1 / scale[0], size[0]), min(box[3] / scale[1], size[1]))
         return Geometry(source, destination, scale, flip, (size[1], size[0]))
 
-    def _jitter(self, pixels: Tensor, draw: list[float]) -> Tensor:
-        brightness, contrast, saturation, hue = ((2 * d - 1) * j for d, j in zip(draw, self.jitter, strict=True))
-        if brightness:
-            pixels = color.adjust_brightness(pixels, 1 + brightness)
-        if contrast:
-            pixels = color.adjust_contrast(pixels, 1 + contrast)
-        if saturation:
-            pixels = color.adjust_saturation(pixels, 1 + saturation)
-        return color.adjust_hue(pixels, hue) if hue else pixels
+
+def jittered(pixels: Tensor, strengths: tuple[float, float, float, float], draw: list[float]) -> Tensor:
+    """Change brightness, contrast, saturation and hue of `(3, H, W)` uint8.
+
+    Args:
+        pixels: `(3, H, W)` uint8.
+        strengths: of each; zeros for none.
+        draw: four numbers in [0, 1); 0.5 changes nothing.
+    """
+    brightness, contrast, saturation, hue = ((2 * d - 1) * j for d, j in zip(draw, strengths, strict=True))
+    if brightness:
+        pixels = color.adjust_brightness(pixels, 1 + brightness)
+    if contrast:
+        pixels = color.adjust_contrast(pixels, 1 + contrast)
+    if saturation:
+        pixels = color.adjust_saturation(pixels, 1 + saturation)
+    return color.adjust_hue(pixels, hue) if hue else pixels
 
 
 def whole_image(image: Image.Image, masks: dict[str, np.ndarray]) -> tuple[Tensor, Tensor, dict[str, Tensor], Geometry]:

@@ -55,6 +55,10 @@ class FrozenViT(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """`(B, 3, H, W)` normalised -> `(B, D, ceil(H / patch), ceil(W / patch))`; stretched to whole patches."""
+        return self.tokens(image)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """As `forward`, with gradient where the weights have one."""
         image = resize_to_multiple(image, self.patch)
         tokens = self.model.forward_features(image)[:, self.model.num_prefix_tokens :]  # (B, N, D)
         return tokens.transpose(1, 2).unflatten(2, [length // self.patch for length in image.shape[-2:]])

@@ -34,6 +34,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "FittedTask of an encoder": {"backbone": "resnet18", "head": "whitening", "dimension": 8},
     "StegoTask": {"backbone": "vit_tiny_patch16_224", "dimension": 8},
     "CauseTask": {},
+    "LeopartTask": {},
     "WSSTask": {"scales": [1.0, 0.5]},
     "WSSTask with a CRF": {"test_crf": {"iterations": 2}},
     "MARSSegmenterTask": {"scales": [1.0]},
