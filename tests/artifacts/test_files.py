@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from dhr_lightning.artifacts import files
+from dhr_lightning.artifacts import arrays, files
 from dhr_lightning.errors import ArtifactError
 
 
@@ -35,11 +35,11 @@ def write_three(
     paths = {
         folder / "a.png": files.read_mask,
         folder / "a.npz": files.read_cam,
-        folder / "a.npy": files.read_features,
+        folder / "a.npy": arrays.read_features,
     }
     files.write_mask(folder / "a.png", mask, palette)
     files.write_cam(folder / "a.npz", *cam)
-    files.write_features(folder / "a.npy", cam[1])
+    arrays.write_features(folder / "a.npy", cam[1])
     return paths
 
 
@@ -73,8 +73,8 @@ def test_cam_and_features_come_back_bit_for_bit(tmp_path, cam):
     np.testing.assert_array_equal(keys, cam[0])
     np.testing.assert_array_equal(values, cam[1])
     assert (keys.dtype, values.dtype) == (np.int16, np.float16)
-    files.write_features(tmp_path / "a.npy", cam[1].transpose(0, 2, 1))
-    np.testing.assert_array_equal(files.read_features(tmp_path / "a.npy"), cam[1].transpose(0, 2, 1))
+    arrays.write_features(tmp_path / "a.npy", cam[1].transpose(0, 2, 1))
+    np.testing.assert_array_equal(arrays.read_features(tmp_path / "a.npy"), cam[1].transpose(0, 2, 1))
 
 
 def test_cam_of_an_image_without_tags(tmp_path):
@@ -127,11 +127,11 @@ def test_header_that_claims_an_absurd_size_is_an_error_not_a_crash(tmp_path):
     with (tmp_path / "a.npy").open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
     with pytest.raises(ArtifactError, match=r"a\.npy"):
-        files.read_features(tmp_path / "a.npy")
+        arrays.read_features(tmp_path / "a.npy")
 
 
 def test_absent_file_says_which_stage_makes_it(tmp_path):
-    for read in (files.read_mask, files.read_cam, files.read_features, files.read_json):
+    for read in (files.read_mask, files.read_cam, arrays.read_features, files.read_json):
         with pytest.raises(ArtifactError, match=r"does not exist.*`python -m dhr_lightning run`"):
             read(tmp_path / "none")
 
@@ -180,7 +180,7 @@ def test_pickle_is_refused_and_never_executed(tmp_path, form):
         np.save(path, poison, allow_pickle=True)
     else:
         path.write_bytes(pickle.dumps(Canary(canary)))
-    for read in (files.read_cam, files.read_features):
+    for read in (files.read_cam, arrays.read_features):
         with pytest.raises(ArtifactError, match="cannot be read"):
             read(path)
     assert not canary.exists()
@@ -212,7 +212,7 @@ def test_wrong_types_and_shapes_are_refused_before_writing(tmp_path, palette, ca
     with pytest.raises(ValueError, match="one CAM per key"):
         files.write_cam(tmp_path / "a", keys[:2], values)
     with pytest.raises(ValueError, match=r"`features` \(D, h, w\) float16.*float32"):
-        files.write_features(tmp_path / "a", values.astype(np.float32))
+        arrays.write_features(tmp_path / "a", values.astype(np.float32))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,7 +223,7 @@ def test_non_finite_values_are_refused(tmp_path, cam, bad):
     with pytest.raises(ValueError, match="1 NaN or infinite values of 126"):
         files.write_cam(tmp_path / "a", keys, values)
     with pytest.raises(ValueError, match="finite `features`"):
-        files.write_features(tmp_path / "a", values)
+        arrays.write_features(tmp_path / "a", values)
 
 
 def fail_with(code: int) -> Callable[..., None]:

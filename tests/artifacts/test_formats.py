@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_lightning.artifacts import files, layout
+from dhr_lightning.artifacts import arrays, files, layout
 from dhr_lightning.artifacts.manifest import digest_config, digest_file, digest_ids, flatten
 from dhr_lightning.errors import ArtifactError
 
-READERS = (files.read_mask, files.read_cam, files.read_features, files.features_shape, files.read_json)
+READERS = (files.read_mask, files.read_cam, arrays.read_features, arrays.features_shape, files.read_json)
 
 
 def test_json_is_indented_text_with_letters_as_they_are_and_on_the_disk(tmp_path, disk_events):
@@ -63,9 +63,9 @@ def test_cams_of_another_form_are_neither_written_nor_read(tmp_path, keys, cam, 
 def test_features_of_another_form_are_neither_written_nor_read(tmp_path, array, found):
     message = rf"Expected `features` \(D, h, w\) float16, but got {found}"
     with pytest.raises(ValueError, match=message):
-        files.write_features(tmp_path / "a.npy", array)
+        arrays.write_features(tmp_path / "a.npy", array)
     np.save(tmp_path / "a.npy", array)
-    for read in (files.read_features, files.features_shape):
+    for read in (arrays.read_features, arrays.features_shape):
         with pytest.raises(ArtifactError, match=rf"a\.npy cannot be read \({message}"):
             read(tmp_path / "a.npy")
 
@@ -75,7 +75,7 @@ def test_a_value_that_is_not_finite_is_refused_with_the_name_of_its_file(tmp_pat
     with pytest.raises(ValueError, match=r"`cam`, but got 1 NaN or infinite values of 3 for a\.npz"):
         files.write_cam(tmp_path / "a.npz", np.zeros(1, np.int16), cam)
     with pytest.raises(ValueError, match=r"`features`, but got 1 NaN or infinite values of 3 for a\.npy"):
-        files.write_features(tmp_path / "a.npy", cam)
+        arrays.write_features(tmp_path / "a.npy", cam)
 
 
 def test_the_grid_is_read_from_the_header_alone(tmp_path):
@@ -86,7 +86,7 @@ def test_the_grid_is_read_from_the_header_alone(tmp_path):
         np.lib.format.write_array_header_1_0(stream, header)
         start = stream.tell()
     os.truncate(path, start + (1 << 40))
-    assert files.features_shape(path)[1:] == (1 << 15, 1 << 15)
+    assert arrays.features_shape(path)[1:] == (1 << 15, 1 << 15)
     path.unlink()
 
 
@@ -104,7 +104,7 @@ def test_a_pickle_in_place_of_features_is_not_executed_for_their_grid(tmp_path):
     path, canary = tmp_path / "a.npy", tmp_path / "executed"
     path.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(ArtifactError, match=r"a\.npy cannot be read"):
-        files.features_shape(path)
+        arrays.features_shape(path)
     assert not canary.exists()
     np.load(path, allow_pickle=True)
     assert canary.exists(), "the pickle itself must work, or this test proves nothing"
@@ -216,16 +216,16 @@ def test_the_shape_of_features_is_read_without_the_parser_of_numpy(tmp_path, mon
     """Threads that parse headers together fail now and then in CPython 3.11."""
     shapes = [(1, 1, 1), (3072, 28, 21), (0, 5, 7)]
     for index, shape in enumerate(shapes):
-        files.write_features(tmp_path / f"{index}.npy", np.zeros(shape, np.float16))
+        arrays.write_features(tmp_path / f"{index}.npy", np.zeros(shape, np.float16))
     whole = (tmp_path / "1.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match=r"cut\.npy cannot be read"):
-        files.features_shape(tmp_path / "cut.npy")
+        arrays.features_shape(tmp_path / "cut.npy")
     np.save(tmp_path / "turned.npy", np.asfortranarray(np.ones((2, 3, 4), np.float16)))
-    assert files.features_shape(tmp_path / "turned.npy") == (2, 3, 4)
+    assert arrays.features_shape(tmp_path / "turned.npy") == (2, 3, 4)
 
     def refuse(*arguments, **options):
         raise AssertionError("numpy parses the header")
 
     monkeypatch.setattr(np, "load", refuse)
-    assert [files.features_shape(tmp_path / f"{index}.npy") for index in range(3)] == shapes
+    assert [arrays.features_shape(tmp_path / f"{index}.npy") for index in range(3)] == shapes

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dhr_lightning.artifacts import files
+from dhr_lightning.artifacts import arrays, files
 from dhr_lightning.artifacts import writer as writer_module
 from dhr_lightning.artifacts.checksums import read_checksums
 from dhr_lightning.artifacts.store import ArtifactStore
@@ -36,7 +36,7 @@ def test_each_kind_writes_its_own_format(store, describe, opened):
         assert path == store.path("cam", "train", "cats/0001")
         assert files.read_cam(path)[1].shape == (2, 3, 4)
     with opened(describe("features"), palette=None) as writer:
-        assert files.read_features(writer.write("cats/0001", cam)).shape == (2, 3, 4)
+        assert arrays.read_features(writer.write("cats/0001", cam)).shape == (2, 3, 4)
     with opened(describe("mask/round_01")) as writer:
         np.testing.assert_array_equal(files.read_mask(writer.write("cats/0001", MASK)), MASK)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_lightning.artifacts import files
+from dhr_lightning.artifacts import arrays
 from dhr_lightning.artifacts.kinds import KINDS
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.data.dataset import Source
@@ -84,7 +84,7 @@ def test_batches_hold_the_layers_that_the_task_names_in_its_order(
 
 def test_the_other_layers_are_not_read(make: Make, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    read = files.read_features
+    read = arrays.read_features
     monkeypatch.setattr(
         "dhr_lightning.data.dataset.read_features", lambda path, ranges: asked.append(ranges) or read(path, ranges)
     )
@@ -209,7 +209,7 @@ def test_whole_images_are_padded_to_what_the_task_divides_by(
 
 def test_a_source_gives_channels_one_after_another(tmp_path: Path):
     path = tmp_path / "a.npy"
-    files.write_features(path, layers(0, (8, 8))[0])
+    arrays.write_features(path, layers(0, (8, 8))[0])
     source = Source(KINDS["features"], lambda name: tmp_path / f"{name}.npy")
     record = type("Record", (), {"id": "a"})
     assert source.features(record)[:, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
