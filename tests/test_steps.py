@@ -14,7 +14,7 @@ from dhr_lightning.data.catalog import SPLITS
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.steps import ENTRY_POINTS, Read, StepSpec, did_you_mean, get_method, method_of_task, methods
 
-OWN = ("cam", "crf", "dhr", "encoder", "mars", "pamr", "patches", "stego", "wss")
+OWN = ("cam", "crf", "dhr", "fitted", "mars", "pamr", "patches", "stego", "wss")
 SPEC = """from dhr_lightning.steps import StepSpec, Write
 
 SPEC = StepSpec("{name}", "{module}.task.Toy", "from outside", writes={{"mask": Write()}})

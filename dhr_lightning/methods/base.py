@@ -50,6 +50,7 @@ class BaseTask(L.LightningModule):
     spec: ClassVar[StepSpec]
     augment: bool = True  # random crops in training batches; whole images otherwise
     five_crop: FiveCrop | None = None  # these crops instead, each with a crop of one of its nearest neighbours
+    collects: bool = False  # whether an epoch collects what no checkpoint holds, so that it cannot be continued
     network: nn.Module
     card: WeightsCard = IMAGENET_CARD  # how images are normalised for the backbone
 

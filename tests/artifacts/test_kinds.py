@@ -19,6 +19,7 @@ CONTENT = {
     "label": (np.full((2, 5), 255, np.uint8),),
     "features": (np.linspace(-2, 2, 24, dtype=np.float16).reshape(4, 3, 2),),
     "boundary": (np.arange(6, dtype=np.uint8).reshape(2, 3),),
+    "crops": (np.arange(6, dtype=np.float32).reshape(2, 3),),
     "prediction": (np.full((1, 1), 20, np.uint8),),
 }
 EXTENSIONS = {
@@ -27,6 +28,7 @@ EXTENSIONS = {
     "label": ".png",
     "features": ".npy",
     "boundary": ".png",
+    "crops": ".npy",
     "prediction": ".png",
 }
 

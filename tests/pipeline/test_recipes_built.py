@@ -20,7 +20,7 @@ from tests.task_samples import NAMES, make_batch, predicting, training_loss
 
 DATA = {name: name.partition("/")[2].partition("_")[0] for name in shipped_recipes() if name.startswith("paper/")}
 ELSEWHERE = ("frozen", "tag_head", "light", "rebalance_stored", "light_dhr")  # test_frozen_built.py
-WITHOUT_TRAINING = ("PropagationTask", "MARSTask", "RebalanceTask", "FittedTask")
+WITHOUT_TRAINING = ("PropagationTask", "MARSTask", "RebalanceTask", "FittedTask", "StegoTask")
 
 
 def different_steps() -> list[Any]:

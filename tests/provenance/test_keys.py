@@ -178,7 +178,7 @@ def test_a_file_of_weights_counts_by_its_content(make: Make, tmp_path: Path):
 
 def test_methods_of_one_task_have_keys_of_their_own(make: Make):
     assert make("crf").output_key != make("crf", {"data.method": "pamr"}).output_key
-    assert make("patches").fit_key != make("patches", {"data.method": "encoder"}).fit_key
+    assert make("patches").fit_key != make("patches", {"data.method": "fitted"}).fit_key
 
 
 def test_equal_numbers_in_other_spellings_are_equal(make: Make):

@@ -50,6 +50,11 @@ class CollectingTask(FeatureTask):
         """Whether the running epoch fits the backbone."""
         return isinstance(self.network.backbone, PatchEncoder) and not bool(self.network.backbone.fitted)
 
+    @property
+    def collects(self) -> bool:
+        """See `BaseTask`."""
+        return self.fits_backbone
+
     def on_fit_start(self) -> None:
         """Check the number of epochs."""
         wanted = int(self.hparams.backbone == "patches") + 1

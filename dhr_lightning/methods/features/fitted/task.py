@@ -25,6 +25,7 @@ class FittedTask(CollectingTask):
     """
 
     spec = SPEC
+    collects = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from dhr_lightning.methods.features.leopart.spec import SPEC
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.leopart import LeopartNetwork, Seen
 
+_OTHERS = 70  # the dimension of the other methods where none is asked for
 _PUBLISHED = {"hidden": 2048, "outputs": 256, "prototypes": 300, "queue": 8192, "decay": 0.9995}
 _PUBLISHED |= LeopartSettings()._asdict()
 
@@ -30,8 +31,8 @@ class LeopartTask(FeatureTask):
             with those of a batch, 0 for none), `decay` of the teacher, which rises to 1 by a cosine, and fields of
             `losses.leopart.LeopartSettings`; what differs from the published ones.
         final_weight_decay: of the last step; it changes by a cosine. None for a constant one.
-        **options: `scales`, `flip`, classes, optimiser and schedule, see `FeatureTask`; `dimension` is that of the
-            backbone.
+        **options: `scales`, `flip`, classes, optimiser and schedule, see `FeatureTask`; `dimension` need not be
+            given: it is that of the backbone.
 
     Source: Leopart (arXiv:2204.13101) and its code.
     Differs: the cells of all large views of a batch are assigned together, by a transport that converges; the rate
@@ -61,12 +62,13 @@ class LeopartTask(FeatureTask):
             **{name: int(self.constants[name]) for name in ("hidden", "outputs", "prototypes")},
         )  # fmt: skip
         channels, cell = self.network.backbone.out_channels, self.network.cell
-        if self.hparams.dimension != channels:
+        if self.hparams.dimension not in (channels, _OTHERS):
             raise ConfigError(f"Expected model.init_args.dimension to be the {channels} channels of {backbone!r}, "
                               f"which Leopart tunes as they are, but got {self.hparams.dimension}.")  # fmt: skip
         if any(size % cell for size in self.multi_crop.sizes):
             raise ConfigError(f"Expected views.sizes to be multiples of the {cell} pixels of a patch of {backbone!r}, "
                               f"but got {list(self.multi_crop.sizes)}.")  # fmt: skip
+        self.hparams.dimension = channels
         self.card = card_of(backbone, pretrained)
         self.register_buffer("queue", torch.zeros(int(self.constants["queue"]), int(self.constants["outputs"])))
         self.register_buffer("queued", torch.zeros((), dtype=torch.long))  # cells that were ever put in
@@ -135,10 +137,10 @@ class LeopartTask(FeatureTask):
             self.queue.copy_(torch.cat([cells.to(self.queue.dtype), self.queue])[: len(self.queue)])
             self.queued.add_(len(cells))
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ANN401
-        """Move the teacher, once for each step of the optimiser."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
-            self.network.update_teacher(self._cosine(self._constant("decay"), 1.0))
+    def optimizer_step(self, *given: Any, **options: Any) -> None:
+        """Move the teacher after each step of the optimiser, before anything is saved."""
+        super().optimizer_step(*given, **options)
+        self.network.update_teacher(self._cosine(self._constant("decay"), 1.0))
 
 
 def _views(given: dict[str, Any]) -> MultiCrop:

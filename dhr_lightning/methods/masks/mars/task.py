@@ -60,6 +60,7 @@ class MARSTask(RefiningTask):
     """
 
     spec = SPEC
+    collects = True
     augment = False
     canvas_divisor: ClassVar[int] = 1  # no network: nothing has to be padded
 

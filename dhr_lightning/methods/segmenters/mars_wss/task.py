@@ -59,7 +59,6 @@ class MARSSegmenterTask(WSSTask):
             raise ConfigError(f"Expected model.init_args.teacher_decay in [0, 1), but got {teacher_decay}.")
         self.refiner = Refiner(refine, CRFSettings(**(crf or {})), workers=workers)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self._updated = -1
 
     def train(self, mode: bool = True) -> "MARSSegmenterTask":
         """Set the mode of all but the teacher."""
@@ -73,12 +72,10 @@ class MARSSegmenterTask(WSSTask):
         if self.trainer.ckpt_path is None:
             self.teacher.load_state_dict(self.network.state_dict())
 
-    @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ANN401 - of Lightning
-        """Move the teacher after every step of the optimiser."""
-        if self.trainer.global_step != self._updated:
-            self.update_teacher()
-            self._updated = self.trainer.global_step
+    def optimizer_step(self, *given: Any, **options: Any) -> None:
+        """Move the teacher after each step of the optimiser, before anything is saved."""
+        super().optimizer_step(*given, **options)
+        self.update_teacher()
 
     @torch.no_grad()
     def update_teacher(self) -> None:
