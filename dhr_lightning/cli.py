@@ -107,7 +107,9 @@ class DHRCommandLine(LightningCLI):
             options["plugins"] = [AtomicCheckpointIO()]
         bar = TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
         start = StepStart(self.identity, self.checkpoint, in_recipe=self.in_recipe)
-        extra: list[L.Callback] = [start, LastCheckpoint(), ArtifactWriters(self.checkpoint), bar]
+        given = list(self._get(self.config_init, "trainer.callbacks") or [])
+        extra: list[L.Callback] = [start, ArtifactWriters(self.checkpoint), bar]
+        extra += [] if any(isinstance(one, LastCheckpoint) for one in given) else [LastCheckpoint()]
         extra += current_laps()
         if self.model.hparams.get("ema") is not None:
             extra.append(WeightAverage(self.model.hparams.ema, self.model.hparams.ema_warmup))
@@ -117,7 +119,7 @@ class DHRCommandLine(LightningCLI):
             options["enable_progress_bar"] = False
         if trainer.logger is not False and self.subcommand != "predict":
             extra += [LearningRateMonitor(), Panels()]
-        options["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *extra]
+        options["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**options)
 
     def before_instantiate_classes(self) -> None:

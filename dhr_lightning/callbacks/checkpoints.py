@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dhr_lightning.artifacts.runs import LAST, PREVIOUS
-from dhr_lightning.errors import ArtifactError
+from dhr_lightning.errors import ArtifactError, ConfigError
+from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.progress import human
 
+_ASKED = 50  # batches between two questions to rank 0
 _NEARLY_FULL = 1_000_000  # bytes: torch writes more than this at once
 
 
@@ -59,19 +62,47 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
             raise
         raise ArtifactError(
             f"No space left for the checkpoint in {path.parent}: {human(written)} of it were written, {human(free)} "
-            "free. Free some space and run the same command again; it continues from the epoch before."
+            "free. Free some space and run the same command again; it continues from the checkpoint before."
         ) from error
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the weights after the last finished epoch, saved after every other callback has run.
+    """Keeps the weights after the last finished epoch, and in long epochs now and then; after every other callback.
+
+    Args:
+        minutes: longest time between two checkpoints, >= 0. A task that collects something over an epoch, see
+            `BaseTask.collects`, keeps its epochs whole.
 
     None is chosen by a metric: that would need pixel labels. Fitted tasks take no optimiser step, which is why
     Lightning's own `ModelCheckpoint` (it skips a step it has seen) does not serve here.
     """
 
+    def __init__(self, minutes: float = 15) -> None:
+        if minutes < 0:
+            raise ConfigError(f"Expected LastCheckpoint.minutes >= 0, but got {minutes}.")
+        self.seconds = 60 * minutes
+        self._saved = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
+        """A mask refresh before the epoch does not count."""
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: BaseTask, *given: Any) -> None:
+        """Save if it is time; rank 0 decides for all."""
+        number = int(given[-1]) + 1
+        whole = number % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+        if not whole or pl_module.collects or (trainer.world_size > 1 and number % _ASKED):
+            return
+        due = time.monotonic() - self._saved >= self.seconds
+        if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:
+            self._save(trainer)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; every rank takes part."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._saved = time.monotonic()
         if trainer.fast_dev_run:
             return
         folder = trainer.log_dir or trainer.default_root_dir

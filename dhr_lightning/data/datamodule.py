@@ -1,7 +1,7 @@
 """The datamodule that every task shares."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         limit: at most this many images of each split, evenly over its list, to try a recipe out.
         seed: seed of order and augmentation.
 
-    The number of the current DHR mask round is part of this module's checkpoint state.
+    The number of the current DHR mask round is part of this module's checkpoint state, and how far its epoch is.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         self.written: frozenset[tuple[str, str]] = frozenset()
         self.neighbours: Tensor | None = None
         self._training: SegmentationDataset | CropPairs | StoredDataset | ViewDataset | None = None
+        self._loading: WorkerDataLoader | None = None  # of the training images
+        self._given: Mapping[str, int] | None = None  # of a fit that stopped, see `WorkerDataLoader.state_dict`
         self._records: dict[str, list[Record]] = {}
 
     @property
@@ -152,11 +154,11 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """State kept in checkpoints."""
-        return {"mask_round": self.mask_round}
+        return {"mask_round": self.mask_round, "given": self._loading.state_dict() if self._loading else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the mask round of a checkpoint."""
-        self.mask_round = state_dict["mask_round"]
+        """Restore the mask round of a checkpoint, and which batches of its epoch were given."""
+        self.mask_round, self._given = state_dict["mask_round"], state_dict.get("given")
 
     def writer(self, identity: Manifest, *, owner: bool) -> ArtifactWriter:
         """Writer of an artifact of this dataset; see `ArtifactStore.open_writer`."""
@@ -176,9 +178,13 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         ranks, rank = self._ranks
         sampler: Any = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)  # shuffles
         if isinstance(dataset, SegmentationDataset) and dataset.augmentation is None:
-            return self._loader(dataset, batch_sampler=self._batches(dataset, sampler, self.batch_size))
-        drop_last = len(dataset) > self.batch_size
-        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+            options: dict[str, Any] = {"batch_sampler": self._batches(dataset, sampler, self.batch_size)}
+        else:
+            drop_last = len(dataset) > self.batch_size
+            options = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": drop_last}
+        self._loading = self._loader(dataset, **options)
+        self._loading.load_state_dict(self._given or {})
+        return self._loading
 
     @property
     def _ranks(self) -> tuple[int, int]:
@@ -267,7 +273,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """Sides of the canvas of a whole image are multiples of this many pixels."""
         return int(getattr(self.task, "canvas_divisor", CANVAS_DIVISOR))
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> WorkerDataLoader:
         divisor = self._divisor if getattr(dataset, "augmentation", None) is None else 1
         own = getattr(dataset, "collate", None)
         return WorkerDataLoader(

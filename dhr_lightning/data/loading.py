@@ -1,10 +1,12 @@
 """Order and start of batches, such that a resumed run repeats exactly and no image changes the result of another."""
 
+import itertools
 import logging
 import shutil
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -37,7 +39,32 @@ class WorkerDataLoader(DataLoader[Any]):
 
     Lightning makes the first iterator of a fit before it sets the epoch and before callbacks prepare the first masks:
     workers that read ahead would take the order of epoch 0 in a resumed run, and masks that are not written yet.
+
+    Its state in a checkpoint is how many batches of which epoch it gave, so that a fit that stopped in the middle of an
+    epoch goes on with the others. Only the order needs it: every sample depends on seed, epoch and index alone.
     """
+
+    _given = 0
+    _before: Mapping[str, int] = MappingProxyType({})  # where a fit before stopped
+    _passed = 0  # batches that the next iterator passes over
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch of the running iterator and batches that it gave."""
+        return {"epoch": self._epoch, "batches": self._given}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on after these batches, in that epoch alone."""
+        self._before = dict(state_dict)
+
+    @property
+    def _epoch(self) -> int:
+        samplers = (self.sampler, getattr(self.batch_sampler, "sampler", None))
+        return next((int(one.epoch) for one in samplers if isinstance(one, EpochSampler)), 0)
+
+    @property
+    def _index_sampler(self) -> Any:  # noqa: ANN401 - batches of keys, which torch asks for here
+        every: Any = super()._index_sampler
+        return list(itertools.islice(every, self._passed, None)) if self._passed else every
 
     def __iter__(self) -> Any:  # noqa: ANN401 - torch hides the type of its iterators
         """Yield the batches of one epoch.
@@ -49,8 +76,14 @@ class WorkerDataLoader(DataLoader[Any]):
         if self.num_workers > 0:
             self.num_workers = self._fitting_workers()
             self.timeout = WORKER_TIMEOUT if self.num_workers > 0 else 0
+        resumed = self._before.get("epoch") == self._epoch
+        self._given = self._passed = self._before.get("batches", 0) if resumed else 0
+        self._before = {}
         try:
-            yield from super().__iter__()
+            iterator, self._passed = super().__iter__(), 0
+            for batch in iterator:
+                self._given += 1
+                yield batch
         except DHRError as error:  # of a worker: torch puts the worker's traceback into the message
             before, _, message = str(error).rpartition(f"{type(error).__name__}: ")
             if not before.startswith("Caught"):

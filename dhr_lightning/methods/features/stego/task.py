@@ -57,6 +57,10 @@ class StegoTask(CollectingTask):
                 f"model.init_args.stego.neighbours is {self.stego.neighbours}."
             )
 
+    def on_train_start(self) -> None:
+        """As each epoch does, for a fit that goes on in the middle of one: that epoch does not start again."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Find the neighbours of each crop for STEGO, once the backbone is ready."""
         datamodule = self.trainer.datamodule
