@@ -1,7 +1,7 @@
 """Errors that a user can repair; the command line shows them as one line and exits with status 2."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 _FULL = "Free some space and run the same command again; finished files are kept"
 _RIGHTS = "Give this user rights to it, or choose another folder (--workspace, --root, --output)"
@@ -26,6 +26,23 @@ class DHRError(Exception):
 
 class ConfigError(DHRError):
     """A configuration file or override cannot be used."""
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], section: str) -> None:
+    """Check the names of some settings.
+
+    Args:
+        given: names.
+        known: those that there are.
+        section: what they are settings of.
+
+    Raises:
+        ConfigError: if one is unknown; shows all known ones.
+    """
+    names = list(known)
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(f"Unknown {section}.{unknown[0]}. Known: {', '.join(names)}.")
 
 
 class DataError(DHRError):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,13 @@ def write_features(path: Path, features: NDArray[np.float16]) -> None:
         ValueError: if the shape or type differs from the above, or `features` is not finite.
     """
     expect(features, "features", np.float16, "(D, h, w)", 3)
-    expect_finite(features, "features", path)
+    _write(path, features, "features")
+
+
+def _write(path: Path, array: NDArray[Any], name: str) -> None:
+    expect_finite(array, name, path)
     buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(features), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     write_bytes(path, buffer.getvalue())
 
 
@@ -94,10 +99,7 @@ def write_vectors(path: Path, vectors: NDArray[np.float32]) -> None:
         ValueError: if the shape or type differs from the above, or `vectors` is not finite.
     """
     expect(vectors, "vectors", np.float32, "(N, D)", 2)
-    expect_finite(vectors, "vectors", path)
-    buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(vectors), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    _write(path, vectors, "vectors")
 
 
 def read_vectors(path: Path) -> NDArray[np.float32]:

@@ -87,9 +87,11 @@ class LastCheckpoint(Checkpoint):
         """A mask refresh before the epoch does not count."""
         self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: BaseTask, *given: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: BaseTask, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Save if it is time; rank 0 decides for all."""
-        number = int(given[-1]) + 1
+        number = batch_idx + 1
         whole = number % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
         if not whole or pl_module.collects or (trainer.world_size > 1 and number % _ASKED):
             return

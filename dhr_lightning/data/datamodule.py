@@ -184,6 +184,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             options = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": drop_last}
         self._loading = self._loader(dataset, **options)
         self._loading.load_state_dict(self._given or {})
+        self._given = None  # of one fit, not of the next one in this process
         return self._loading
 
     @property
@@ -222,10 +223,8 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         dataset = StoredDataset(records, self.classes, sources, GridCrop())
         return self._loader(dataset, batch_size=self.predict_batch_size)
 
-    def crops_dataloader(self, crop: FiveCrop, records: Sequence[Record] | None = None) -> DataLoader[Any]:
-        """All crops of some images, or of the training images, in order; five for each image."""
-        if records is None:
-            return self._loader(FiveCrops(self.records("train"), self.classes, crop), batch_size=self.batch_size)
+    def crops_dataloader(self, crop: FiveCrop, records: Sequence[Record]) -> DataLoader[Any]:
+        """All crops of some images in order, five for each image, which no batch parts."""
         return self._loader(FiveCrops(records, self.classes, crop), batch_size=CROPS * self.predict_batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:

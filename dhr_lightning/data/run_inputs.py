@@ -73,10 +73,6 @@ class RunInputs:
     context: RunContext | None
     mask_round: int | None
 
-    def records(self, split: str) -> list[Record]:
-        """Images of a split."""
-        raise NotImplementedError
-
     @property
     def task(self) -> Any:  # noqa: ANN401 - a task, which lies a floor above
         """The task that runs on this data, or None."""
@@ -177,10 +173,10 @@ class RunInputs:
         settings = self.input_info(port).get("live")
         return recorded(settings) if settings else None
 
-    def read_all(self, port: str) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Arrays of the artifact read at a port, of every training image in order."""
+    def read_all(self, port: str, records: Sequence[Record]) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Arrays of the artifact read at a port, of some training images in order."""
         address = str(self.input_address(port))
-        for record in self.records("train"):
+        for record in records:
             yield kind_of(address).codec.read(self.store.path(address, "train", record.id))
 
     def round_path(self, split: str, image_id: str) -> Path:

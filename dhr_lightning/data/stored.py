@@ -63,6 +63,25 @@ class StoredSample(TypedDict, total=False):
     shares: dict[str, Tensor]  # by port: (C, s h, s w) float32
 
 
+def collate_stored(samples: list[StoredSample]) -> dict[str, object]:
+    """Stack samples, padded to the largest grid: a `Batch` without pixels.
+
+    `inputs` holds features `(B, D, h, w)` float16 and shares `(B, C, s h, s w)` float32 by port, zero in padding;
+    `valid` `(B, h, w)` bool is False there.
+    """
+    first = samples[0]
+    inputs = {port: _stack_last([sample["features"][port] for sample in samples]) for port in first["features"]}
+    inputs |= {port: _stack([sample["shares"][port] for sample in samples]) for port in first["shares"]}
+    port = next(iter(first["features"]))
+    inside = [torch.ones(sample["features"][port].shape[-2:], dtype=torch.bool) for sample in samples]
+    return {
+        "id": [sample["id"] for sample in samples],
+        "tags": torch.stack([sample["tags"] for sample in samples]),
+        "inputs": inputs,
+        "valid": _stack(inside),
+    }
+
+
 class StoredDataset(Dataset[StoredSample]):
     """Stored features of the training images with tags and, on request, labels of their cells.
 
@@ -74,6 +93,8 @@ class StoredDataset(Dataset[StoredSample]):
         truth: port at which the ground truth stands in for masks, or None.
         seed: with epoch and index, the only source of randomness.
     """
+
+    collate = staticmethod(collate_stored)
 
     def __init__(
         self,
@@ -91,11 +112,6 @@ class StoredDataset(Dataset[StoredSample]):
 
     def __len__(self) -> int:
         return len(self.records)
-
-    @staticmethod
-    def collate(samples: list[StoredSample]) -> dict[str, object]:
-        """See `collate_stored`."""
-        return collate_stored(samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> StoredSample:
         """Sample `index`, or `(epoch, index)`."""
@@ -148,25 +164,6 @@ def _common_grid(image_id: str, features: Mapping[str, Tensor]) -> tuple[int, in
         raise ArtifactError(f"The features of {image_id} lie on different grids: {sorted(grids)}. Make them alike.")
     (grid,) = grids
     return grid
-
-
-def collate_stored(samples: list[StoredSample]) -> dict[str, object]:
-    """Stack samples, padded to the largest grid: a `Batch` without pixels.
-
-    `inputs` holds features `(B, D, h, w)` float16 and shares `(B, C, s h, s w)` float32 by port, zero in padding;
-    `valid` `(B, h, w)` bool is False there.
-    """
-    first = samples[0]
-    inputs = {port: _stack_last([sample["features"][port] for sample in samples]) for port in first["features"]}
-    inputs |= {port: _stack([sample["shares"][port] for sample in samples]) for port in first["shares"]}
-    port = next(iter(first["features"]))
-    inside = [torch.ones(sample["features"][port].shape[-2:], dtype=torch.bool) for sample in samples]
-    return {
-        "id": [sample["id"] for sample in samples],
-        "tags": torch.stack([sample["tags"] for sample in samples]),
-        "inputs": inputs,
-        "valid": _stack(inside),
-    }
 
 
 def _stack_last(maps: list[Tensor]) -> Tensor:

@@ -118,7 +118,8 @@ def find_kinds(
     """
     kinds, notes = [], []
     for entry in entries:
-        if kind_of(entry.address).role in ("features", "map", "vectors") or entry.split not in splits:
+        kind = kind_of(entry.address)
+        if not (kind.is_mask or kind.role == "cam") or entry.split not in splits:  # nothing else can be scored
             continue
         wanted = ids[entry.split]
         found = tuple(one for one in wanted if store.path(entry.address, entry.split, one).is_file())

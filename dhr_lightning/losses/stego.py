@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 
 PAIRS = ("intra", "inter", "negative")  # an image with itself, with a neighbour, with another image of the batch
 
@@ -76,10 +76,7 @@ def stego_settings(preset: str = "cocostuff_vit_b", **changes: Any) -> StegoSett
     """
     if preset not in PRESETS:
         raise ConfigError(f"Expected stego.preset to be one of {', '.join(PRESETS)}, but got {preset!r}.")
-    unknown = sorted(set(changes) - set(StegoSettings.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(["preset", *StegoSettings.__dataclass_fields__])
-        raise ConfigError(f"Unknown stego.{unknown[0]}. Known: {known}.")
+    check_keys(changes, ["preset", *StegoSettings.__dataclass_fields__], "stego")
     return replace(PRESETS[preset], **changes)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.ops._checks import as_float, check_choice, check_dims, check_positive, check_shape
 
 POOLINGS = ("mean", "topk", "logsumexp", "generalised_mean")
@@ -49,9 +49,7 @@ def tag_pooling(**settings: Any) -> TagPooling:
     Raises:
         ConfigError: if a field or a value cannot be used.
     """
-    unknown = sorted(set(settings) - set(TagPooling.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"Unknown pooling.{unknown[0]}. Known: {', '.join(TagPooling.__dataclass_fields__)}.")
+    check_keys(settings, TagPooling.__dataclass_fields__, "pooling")
     try:
         return TagPooling(**settings)
     except (TypeError, ValueError) as error:

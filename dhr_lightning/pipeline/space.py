@@ -71,4 +71,6 @@ def _bytes_of_image(role: str, arguments: Mapping[str, object], record: Record) 
     if role == "features":
         dimension = arguments.get("dimension")
         return 0 if dimension is None else _HALF * int(str(dimension)) * height * width / _CAM_STRIDE**2
+    if role == "vectors":
+        return 0  # some kilobytes
     return MASK_HEADER + MASK_BYTES * height * width * (1 if role != "map" else _MAP_STRIDE**-2)

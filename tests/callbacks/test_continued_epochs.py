@@ -13,11 +13,12 @@ from dhr_lightning.callbacks.average import WeightAverage
 from dhr_lightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from dhr_lightning.cli import quiet
 from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.registry import resolve_dataset
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
 from tests.task_samples import make_task
 
-TWO = ["background", "cat"]
+VOC = list(resolve_dataset({"dataset": "voc", "root": None, "options": None, "limit": None}).classes.names)
 
 
 class Watch(L.Callback):
@@ -78,20 +79,20 @@ def fits(tiny_voc: Path, tmp_path: Path) -> Fits:
 
 
 def cam() -> BaseTask:
-    return make_task("CAMTask", class_names=TWO)
+    return make_task("CAMTask", class_names=VOC)
 
 
 def stego() -> BaseTask:
     stego = {"points": 3, "neighbours": 3, "crop_size": 32}
-    return make_task("StegoTask", class_names=TWO, backbone="test_vit", stego=stego)
+    return make_task("StegoTask", class_names=VOC, backbone="test_vit", stego=stego)
 
 
 def leopart() -> BaseTask:
-    return make_task("LeopartTask", class_names=TWO, optimizer="adamw", lr=1e-3)
+    return make_task("LeopartTask", class_names=VOC, optimizer="adamw", lr=1e-3)
 
 
 def fitted() -> BaseTask:
-    return make_task("FittedTask", class_names=TWO, dimension=4)
+    return make_task("FittedTask", class_names=VOC, dimension=4)
 
 
 @pytest.mark.parametrize("stop", [(0, 1), (1, 2), (1, 0)])
@@ -102,9 +103,17 @@ def test_the_rest_of_the_epoch_follows_to_the_same_weights(fits: Fits, stop: tup
     assert rest[0][:2] == stop
 
 
-@pytest.mark.parametrize(("make", "size"), [(stego, 2), (leopart, 1)])
-def test_so_it_does_with_several_views_and_with_a_teacher(fits: Fits, make: Callable[[], BaseTask], size: int):
-    images, first, rest = fits.both(make, (1, 2), size=size)
+def cause() -> BaseTask:
+    return make_task("CauseTask", class_names=VOC)
+
+
+def sfc() -> BaseTask:
+    return make_task("SFCTask", class_names=VOC)
+
+
+@pytest.mark.parametrize(("make", "size"), [(stego, 2), (leopart, 1), (cause, 1), (sfc, 2)])
+def test_so_it_does_with_several_views_teachers_and_banks(fits: Fits, make: Callable[[], BaseTask], size: int):
+    images, first, rest = fits.both(make, (1, 1), size=size)
     assert first + rest == images
 
 
@@ -127,6 +136,12 @@ def test_an_epoch_that_collects_is_begun_again(fits: Fits):
     images, first, rest = fits.both(fitted, (1, 1))
     assert first[:-1] + rest == images
     assert rest[0][:2] == (1, 0)
+
+
+def test_another_fit_in_the_same_process_passes_over_nothing(fits: Fits):
+    data = WSSSDataModule("voc", root=str(fits.root), workspace=str(fits.folder), batch_size=1, num_workers=0)
+    data.load_state_dict({"mask_round": None, "given": {"epoch": 0, "batches": 3}})
+    assert [len(list(data.train_dataloader())) for _ in range(2)] == [1, 4]  # the fit that goes on, and the next one
 
 
 def test_a_time_below_zero_is_refused():

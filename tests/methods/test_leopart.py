@@ -183,7 +183,8 @@ def test_a_resumed_fit_ends_with_the_weights_of_an_uninterrupted_one(tiny_voc: P
     ("changes", "reason"),
     [
         ({"dimension": 32}, "dimension to be the 64 channels of 'test_vit'"),
-        ({"views": {"sizes": [60, 32]}}, r"multiples of the 16 pixels .* \[60, 32\]"),
+        ({"views": {"sizes": [70, 32]}}, r"multiples of the 16 pixels .* \[70, 32\]"),
+        ({"views": {"sizes": [48, 32]}}, r"at least 4 patches of 16 pixels, .* \[48, 32\]"),
         ({"views": {"size": 3}}, r"Unknown views\.size"),
         ({"clusters": {"prototype": 3}}, r"Unknown clusters\.prototype"),
         ({"clusters": {"prototypes": 1}}, r"clusters\.prototypes >= 2"),

@@ -15,8 +15,9 @@ log = logging.getLogger("dhr_lightning")
 class FeatureTask(BaseTask):
     """Base of the tasks that write the features of a `USSNetwork`: several sizes and mirrors, whole images.
 
+    Each of them has an argument `dimension`, the channels D of its features.
+
     Args:
-        dimension: channels D of the features.
         scales: relative image sizes of the written features; the first one fixes their grid.
         flip: average each size with its mirror.
         **options: classes, optimiser and schedule, see `BaseTask`.
@@ -29,7 +30,6 @@ class FeatureTask(BaseTask):
     def __init__(
         self,
         *,
-        dimension: int = 70,
         scales: tuple[float, ...] = (2.0, 1.0, 1.5, 0.5),
         flip: bool = True,
         **options: Any,

@@ -23,6 +23,7 @@ class CollectingTask(FeatureTask):
         backbone: `patches` (training-free, made for the built-in data), a timm vision transformer, or an encoder of
             `models.backbones.build_encoder`, whose map before the last stage is taken.
         pretrained: `false`, `true` (by name) or a path; ignored by `patches`.
+        dimension: channels D of the features.
         patches: patches drawn, over the whole training set.
         **options: see `FeatureTask`.
     """
@@ -32,6 +33,7 @@ class CollectingTask(FeatureTask):
         *,
         backbone: str = "vit_base_patch8_224.dino",
         pretrained: bool | str = False,
+        dimension: int = 70,
         patches: int = 30_000,
         **options: Any,
     ) -> None:

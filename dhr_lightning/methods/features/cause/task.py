@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dhr_lightning.data.crops import FiveCrop
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.losses.cause import ConceptBank, Contrast, ContrastSettings, contrast_loss, modularity_loss
 from dhr_lightning.methods.features.base import FeatureTask
 from dhr_lightning.methods.features.cause.spec import SPEC
@@ -25,6 +25,7 @@ class CauseTask(FeatureTask):
     Args:
         backbone: see `models.uss.USSNetwork`.
         pretrained: `false`, `true` (by name) or a path.
+        dimension: channels D of the features.
         codes: number of codes.
         decoder: `transformer` or `mlp`, see `models.cause.CauseHead`.
         crop_size: side of the five crops of an image in pixels, a multiple of the backbone's patch.
@@ -32,7 +33,7 @@ class CauseTask(FeatureTask):
         contrast: `projection` (channels of the compared vectors), `capacity` (vectors of the bank for each code),
             `columns` (vectors of the bank that a step sees), `decay` (of the teacher), `clip` (norm of the gradients),
             and fields of `losses.cause.ContrastSettings`; what differs from the published ones.
-        **options: `dimension`, `scales`, `flip`, classes, optimiser, see `FeatureTask`.
+        **options: `scales`, `flip`, classes, optimiser, see `FeatureTask`.
 
     Source: CAUSE (arXiv:2310.07379) and its code, phases 1 and 2.
     Differs: without phase 3, whose published code lets true labels train the features. Crops are resized with
@@ -47,6 +48,7 @@ class CauseTask(FeatureTask):
         *,
         backbone: str = "vit_base_patch8_224.dino",
         pretrained: bool | str = False,
+        dimension: int = 90,
         codes: int = 2048,
         decoder: str = "transformer",
         crop_size: int = 320,
@@ -61,7 +63,7 @@ class CauseTask(FeatureTask):
         if codes < 2 or codebook_epochs < 1:
             raise ConfigError(f"Expected codes >= 2 and codebook_epochs >= 1, but got {codes} and {codebook_epochs}.")
         self.network = CauseNetwork(
-            backbone, pretrained=pretrained, dimension=self.hparams.dimension, codes=codes,
+            backbone, pretrained=pretrained, dimension=dimension, codes=codes,
             projection=int(self.constants["projection"]), decoder=decoder, crop_size=crop_size,
         )  # fmt: skip
         cell = self.network.cell
@@ -162,9 +164,7 @@ def _constants(given: dict[str, Any]) -> dict[str, Any]:
     """Published constants of the contrast, with changes."""
     published = {"projection": 2048, "capacity": 100, "columns": 16384, "decay": 0.99, "clip": 2.0}
     published |= ContrastSettings()._asdict()
-    unknown = sorted(set(given) - set(published))
-    if unknown:
-        raise ConfigError(f"Unknown contrast.{unknown[0]}. Known: {', '.join(published)}.")
+    check_keys(given, published, "contrast")
     constants: dict[str, Any] = {**published, **given}
     for name in ("projection", "capacity", "columns"):
         if constants[name] < 1:

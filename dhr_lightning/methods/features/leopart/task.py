@@ -8,14 +8,14 @@ from torch import Tensor
 
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.views import MultiCrop
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.losses.leopart import LeopartSettings, Target, assign, foreground_of, view_loss
 from dhr_lightning.methods.features.base import FeatureTask
 from dhr_lightning.methods.features.leopart.spec import SPEC
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.leopart import LeopartNetwork, Seen
 
-_OTHERS = 70  # the dimension of the other methods where none is asked for
+_FEWEST = 4  # patches along a large view
 _PUBLISHED = {"hidden": 2048, "outputs": 256, "prototypes": 300, "queue": 8192, "decay": 0.9995}
 _PUBLISHED |= LeopartSettings()._asdict()
 
@@ -26,13 +26,13 @@ class LeopartTask(FeatureTask):
     Args:
         backbone: a timm vision transformer with a class token and learnt positions.
         pretrained: `false`, `true` (by name) or a path.
+        dimension: channels D of the features, which are those of the backbone.
         views: fields of `data.views.MultiCrop` that differ from the published ones.
         clusters: `hidden`, `outputs`, `prototypes` of the head, `queue` (earlier cells of the teacher that are assigned
             with those of a batch, 0 for none), `decay` of the teacher, which rises to 1 by a cosine, and fields of
             `losses.leopart.LeopartSettings`; what differs from the published ones.
         final_weight_decay: of the last step; it changes by a cosine. None for a constant one.
-        **options: `scales`, `flip`, classes, optimiser and schedule, see `FeatureTask`; `dimension` need not be
-            given: it is that of the backbone.
+        **options: `scales`, `flip`, classes, optimiser and schedule, see `FeatureTask`.
 
     Source: Leopart (arXiv:2204.13101) and its code.
     Differs: the cells of all large views of a batch are assigned together, by a transport that converges; the rate
@@ -49,6 +49,7 @@ class LeopartTask(FeatureTask):
         *,
         backbone: str = "vit_small_patch16_224.dino",
         pretrained: bool | str = False,
+        dimension: int = 384,
         views: dict[str, Any] | None = None,
         clusters: dict[str, Any] | None = None,
         final_weight_decay: float | None = None,
@@ -62,13 +63,15 @@ class LeopartTask(FeatureTask):
             **{name: int(self.constants[name]) for name in ("hidden", "outputs", "prototypes")},
         )  # fmt: skip
         channels, cell = self.network.backbone.out_channels, self.network.cell
-        if self.hparams.dimension not in (channels, _OTHERS):
+        if dimension != channels:
             raise ConfigError(f"Expected model.init_args.dimension to be the {channels} channels of {backbone!r}, "
-                              f"which Leopart tunes as they are, but got {self.hparams.dimension}.")  # fmt: skip
+                              f"which Leopart tunes as they are, but got {dimension}.")  # fmt: skip
+        if self.multi_crop.sizes[0] < _FEWEST * cell:
+            raise ConfigError(f"Expected large views of at least {_FEWEST} patches of {cell} pixels, to blur attention "
+                              f"over, but got views.sizes {list(self.multi_crop.sizes)}.")  # fmt: skip
         if any(size % cell for size in self.multi_crop.sizes):
             raise ConfigError(f"Expected views.sizes to be multiples of the {cell} pixels of a patch of {backbone!r}, "
                               f"but got {list(self.multi_crop.sizes)}.")  # fmt: skip
-        self.hparams.dimension = channels
         self.card = card_of(backbone, pretrained)
         self.register_buffer("queue", torch.zeros(int(self.constants["queue"]), int(self.constants["outputs"])))
         self.register_buffer("queued", torch.zeros((), dtype=torch.long))  # cells that were ever put in
@@ -145,10 +148,7 @@ class LeopartTask(FeatureTask):
 
 def _views(given: dict[str, Any]) -> MultiCrop:
     """Published views, with changes."""
-    known = MultiCrop.__dataclass_fields__
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError(f"Unknown views.{unknown[0]}. Known: {', '.join(known)}.")
+    check_keys(given, MultiCrop.__dataclass_fields__, "views")
     return MultiCrop(**{name: _as_tuple(value) for name, value in given.items()})
 
 
@@ -158,9 +158,7 @@ def _as_tuple(value: Any) -> Any:  # noqa: ANN401 - a number, or lists of number
 
 def _constants(given: dict[str, Any]) -> dict[str, Any]:
     """Published constants of the clusters, with changes."""
-    unknown = sorted(set(given) - set(_PUBLISHED))
-    if unknown:
-        raise ConfigError(f"Unknown clusters.{unknown[0]}. Known: {', '.join(_PUBLISHED)}.")
+    check_keys(given, _PUBLISHED, "clusters")
     constants: dict[str, Any] = {**_PUBLISHED, **given}
     for name, least in {"hidden": 1, "outputs": 1, "prototypes": 2, "queue": 0}.items():
         if constants[name] < least:

@@ -72,7 +72,8 @@ class StegoTask(CollectingTask):
         """Indices `(5 N, neighbours)` of the crops with the most similar mean feature."""
         stored = self._stored_crops()
         if stored is None:
-            loader, source = self.trainer.datamodule.crops_dataloader(self.five_crop), self.network.source
+            datamodule, source = self.trainer.datamodule, self.network.source
+            loader = datamodule.crops_dataloader(self.five_crop, datamodule.records("train"))
             batches = (images_of(batch, source) for batch in self.batches(loader, "neighbours"))
             stored = torch.cat([self.network.features(images).float().mean((2, 3)) for images in batches])
         image = torch.arange(len(stored), device=stored.device) // CROPS
@@ -91,7 +92,7 @@ class StegoTask(CollectingTask):
                 f"{self.step} compares crops of {wanted}, but those it reads are of {found}. Give both steps the same "
                 "backbone, crop_size and crop_ratio."
             )
-        vectors = [torch.from_numpy(one) for (one,) in datamodule.read_all("crops")]
+        vectors = [torch.from_numpy(one) for (one,) in datamodule.read_all("crops", datamodule.records("train"))]
         return torch.cat(vectors).to(self.device)
 
     def own_step(self, batch: Batch, batch_idx: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.methods.seeds.advcam.climbing import Climb, Pairs, climb, resized
 from dhr_lightning.methods.seeds.advcam.spec import SPEC
 from dhr_lightning.methods.seeds.cam.task import CAMTask
@@ -34,9 +34,7 @@ class AdvCAMTask(CAMTask):
         super().__init__(**options)
         if at_once < 1:
             raise ConfigError(f"Expected model.init_args.at_once >= 1, but got {at_once}.")
-        unknown = sorted(set(climb or {}) - set(Climb.__dataclass_fields__))
-        if unknown:
-            raise ConfigError(f"Unknown climb.{unknown[0]}. Known: {', '.join(Climb.__dataclass_fields__)}.")
+        check_keys(climb or {}, Climb.__dataclass_fields__, "climb")
         self.climb_settings = Climb(**(climb or {}))
 
     def compact_cam(self, batch: Batch, classes: ImageClasses) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
-from dhr_lightning.errors import ConfigError
+from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.losses.soft_labels import soft_cross_entropy
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.inference import Inference
@@ -128,7 +128,5 @@ def _head_settings(chosen: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: if one is unknown.
     """
-    unknown = sorted(set(chosen) - set(HEAD))
-    if unknown:
-        raise ConfigError(f"Unknown head.{unknown[0]}. Known: {', '.join(HEAD)}.")
+    check_keys(chosen, HEAD, "head")
     return {**HEAD, **chosen}
