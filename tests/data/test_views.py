@@ -53,6 +53,19 @@ def test_areas_and_shapes_are_those_asked_for_and_all_views_meet_the_large_ones(
                 assert width * height >= 0.05 * (large[2] - large[0]) * (large[3] - large[1])
 
 
+def test_small_views_need_not_meet_each_other():
+    """With whole images as large views, small ones lie anywhere; all pairs that overlap would crowd together."""
+    crop = MultiCrop((32, 16), (1, 4), ((1.0, 1.0), (0.05, 0.05)), overlap=0.04, jitter=(0, 0, 0, 0))
+    apart = 0
+    for seed in range(10):
+        _, boxes = crop(ramps(90, 90), torch.Generator().manual_seed(seed))
+        for first in boxes[1:]:
+            for second in boxes[1:]:
+                low, high = torch.maximum(first, second), torch.minimum(first, second)
+                apart += bool(((high[2:] - low[:2]) <= 0).any())
+    assert apart > 60  # of 120 ordered pairs
+
+
 def test_views_depend_on_seed_epoch_and_index_alone(tmp_path):
     ramps(90, 60).save(tmp_path / "a.png")
     records = [Record(name, tmp_path / "a.png", ()) for name in ("a", "b")]

@@ -109,6 +109,9 @@ def test_views_that_do_not_meet_count_for_nothing():
     total, count = view_loss(wanted, draw(1, 3, 4, 4), SECOND[2:], temperature=0.1)
     assert float(total) == 0
     assert int(count) == 0
+    left, right = torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([[0.5, 0.0, 1.0, 1.0]])  # an edge is no overlap
+    _, count = view_loss(wanted._replace(boxes=left), draw(1, 3, 4, 4), right, temperature=0.1)
+    assert int(count) == 0
 
 
 def test_a_whole_map_is_seen_from_corner_to_corner():
