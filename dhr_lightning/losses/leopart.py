@@ -118,11 +118,10 @@ def view_loss(target: Target, cosines: Tensor, boxes: Tensor, *, temperature: fl
     Source: Leopart (arXiv:2204.13101), Eq. 2-3 and published code.
     """
     here, there = overlap_boxes(target.boxes, boxes)
-    meets = ((here[:, 2:] - here[:, :2]) > 0).all(1)[:, None, None]
     with torch.no_grad():
         wanted = aligned(target.shares, here)
         inside = aligned(target.foreground[:, None].float(), here)[:, 0]
-        counts = (inside > 1 - 1e-4) & meets  # (B, 7, 7)
+        counts = inside > 1 - 1e-4  # (B, 7, 7); False where the views do not meet: no cell is taken there
     predicted = F.log_softmax(aligned(cosines, there) / temperature, 1)
     losses = -(wanted * predicted).sum(1)
     return torch.where(counts, losses, 0.0).sum(), counts.sum()

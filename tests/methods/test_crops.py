@@ -68,6 +68,12 @@ def test_a_fit_reads_the_crops_that_it_would_compute(
     assert ran == ["fit uss", "predict uss"]  # other constants, the same crops
 
 
+def test_the_weights_depend_on_the_crops_that_are_read(asked: list[str]):
+    plans = [make_plan(split_request([*asked, *SETTINGS, *more])) for more in ([], ["--crops.crop_ratio=0.6"])]
+    assert plans[0]["uss"].identity.fit_key != plans[1]["uss"].identity.fit_key
+    assert plans[0]["uss"].identity.fit_key == make_plan(split_request([*asked, *SETTINGS]))["uss"].identity.fit_key
+
+
 def test_crops_of_another_size_are_refused(asked: list[str], lines: Lines):
     assert main(["run", *asked, SETTINGS[0], *SETTINGS[2:], "--uss.stego.crop_size=32"]) != 0
     assert "compares crops of {'backbone': 'test_vit', 'crop': [32, 0.5]}, but those it reads are of" in lines.text

@@ -1,5 +1,6 @@
 """The segmenter of MARS: what is completed, how certain, what the teacher is, and that 254 appears nowhere."""
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,24 @@ def test_the_teacher_is_the_exact_average_and_learns_nothing_else():
         assert torch.allclose(one.double(), expected[name].double(), atol=1e-6), name
 
 
+def test_the_teacher_moves_with_the_optimiser(monkeypatch: pytest.MonkeyPatch):
+    task, before = make_task("MARSSegmenterTask"), {}
+
+    @torch.no_grad()
+    def step(*_: object) -> None:
+        for name, one in task.network.named_parameters():
+            before[name] = task.teacher.get_parameter(name).clone()
+            one.add_(1)
+
+    monkeypatch.setattr(L.LightningModule, "optimizer_step", step)
+    task.optimizer_step(0, 0, None)
+    kept = task.hparams.teacher_decay
+    for name, old in before.items():
+        new = task.network.get_parameter(name)
+        torch.testing.assert_close(task.teacher.get_parameter(name), kept * old + (1 - kept) * new)
+
+
+@pytest.mark.slow
 def test_a_recipe_runs_with_it_and_no_file_holds_254(workspace: Workspace, ran: list[str]):
     from dhr_lightning.__main__ import main
 
