@@ -37,7 +37,7 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> Any:
         generator = torch.Generator().manual_seed(0)
         return {"features": [(torch.randn(64, *code.shape[1:], generator=generator),) for (code,) in found]}
 
-    monkeypatch.setattr(DHRTask, "pseudo_masks", lambda task, batch: SimpleNamespace(mask=batch["inputs"]["masks"]))
+    monkeypatch.setattr(DHRTask, "rebalanced", lambda task, inputs: SimpleNamespace(mask=inputs.mask))
     with monkeypatch.context() as patch:
         patch.setattr(FittedTask, "predict_step", random_features)
         yield patch

@@ -3,22 +3,28 @@
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.kinds import round_address
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.writer import ArtifactWriter
+from dhr_lightning.callbacks.overlap import finished_behind
 from dhr_lightning.callbacks.writers import enter_together
 from dhr_lightning.data.catalog import Record
 from dhr_lightning.data.datamodule import WSSSDataModule
+from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.evaluation.compare import compare_masks
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.rebalancing import RebalancingTask
+from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.progress import duration
 from dhr_lightning.ranks import align
 
@@ -111,16 +117,26 @@ class PseudoMaskRefresh(L.Callback):
     def _write(
         self, trainer: L.Trainer, task: RebalancingTask, writer: ArtifactWriter, records: list[Record], what: str
     ) -> None:
-        """Write the masks of some images."""
+        """Write the masks of some images: the network makes the maps of a batch while those before are rebalanced."""
         if not records:
             return
-        training = task.training
+        training, mode = task.training, trainer.precision_plugin.forward_context
         task.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+
+        def begun() -> Iterator[tuple[Batch, RebalanceInputs]]:
             for batch in task.whole_batches(records, what, when="refresh"):
-                masks = task.pseudo_masks(batch).mask.to(torch.uint8).cpu().numpy()
-                for image_id, mask, geometry in zip(batch["id"], masks, batch["geometry"], strict=True):
-                    writer.write(image_id, np.ascontiguousarray(mask[: geometry.size[0], : geometry.size[1]]))
+                with torch.no_grad(), mode():
+                    inputs = task.mask_inputs(batch)
+                yield batch, inputs
+
+        def finish(one: tuple[Batch, RebalanceInputs]) -> list[tuple[str, NDArray[np.uint8]]]:
+            with torch.no_grad(), mode():
+                (masks,) = zip(*cut_masks(task.rebalanced(one[1]).mask, one[0]), strict=True)
+            return [(image_id, mask.numpy()) for image_id, mask in zip(one[0]["id"], masks, strict=True)]
+
+        for masks in finished_behind(begun(), finish):
+            for image_id, mask in masks:
+                writer.write(image_id, np.ascontiguousarray(mask))
         task.train(training)
 
     def _report(self, trainer: L.Trainer, datamodule: WSSSDataModule, number: int, seconds: float) -> None:

@@ -65,9 +65,9 @@ def test_every_epoch_trains_on_the_round_made_before_it(
     seen: dict[int, set[int]] = {}
     step = DHRTask.training_step
 
-    def numbered(task: DHRTask, batch: Any) -> Any:
+    def numbered(task: DHRTask, inputs: Any) -> Any:
         current = task.trainer.datamodule.mask_round
-        return SimpleNamespace(mask=torch.full_like(batch["inputs"]["masks"], 0 if current is None else current + 1))
+        return SimpleNamespace(mask=torch.full_like(inputs.mask, 0 if current is None else current + 1))
 
     def watched(task: DHRTask, batch: Any, index: int) -> Any:
         assert task.training
@@ -75,7 +75,7 @@ def test_every_epoch_trains_on_the_round_made_before_it(
         seen[task.current_epoch] = seen.get(task.current_epoch, set()) | found
         return step(task, batch, index)
 
-    monkeypatch.setattr(DHRTask, "pseudo_masks", numbered)
+    monkeypatch.setattr(DHRTask, "rebalanced", numbered)
     monkeypatch.setattr(DHRTask, "training_step", watched)
     forget_dhr(workspace)
     every = "--dhr.trainer.callbacks=[{class_path: PseudoMaskRefresh, init_args: {every: 2}}]"
