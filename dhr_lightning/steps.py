@@ -13,6 +13,7 @@ from typing import Any
 from dhr_lightning.errors import ConfigError
 
 ENTRY_POINTS = "dhr_lightning.methods"
+NEUTRAL = ("compile",)  # arguments of any task that say how it runs, not what it gives
 TRUTH = "truth"  # in place of a step: the ground truth, for full supervision
 
 
@@ -85,7 +86,7 @@ class StepSpec:
         reads: inputs by port.
         writes: outputs by artifact kind.
         predict_only: arguments of the task that change what it writes, but not its weights.
-        neutral: arguments that change neither.
+        neutral: arguments that change neither, beside those of all tasks (`NEUTRAL`).
         fits: whether there is anything to fit before prediction.
         needs_background: whether it makes no sense without a background class.
         forwards: output kind -> port of the input that stands in for it when a recipe drops the step.

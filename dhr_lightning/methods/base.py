@@ -1,11 +1,13 @@
 """What all tasks have in common: optimiser, schedule, class list, weights of an earlier step."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,10 +17,13 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
 from dhr_lightning.models.checkpoints import check_finite_weights
+from dhr_lightning.models.compiled import check_compile, compile_network
 from dhr_lightning.models.freezing import frozen_parts
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.progress import track
 from dhr_lightning.steps import StepSpec
+
+log = logging.getLogger("dhr_lightning")
 
 
 class BaseTask(L.LightningModule):
@@ -43,6 +48,9 @@ class BaseTask(L.LightningModule):
         frozen_encoder: train the rest of the network only.
         from_scratch: random weights are meant. On photos a step refuses to start from them otherwise, see
             `provenance.start_checks.check_weights`; nothing else reads this.
+        compile: compile the network by `torch.compile` during a fit, see `models.compiled`: `true` (Inductor) or the
+            name of a backend. Takes a minute or more at the start; changes results by rounding alone, like another
+            device, so a finished fit is not repeated for it.
 
     Source: rates, decay and frozen parts of IRNet (arXiv:1904.05044): `frozen_norm: statistics`, `frozen_stages: 2`.
     """
@@ -69,6 +77,7 @@ class BaseTask(L.LightningModule):
         frozen_stages: int = 0,
         frozen_encoder: bool = False,
         from_scratch: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
@@ -81,6 +90,7 @@ class BaseTask(L.LightningModule):
             raise ConfigError(
                 f"Expected model.init_args.frozen_norm to be false, statistics or true, but got {frozen_norm!r}."
             )
+        check_compile(compile)
         self.save_hyperparameters()  # of subclasses too, and what the caller left at its default
         self.classes = ClassSet(tuple(class_names), has_background)
 
@@ -112,14 +122,21 @@ class BaseTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Channels-last weights, because convolutions are faster so; parts of the encoder frozen, if asked."""
+        """Channels-last weights, because convolutions are faster so; parts frozen or compiled, if asked."""
         if hasattr(self, "network"):
             self.network.to(memory_format=torch.channels_last)
+            self._compile()
         without_gradient, in_evaluation = self._frozen()
         for module in without_gradient:
             module.requires_grad_(False)
         for module in in_evaluation:
             module.eval()  # Lightning starts to train without a call of `train`
+
+    def _compile(self) -> None:
+        backend = check_compile(self.hparams.compile)
+        if backend is not None and self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            compile_network(self.network, backend, self._trainer.strategy.root_device)
+            log.info("%s: its network is compiled by %s at the first batches", self.step, backend)
 
     def train(self, mode: bool = True) -> "BaseTask":
         """Set the mode; what is frozen stays in evaluation mode."""

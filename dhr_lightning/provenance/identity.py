@@ -19,7 +19,7 @@ from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.models.cards import card_file
 from dhr_lightning.provenance.views import DataViews
-from dhr_lightning.steps import TRUTH, StepSpec, get_method, method_of_task, methods
+from dhr_lightning.steps import NEUTRAL, TRUTH, StepSpec, get_method, method_of_task, methods
 
 REFRESH_CALLBACK = "PseudoMaskRefresh"
 KEY_LENGTH = 10
@@ -69,7 +69,7 @@ class StepIdentity:
         """Settings that the weights depend on."""
         if not self.spec.fits:
             return {}
-        left_out = {*self.spec.predict_only, *self.spec.neutral}
+        left_out = {*self.spec.predict_only, *self.spec.neutral, *NEUTRAL}
         trainer = {k: v for k, v in (self.config.get("trainer") or {}).items() if k not in IGNORED_TRAINER}
         return {
             "model": {name: self._content(name, v) for name, v in self.arguments.items() if name not in left_out},
@@ -86,7 +86,7 @@ class StepIdentity:
         prediction = {
             name: self._content(name, self.arguments[name])
             for name in names
-            if name in self.arguments and name not in self.spec.neutral
+            if name in self.arguments and name not in (*self.spec.neutral, *NEUTRAL)
         }
         data = {} if self.spec.fits else {"data": self._data_settings((*IGNORED_DATA, *neutral))}
         return {"method": self.spec.name, **self.fit_settings, **data, "prediction": prediction}

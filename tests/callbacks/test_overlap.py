@@ -85,10 +85,9 @@ def test_an_error_of_the_second_half_ends_the_work():
             raise ValueError("second")
         return number
 
-    found = []
+    found: list[int] = []
     with pytest.raises(ValueError, match="second"):
-        for one in finished_behind(source(), finish):
-            found.append(one)
+        collect(finished_behind(source(), finish), found)
     assert found == [0]
     assert len(begun) <= 4
 

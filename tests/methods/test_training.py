@@ -22,9 +22,9 @@ RESNET = {"backbone": "resnet18", "output_stride": 16}
 
 
 class Seeded(L.LightningDataModule):
-    """The same batch several times; `seed` is what the tasks read of the real datamodule."""
+    """The same batch several times; `seed` and `step` are what the tasks read of the real datamodule."""
 
-    seed = 0
+    seed, step = 0, ""
 
     def __init__(self, batch: Batch, count: int) -> None:
         super().__init__()

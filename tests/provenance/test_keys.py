@@ -207,7 +207,12 @@ def test_neutral_settings_of_a_method_are_its_own_to_say(make: Make, monkeypatch
     monkeypatch.setattr("dhr_lightning.provenance.identity.get_method", lambda name: type("M", (), {"spec": spec}))
     monkeypatch.setitem(INPUTS, "toy", {"masks": "crf/1a2b/mask"})
     plain = make("toy")
-    for name, in_fit, in_files in (("threads", False, False), ("late", False, True), ("workers", True, True)):
+    for name, in_fit, in_files in (
+        ("threads", False, False),
+        ("compile", False, False),
+        ("late", False, True),
+        ("workers", True, True),
+    ):
         changed = make("toy", {f"model.init_args.{name}": 5})
         assert (changed.fit_key != plain.fit_key) == in_fit, name
         assert (changed.output_key != plain.output_key) == in_files, name
