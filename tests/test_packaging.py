@@ -70,7 +70,7 @@ def test_every_extra_that_an_error_names_exists(project: dict[str, Any]):
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dhr_lightning").rglob("*.py"))
     named = set(re.findall(r"dhr-lightning\[(\w+)\]", text))
     assert (
-        {"pot", "crf", "sbd", "heic", "polygons", "onnx", "mask2former"}
+        {"pot", "crf", "sbd", "heic", "polygons", "onnx", "mask2former", "probes"}
         == named
         <= project["optional-dependencies"].keys()
     )

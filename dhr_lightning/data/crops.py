@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dhr_lightning.data.catalog import ClassSet, Record, tags_to_multi_hot
 from dhr_lightning.data.dataset import sample_generator
-from dhr_lightning.data.files import read_image
+from dhr_lightning.data.files import check_mask, read_gt_mask, read_image
 from dhr_lightning.data.sample import Geometry, Sample
 from dhr_lightning.errors import ConfigError
 
@@ -60,6 +61,12 @@ class FiveCrop:
         scale = self.crop_size / side
         return pixels, Geometry(box, (0, 0, self.crop_size, self.crop_size), (scale, scale), False, (height, width))
 
+    def cut_mask(self, mask: NDArray[np.uint8], place: int) -> Tensor:
+        """The same crop of a mask `(H, W)`: class values `(S, S)` int64 of the nearest pixels."""
+        image, size = Image.fromarray(mask), (self.crop_size, self.crop_size)
+        patch = image.resize(size, Image.Resampling.NEAREST, box=self.box(image.size, place))
+        return torch.from_numpy(np.array(patch)).long()
+
     def box(self, size: tuple[int, int], place: int) -> tuple[float, float, float, float]:
         """`(x0, y0, x1, y1)` in pixels of an image of `(width, height)`; a square inside the image."""
         parts = [max(1, int(length * self.ratio)) for length in size]
@@ -77,10 +84,14 @@ class FiveCrops(Dataset[Sample]):
         records: images.
         classes: class list.
         augmentation: how crops are cut.
+        gt_mask: also cut the ground truth of images that have one.
     """
 
-    def __init__(self, records: Sequence[Record], classes: ClassSet, augmentation: FiveCrop) -> None:
+    def __init__(
+        self, records: Sequence[Record], classes: ClassSet, augmentation: FiveCrop, *, gt_mask: bool = False
+    ) -> None:
         self.records, self.classes, self.augmentation = list(records), classes, augmentation
+        self.gt_mask = gt_mask
 
     def __len__(self) -> int:
         return CROPS * len(self.records)
@@ -92,7 +103,13 @@ class FiveCrops(Dataset[Sample]):
         pixels, geometry = self.augmentation(read_image(record.image), crop.place)
         tags = torch.from_numpy(tags_to_multi_hot(record.tags, self.classes))
         valid = torch.ones(pixels.shape[-2:], dtype=torch.bool)
-        return Sample(id=record.id, pixels=pixels, valid=valid, tags=tags, geometry=geometry)
+        sample = Sample(id=record.id, pixels=pixels, valid=valid, tags=tags, geometry=geometry)
+        truth = read_gt_mask(record) if self.gt_mask else None
+        if truth is not None and record.gt_mask is not None:
+            height, width = geometry.size
+            mask = check_mask(truth, path=record.gt_mask, size=(width, height), classes=self.classes)
+            sample["gt_mask"] = self.augmentation.cut_mask(mask, crop.place)
+        return sample
 
 
 class CropPairs(Dataset[Sample]):

@@ -202,7 +202,8 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             return ViewDataset(self.records("train"), multi_crop, seed=self.seed)
         five_crop = getattr(self.task, "five_crop", None)
         if five_crop is not None:
-            crops = FiveCrops(self.records("train"), self.classes, five_crop)
+            gt_mask = getattr(self.task, "reads_truth", False)
+            crops = FiveCrops(self.records("train"), self.classes, five_crop, gt_mask=gt_mask)
             return CropPairs(crops, neighbours=self.neighbours, seed=self.seed)
         return SegmentationDataset(
             self.records("train"),
@@ -227,8 +228,10 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         """All crops of some images in order, five for each image, which no batch parts."""
         return self._loader(FiveCrops(records, self.classes, crop), batch_size=CROPS * self.predict_batch_size)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Whole validation images with ground truth where there is any."""
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Whole validation images with ground truth where there is any; none for a task that does not look at them."""
+        if not getattr(self.task, "validates", True):
+            return []
         inputs = self._sources("predict", "val")
         return self._whole(SegmentationDataset(self.records("val"), self.classes, inputs=inputs, gt_mask=True))
 

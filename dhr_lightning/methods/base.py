@@ -58,6 +58,8 @@ class BaseTask(L.LightningModule):
     spec: ClassVar[StepSpec]
     augment: bool = True  # random crops in training batches; whole images otherwise
     five_crop: FiveCrop | None = None  # these crops instead, each with a crop of one of its nearest neighbours
+    reads_truth: bool = False  # whether these crops come with their ground truth
+    validates: bool = True  # whether it looks at the validation images during a fit
     collects: bool = False  # whether an epoch collects what no checkpoint holds, so that it cannot be continued
     network: nn.Module
     card: WeightsCard = IMAGENET_CARD  # how images are normalised for the backbone
@@ -100,12 +102,16 @@ class BaseTask(L.LightningModule):
         trained = [p for p in self.network.parameters() if p.requires_grad]
         return [p for p in trained if id(p) in encoder], [p for p in trained if id(p) not in encoder]
 
+    def further_groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimiser for what learns outside the network, such as probes."""
+        return []
+
     def configure_optimizers(self) -> dict[str, Any]:
-        """One optimiser with two groups, polynomial decay per iteration after an optional linear warm-up."""
+        """One optimiser with two groups and `further_groups`; polynomial decay by iteration after a linear warm-up."""
         h = self.hparams
         encoder, head = self.parameter_groups()
         groups = [{"params": encoder, "lr": h.lr}, {"params": head, "lr": h.lr * h.head_lr_factor}]
-        groups = [group for group in groups if group["params"]]
+        groups = [*(group for group in groups if group["params"]), *self.further_groups()]
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(groups, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay)
             if h.optimizer == "sgd"

@@ -87,6 +87,12 @@ def stego() -> BaseTask:
     return make_task("StegoTask", class_names=VOC, backbone="test_vit", stego=stego)
 
 
+def probed() -> BaseTask:
+    stego = {"points": 3, "neighbours": 3, "crop_size": 32}
+    probes = ("cluster", "linear")
+    return make_task("StegoTask", class_names=VOC, backbone="test_vit", stego=stego, probes=probes)
+
+
 def leopart() -> BaseTask:
     return make_task("LeopartTask", class_names=VOC, optimizer="adamw", lr=1e-3)
 
@@ -111,7 +117,7 @@ def sfc() -> BaseTask:
     return make_task("SFCTask", class_names=VOC)
 
 
-@pytest.mark.parametrize(("make", "size"), [(stego, 2), (leopart, 1), (cause, 1), (sfc, 2)])
+@pytest.mark.parametrize(("make", "size"), [(stego, 2), (probed, 2), (leopart, 1), (cause, 1), (sfc, 2)])
 def test_so_it_does_with_several_views_teachers_and_banks(fits: Fits, make: Callable[[], BaseTask], size: int):
     images, first, rest = fits.both(make, (1, 1), size=size)
     assert first + rest == images

@@ -11,7 +11,8 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.losses.stego import PAIRS, Maps, draw_pairs, stego_loss, stego_settings
 from dhr_lightning.methods.features.collecting import CollectingTask
 from dhr_lightning.methods.features.crops.task import check_crop_size
-from dhr_lightning.methods.features.images import images_of
+from dhr_lightning.methods.features.images import equal_sizes, images_of
+from dhr_lightning.methods.features.probes import LINEAR, Probes
 from dhr_lightning.methods.features.stego.spec import SPEC
 from dhr_lightning.ops.neighbours import nearest_neighbours
 
@@ -22,21 +23,40 @@ class StegoTask(CollectingTask):
     Args:
         stego: `preset` (a row of STEGO's published configuration) and what differs from it, see
             `losses.stego.StegoSettings`.
+        probes: `cluster`, `linear` or both, to watch `val/<probe>_miou`; the features do not depend on them. `linear`
+            learns from the ground truth of training images, see `methods.features.probes.Probes`.
+        probe_lr: their learning rate.
         **options: `backbone`, `pretrained`, `patches`, `dimension`, `scales`, `flip`, classes, optimiser and schedule,
             see `CollectingTask`.
 
     Source: STEGO (arXiv:2203.08414).
-    Differs: neighbours are never crops of the same image, and are found without dropout.
+    Differs: neighbours are never crops of the same image, and are found without dropout. Probes are off by default,
+        share one optimiser with the head (a group of their own), and are scored on whole images.
     """
 
     spec = SPEC
 
-    def __init__(self, *, stego: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stego: dict[str, Any] | None = None,
+        probes: tuple[str, ...] = (),
+        probe_lr: float = 5e-3,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.network = self.network_with("stego")
         self.stego = stego_settings(**(stego or {}))
         self.five_crop = FiveCrop(self.stego.crop_size, self.stego.crop_ratio)
         check_crop_size(self.stego.crop_size, self.network, self.hparams.backbone)
+        self.probes = Probes(probes, self.hparams.dimension, self.classes) if probes else None
+        self.validates, self.reads_truth = bool(probes), LINEAR in probes
+
+    def further_groups(self) -> list[dict[str, Any]]:
+        """The probes, at their own rate."""
+        if self.probes is None:
+            return []
+        return [{"params": list(self.probes.parameters()), "lr": self.hparams.probe_lr, "weight_decay": 0.0}]
 
     def on_fit_start(self) -> None:
         """Check the number of epochs, and that there are enough images."""
@@ -45,7 +65,8 @@ class StegoTask(CollectingTask):
 
     def _check_images(self) -> None:
         datamodule = self.trainer.datamodule
-        images, batch = len(datamodule.records("train")), datamodule.batch_size
+        records = datamodule.records("train")
+        images, batch = len(records), datamodule.batch_size
         if min(batch, images // self.trainer.world_size) < 2:
             raise ConfigError(
                 f"STEGO compares the images of a batch, but a batch has {min(batch, images)} of {images} training "
@@ -55,6 +76,11 @@ class StegoTask(CollectingTask):
             raise ConfigError(
                 f"{images} training images have {CROPS * (images - 1)} crops of other images to be neighbours, but "
                 f"model.init_args.stego.neighbours is {self.stego.neighbours}."
+            )
+        if self.reads_truth and all(record.gt_mask is None for record in records):
+            raise ConfigError(
+                "The probe `linear` learns from the ground truth of training images, but there is none. Leave it out "
+                "of model.init_args.probes."
             )
 
     def on_train_start(self) -> None:
@@ -104,17 +130,33 @@ class StegoTask(CollectingTask):
             draw = draw_pairs(len(anchors.codes), self.stego, device=self.device)
             result = stego_loss(anchors, neighbours, draw, self.stego)
         loss = self.check_loss(result.loss, batch, batch_idx)
+        beside = self.probes.losses(anchors.codes, batch.get("gt_mask")) if self.probes else {}
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.manual_backward(loss + sum(beside.values()))
         optimizer.step()
         self.lr_schedulers().step()
         self.log("train/loss_stego", loss, prog_bar=True, batch_size=len(anchors.codes))
         cosines = zip(PAIRS, result.cosines, strict=True)
         self.log_dict({f"train/cosine_{pair}": value for pair, value in cosines}, batch_size=len(anchors.codes))
+        self.log_dict({f"train/loss_{name}": value for name, value in beside.items()}, batch_size=len(anchors.codes))
 
     def _maps(self, features: Tensor) -> tuple[Maps, Maps]:
         """Anchors and neighbours; the features they are compared by lose channels of their own, as published."""
         maps = (self.network.head.dropout(features).chunk(2), self.network.code(features).chunk(2))
         anchors, neighbours = (Maps(*pair) for pair in zip(*maps, strict=True))
         return anchors, neighbours
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count what the probes say of whole images, from the mean code of the image and its mirror."""
+        if self.probes is None or self.fits_backbone or "gt_mask" not in batch:
+            return
+        for places, images in equal_sizes(batch, self.network.source):
+            truth = batch["gt_mask"][places, : images.shape[-2], : images.shape[-1]]
+            self.probes.count(self.network.multi_scale(images, (1.0,), flip=True), truth)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<probe>_miou`."""
+        for name, result in self.probes.figures().items() if self.probes else ():
+            self.log(f"val/{name}_miou", result.miou, prog_bar=True, sync_dist=True)
