@@ -29,6 +29,7 @@ from dhr_lightning.config import SECTIONS, apply_overrides, resolve, resolve_tex
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError, DataError, DHRError
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.ops import bfloat16
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
 from dhr_lightning.ranks import ranks
@@ -101,6 +102,12 @@ class DHRCommandLine(LightningCLI):
             options |= {"strategy": Together()} if trainer.strategy == "auto" else {}
         elif trainer.devices == "auto":
             options["devices"] = 1  # several on request only: a stage runs on one
+        if str(trainer.precision).startswith("bf16") and not self._bfloat16_pays(trainer.accelerator):
+            options["precision"] = "32-true"
+            log.info(
+                "%s: computes in float32: this processor only emulates bfloat16 (trainer.precision %s), which takes "
+                "many times as long", self.model.step, trainer.precision,
+            )  # fmt: skip
         if trainer.enable_checkpointing is None:
             options["enable_checkpointing"] = True
         if trainer.plugins is None:
@@ -121,6 +128,12 @@ class DHRCommandLine(LightningCLI):
             extra += [LearningRateMonitor(), Panels()]
         options["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**options)
+
+    @staticmethod
+    def _bfloat16_pays(accelerator: object) -> bool:
+        has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_accelerator)
+        return not on_cpu or bfloat16.pays(torch.device("cpu"))
 
     def before_instantiate_classes(self) -> None:
         """Refuse a fit that makes no sense, before anything is built.

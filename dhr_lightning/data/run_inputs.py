@@ -42,6 +42,9 @@ def chosen_taps(stored: Mapping[str, int], wanted: Sequence[str] | None, *, step
     return {name: stored[name] for name in wanted or stored}
 
 
+LAYERS = "features"  # the port whose layers the setting `taps` chooses from
+
+
 class RunContext(Protocol):
     """What a run knows of the artifacts of its step; see `provenance.identity.StepIdentity`."""
 
@@ -159,9 +162,9 @@ class RunInputs:
         return manifest.info if manifest else {}
 
     def _channels(self, port: str) -> tuple[slice, ...] | None:
-        """Ranges of the channels that the task wants of stored features; None for all of them."""
+        """Ranges of the channels that the task wants of the stored features that have layers; None for all of them."""
         wanted = getattr(self.task, "taps", None)
-        if wanted is None or kind_of(str(self.input_address(port))).role != "features":
+        if wanted is None or port != LAYERS:
             return None
         taps = self.tap_channels(port)
         chosen = chosen_taps(taps, wanted, step=self.step)

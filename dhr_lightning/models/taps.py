@@ -15,6 +15,7 @@ from dhr_lightning.models.backbones import is_encoder
 from dhr_lightning.models.cards import WeightsCard, card_of, named_card
 from dhr_lightning.models.cnn_taps import StageTaps
 from dhr_lightning.models.weights import CLASSIFIER, create_timm, load_weights, source_of
+from dhr_lightning.ops import bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TRANSFORMERS = ("vision_transformer", "eva", "deit")  # timm's modules of plain ones
@@ -38,7 +39,8 @@ class TapEncoder(nn.Module):
             `class_token`: a vector after the final norm, see `encode`.
             Of a convolutional network: `stage1`..`stage5`, of stride 2^k, brought to a grid of 16 pixels.
         pretrained: `False` (random), `True` (by name, fetched on first use) or a path, see `models.weights`.
-        dtype: `float32`, or `bfloat16`, which takes about half the time and memory. Taps are float32 in both.
+        dtype: `float32`, or `bfloat16`, which takes about half the time and memory; not so on processors that only
+            emulate it, see `settle`. Taps are float32 in both.
 
     Attributes:
         card: how images are normalised and resized for these weights, and where they come from.
@@ -75,9 +77,23 @@ class TapEncoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
         self.to(memory_format=torch.channels_last)
+        self._cast(self.dtype)
+
+    def _cast(self, dtype: torch.dtype) -> None:
         for module in self.modules():  # sums of blocks and norms stay float32: few cells would be far off otherwise
             if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(self.dtype)
+                module.to(dtype)
+
+    def settle(self, device: torch.device) -> torch.dtype:
+        """Compute in float32, with the weights as they are, on a device that only emulates bfloat16.
+
+        Returns:
+            the number type from now on.
+        """
+        if self.dtype == torch.bfloat16 and not bfloat16.pays(device):
+            self.dtype = torch.float32
+            self._cast(self.dtype)
+        return self.dtype
 
     def train(self, mode: bool = True) -> "TapEncoder":
         """Stay in evaluation mode whatever is asked."""
@@ -98,7 +114,8 @@ class TapEncoder(nn.Module):
         """
         if image.ndim != 4 or not image.numel() or any(side % self.cell for side in image.shape[-2:]):
             raise ValueError(f"Expected (B, 3, H, W) with sides of whole {self.cell} px, but got {tuple(image.shape)}.")
-        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        dtype = self.settle(image.device)
+        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
             found = self.body(image.float())
         return {tap: one.float() for tap, one in found.items()}
 

@@ -39,7 +39,8 @@ class FrozenTask(BaseTask):
         scales: sizes relative to that to average over, see `data.frozen_features.FrozenSettings`.
         flip: average with the features of the mirrored image.
         normalize: give all cells of a tap the same length, see `data.frozen_features.FrozenSettings`.
-        compute: number type inside the backbone, `bfloat16` or `float32`.
+        compute: number type inside the backbone, `bfloat16` (float32 all the same on a processor that only emulates
+            it, see `models.taps.TapEncoder.settle`) or `float32`.
         cache: write the features; `false` writes files without values, and every reader computes what it reads. That
             needs no disk, and the time of the backbone at every reading.
         processes: processes on a CPU, or `auto`: one for each core.
@@ -79,10 +80,11 @@ class FrozenTask(BaseTask):
 
     def records_dataloader(self, records: list[Record]) -> DataLoader[Any]:
         """Features of some images on a CPU, made by the loader's processes; on a GPU the resized images."""
-        datamodule = self.trainer.datamodule
+        datamodule, device = self.trainer.datamodule, self.trainer.strategy.root_device
+        self.network.settle(device)  # once, not in each of the processes
         if not self.hparams.cache:
             return DataLoader(_Grids(records, self.reader), batch_size=None, num_workers=0)
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        on_cpu = device.type == "cpu"
         reader = FeatureReader(self.network, self.reader.settings, computes=on_cpu)
         workers = self._processes() if on_cpu else datamodule.num_workers
         return WorkerDataLoader(FeatureDataset(records, reader), batch_size=None, num_workers=workers)
@@ -99,6 +101,11 @@ class FrozenTask(BaseTask):
             return
         datamodule, card = self.trainer.datamodule, self.card
         log.info("%s: %s, %s, licence: %s", self.step, self.backbone, card.words, card.licence or "not stated")
+        if self.computed_in != self.reader.settings.compute:
+            log.info(
+                "%s: computed in %s: this processor only emulates %s, which takes many times as long",
+                *(self.step, self.computed_in, self.reader.settings.compute),
+            )
         records = [
             record
             for split in datamodule.predict_splits
@@ -118,6 +125,11 @@ class FrozenTask(BaseTask):
         """Name of the backbone."""
         return self.reader.settings.backbone
 
+    @property
+    def computed_in(self) -> str:
+        """Number type inside the backbone, on the device of a prediction once it has one."""
+        return str(self.network.dtype).removeprefix("torch.")
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Features of one image, or what a process of the loader made of it."""
         features: Tensor | None = batch.get("features")
@@ -129,7 +141,7 @@ class FrozenTask(BaseTask):
         """Channels of each tap in the order of the files, whose features they are, and how to compute them."""
         live = {} if self.hparams.cache else {"live": self.reader.settings.record()}
         words = {"backbone": self.backbone, "supervision": self.card.words, "licence": self.card.licence}
-        return {"taps": dict(self.network.channels), **words, **live}
+        return {"taps": dict(self.network.channels), "computed_in": self.computed_in, **words, **live}
 
 
 def frozen_settings(

@@ -10,6 +10,7 @@ SPEC = StepSpec(
         "masks": Read(("mask", "label"), predict=True),
         "features": Read(("features",), predict=True),
         "cam": Read(("cam",), predict=True),
+        "uss": Read(("features",), predict=True, optional=True),
     },
     writes={"mask": Write(("train",))},
     fits=False,

@@ -1,6 +1,7 @@
 """The mask step of DHR (arXiv:2404.00380) on stored features and CAMs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class RebalanceStoredTask(RebalancingTask, StoredTask):
 
     Args:
         features: layers in place of the unsupervised features (`uss`) and of the supervised ones (`wss`); default see
-            `masks.stored_layers.default_layers`.
+            `masks.stored_layers.default_layers`. A step that is read as `uss`, such as STEGO, takes the place of the
+            former, as it is.
         standardize: scale every channel to mean 0 and deviation 1 over the training images first.
         **options: mask step, see `RebalancingTask`; classes, see `BaseTask`.
 
@@ -57,4 +59,5 @@ class RebalanceStoredTask(RebalancingTask, StoredTask):
     def mask_inputs(self, batch: Batch) -> RebalanceInputs:
         """Masks, CAMs and layers of whole images, as `pseudo_masks` rebalances them."""
         taps = self.split_taps(self.statistics.standardize(batch["inputs"]["features"]))
-        return stored_inputs(batch, self.image_classes(batch), batch["inputs"]["cam"], taps, self.layers)
+        inputs = stored_inputs(batch, self.image_classes(batch), batch["inputs"]["cam"], taps, self.layers)
+        return replace(inputs, uss=batch["inputs"].get("uss", inputs.uss))
