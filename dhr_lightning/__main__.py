@@ -14,6 +14,7 @@ LIGHTNING = {
 }
 COMMANDS = {
     "run": "run a recipe: make what is not there or out of date, and write the report",
+    "seal": "declare complete what jobs with `run --shard I/N` have written",
     "init": "look at a folder of photos with tags and write its configuration",
     "prepare": "make or check a dataset",
     "doctor": "look at every file and tag of a dataset and say what is wrong",

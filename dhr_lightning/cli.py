@@ -33,6 +33,7 @@ from dhr_lightning.ops import bfloat16
 from dhr_lightning.provenance.identity import StepIdentity, spec_of
 from dhr_lightning.provenance.start_checks import check_background, check_weights
 from dhr_lightning.ranks import ranks
+from dhr_lightning.shards import Shard
 
 log = logging.getLogger("dhr_lightning")
 
@@ -54,6 +55,7 @@ class DHRCommandLine(LightningCLI):
         run_dir: continue logging in this folder; default: a new version under `runs/`.
         checkpoint: the weights that `predict` will use.
         in_recipe: whether a recipe runs it, whose artifacts may be replaced.
+        shard: which of several jobs predicts.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class DHRCommandLine(LightningCLI):
         run_dir: Path | None = None,
         checkpoint: Path | None = None,
         in_recipe: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         self.identity, self.run_dir, self.checkpoint, self.in_recipe = identity, run_dir, checkpoint, in_recipe
+        self.shard = shard
         super().__init__(
             BaseTask,
             WSSSDataModule,
@@ -90,6 +94,7 @@ class DHRCommandLine(LightningCLI):
         """Add what every run has, unless the configuration says otherwise."""
         if self.identity is not None:
             self.datamodule.attach(self.identity)
+        self.datamodule.shard = self.shard
         trainer = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             options["logger"], self.save_config_callback = False, None  # a fit's folder stays as the fit left it
@@ -102,7 +107,7 @@ class DHRCommandLine(LightningCLI):
             options |= {"strategy": Together()} if trainer.strategy == "auto" else {}
         elif trainer.devices == "auto":
             options["devices"] = 1  # several on request only: a stage runs on one
-        if str(trainer.precision).startswith("bf16") and not self._bfloat16_pays(trainer.accelerator):
+        if str(trainer.precision).startswith("bf16") and not bfloat16.pays_on(trainer.accelerator):
             options["precision"] = "32-true"
             log.info(
                 "%s: computes in float32: this processor only emulates bfloat16 (trainer.precision %s), which takes "
@@ -128,12 +133,6 @@ class DHRCommandLine(LightningCLI):
             extra += [LearningRateMonitor(), Panels()]
         options["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**options)
-
-    @staticmethod
-    def _bfloat16_pays(accelerator: object) -> bool:
-        has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_accelerator)
-        return not on_cpu or bfloat16.pays(torch.device("cpu"))
 
     def before_instantiate_classes(self) -> None:
         """Refuse a fit that makes no sense, before anything is built.
@@ -183,13 +182,16 @@ class DHRCommandLine(LightningCLI):
         return [board, ContinuedCSVLogger(folder.parent, name=folder.name, version=board.version)]
 
 
-def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None, in_recipe: bool = False) -> DHRCommandLine:
+def run_lightning(
+    arguments: Sequence[str], *, run_dir: Path | None = None, in_recipe: bool = False, shard: Shard | None = None
+) -> DHRCommandLine:
     """Run one of Lightning's subcommands after merging all `--config` files into one.
 
     Args:
         arguments: `fit|validate|test|predict`, then options.
         run_dir: continue logging in this folder.
         in_recipe: whether a recipe runs it.
+        shard: which of several jobs predicts.
 
     Raises:
         DHRError: for anything a user can repair.
@@ -219,6 +221,7 @@ def run_lightning(arguments: Sequence[str], *, run_dir: Path | None = None, in_r
             run_dir=run_dir,
             checkpoint=Path(checkpoint) if checkpoint else None,
             in_recipe=in_recipe,
+            shard=shard,
         )
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process instead of handing it on

@@ -19,6 +19,7 @@ from dhr_lightning.inspection.command import run_doctor
 from dhr_lightning.inspection.init import init_folder
 from dhr_lightning.inspection.weights import run_weights
 from dhr_lightning.pipeline.command import run
+from dhr_lightning.pipeline.command import seal_command as seal
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.reports import report_folder, write_recipe_report
 from dhr_lightning.pipeline.request import (
@@ -33,7 +34,7 @@ from dhr_lightning.pipeline.status import collect_garbage, first_request, other_
 from dhr_lightning.progress import track
 from dhr_lightning.provenance.views import DataView
 
-__all__ = ["run"]
+__all__ = ["run", "seal"]
 log = logging.getLogger("dhr_lightning")
 
 

@@ -6,12 +6,24 @@ from pathlib import Path, PurePosixPath
 
 from dhr_lightning.artifacts.kinds import kind_of
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.shards import Shard
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial.json"
 IDS = "ids.txt"
 CHECKSUMS = "checksums.txt"
 LOCK = ".lock"
+
+
+def shard_lock(folder: Path, shard: Shard) -> Path:
+    """Lock file of a job that writes its share of an artifact."""
+    return folder / f"{LOCK}-{shard.number}-{shard.count}"
+
+
+def shards_begun(folder: Path) -> list[Shard]:
+    """Jobs that have begun to write their share."""
+    places = (path.name.removeprefix(f"{LOCK}-").split("-") for path in sorted(folder.glob(f"{LOCK}-*-*")))
+    return [Shard(int(number), int(count)) for number, count in places]
 
 
 def check_id(image_id: str) -> str:

@@ -20,20 +20,25 @@ class FolderLock:
     A process forked meanwhile has no part in the lock, so it can neither release nor keep it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Name the lock file; its folder must exist."""
-        self.path = path
+    def __init__(self, path: Path, *, patience: float = 0.0) -> None:
+        """Name the lock file; its folder must exist.
+
+        Args:
+            path: the lock file.
+            patience: seconds to wait for another process.
+        """
+        self.path, self.patience = path, patience
         self._held: BaseFileLock | None = None
 
     def __enter__(self) -> "FolderLock":
-        """Take the lock without waiting.
+        """Take the lock, without waiting unless there is patience.
 
         Raises:
             LockError: if another process holds it, or the file system has no locks.
         """
         lock = native_lock(self.path, wait=False)
         try:
-            lock.acquire()
+            lock.acquire(timeout=self.patience, blocking=self.patience > 0)
         except Timeout as error:
             raise LockError(
                 f"{self.path.parent} is being written by {_owner(self.path)}. Wait until that process ends or stop "

@@ -14,6 +14,7 @@ from dhr_lightning.artifacts.kinds import check_name, find_kind, kind_of, round_
 from dhr_lightning.artifacts.manifest import Manifest, digest_file, digest_ids
 from dhr_lightning.artifacts.writer import ArtifactWriter
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.shards import Shard
 
 _SHOWN = 6
 
@@ -147,6 +148,7 @@ class ArtifactStore:
         ids: Sequence[str],
         palette: NDArray[np.uint8] | None = None,
         owner: bool = True,
+        shard: Shard | None = None,
     ) -> ArtifactWriter:
         """Make a writer; use it in a `with` block. See `ArtifactWriter` for the arguments and errors.
 
@@ -157,7 +159,9 @@ class ArtifactStore:
         place, described = (address, self.dataset, split), (identity.address, identity.dataset, identity.split)
         if described != place:
             raise ValueError(f"Expected an `identity` of {'/'.join(place)}, but got {'/'.join(described)}.")
-        return ArtifactWriter(self.folder(address, split), identity=identity, ids=ids, palette=palette, owner=owner)
+        return ArtifactWriter(
+            self.folder(address, split), identity=identity, ids=ids, palette=palette, owner=owner, shard=shard
+        )
 
     def forget(self, address: str, split: str) -> None:
         """Make an artifact incomplete; the next writer clears its files whatever they were made from."""

@@ -20,7 +20,9 @@ from dhr_lightning.artifacts.lock import FolderLock
 from dhr_lightning.artifacts.manifest import Manifest, digest_ids, timestamp
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.progress import human
+from dhr_lightning.shards import Shard
 
+_PATIENCE = 60.0  # seconds for another job to declare what it writes
 _FIRST_LOOK = 8  # files before the size of the rest is estimated
 
 
@@ -39,6 +41,7 @@ class ArtifactWriter:
         ids: Sequence[str],
         palette: NDArray[np.uint8] | None = None,
         owner: bool = True,
+        shard: Shard | None = None,
     ) -> None:
         """Check the arguments; the folder is touched on entering the context.
 
@@ -49,6 +52,7 @@ class ArtifactWriter:
             palette: `(256, 3)` uint8 colours, needed for mask kinds.
             owner: False on every rank but the first of a distributed run: such a writer takes no lock, clears
                 nothing and cannot seal. Enter it after the owner has entered.
+            shard: which of several jobs without a network between them writes; such a writer cannot seal.
 
         Raises:
             ValueError: if `ids` are not those of `identity`, or a mask kind lacks its palette.
@@ -59,6 +63,7 @@ class ArtifactWriter:
         self.ids = tuple(ids)
         self.palette = palette
         self.owner = owner
+        self.shard = shard
         self._codec = kind_of(identity.address).codec
         self._paths = {image_id: layout.item_path(folder, identity.address, image_id) for image_id in self.ids}
         self._resources = ExitStack()
@@ -84,8 +89,14 @@ class ArtifactWriter:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(FolderLock(self.folder / layout.LOCK))
-            self._prepare()
+            if self.shard is None:
+                stack.enter_context(FolderLock(self.folder / layout.LOCK))
+                self._refuse_others()
+                self._prepare()
+            else:
+                stack.enter_context(FolderLock(layout.shard_lock(self.folder, self.shard)))
+                with FolderLock(self.folder / layout.LOCK, patience=_PATIENCE):  # each of them declares in its turn
+                    self._join()
             self._resources = stack.pop_all()
         self._active = True
         return self
@@ -149,7 +160,7 @@ class ArtifactWriter:
             ArtifactError: if an id has no file.
             ValueError: if this writer is not the owner or not open.
         """
-        if not (self._active and self.owner):
+        if not (self._active and self.owner) or self.shard is not None:
             raise ValueError("Expected `seal` on the open writer of the first rank, but this one is closed or shared.")
         missing = self.missing()
         if missing:
@@ -183,6 +194,19 @@ class ArtifactWriter:
         if image_id not in self._paths:
             raise ValueError(f"Expected one of the {len(self.ids)} `ids` of this artifact, but got {image_id!r}.")
         return self._paths[image_id]
+
+    def _join(self) -> None:
+        """Declare the artifact, unless another job has: its files and those that it is writing are left alone."""
+        if not _has_identity(self.folder / layout.PARTIAL, self.identity):
+            self._refuse_others()
+            self._prepare()
+
+    def _refuse_others(self) -> None:
+        """Raise if a job is writing its share; its lock is looked at and given back."""
+        for shard in layout.shards_begun(self.folder):
+            if shard != self.shard:
+                with FolderLock(layout.shard_lock(self.folder, shard)):
+                    pass
 
     def _prepare(self) -> None:
         manifest, partial = self.folder / layout.MANIFEST, self.folder / layout.PARTIAL

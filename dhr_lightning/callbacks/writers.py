@@ -99,7 +99,7 @@ class ArtifactWriters(L.Callback):
                 self._writers[kind, split].write(image_id, *to_arrays(kind, tensors))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
-        """Seal every artifact once all ranks have written."""
+        """Seal every artifact once all ranks have written; a job that has a share of the images leaves it unsealed."""
         trainer.strategy.barrier("written")
         self._seal(trainer, pl_module)
 
@@ -114,7 +114,7 @@ class ArtifactWriters(L.Callback):
 
     def _seal(self, trainer: L.Trainer, task: BaseTask) -> None:
         seconds = time.monotonic() - self._start
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.datamodule.shard is None:
             for (_, split), writer in self._writers.items():
                 # not the device of the task, which has left it when nothing was left to predict
                 info = inference_info(task, split, device=trainer.strategy.root_device)

@@ -169,6 +169,7 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             ids=[record.id for record in self.records(identity.split)],
             palette=self.classes.palette,
             owner=owner,
+            shard=self.shard,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -240,9 +241,10 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each split that the task predicts, without the images that are already written."""
         ranks, rank = self._ranks
+        mine = {split: self.own_share(self.records(split)) for split in self.predict_splits}
         left = {
-            split: [record for record in self.records(split) if (split, record.id) not in self.written][rank::ranks]
-            for split in self.predict_splits
+            split: [record for record in records if (split, record.id) not in self.written][rank::ranks]
+            for split, records in mine.items()
         }
         own: Callable[[list[Record]], DataLoader[Any]] | None = getattr(self.task, "records_dataloader", None)
         return [own(records) if own else self.whole_dataloader(records, split) for split, records in left.items()]

@@ -17,6 +17,7 @@ from dhr_lightning.data.dataset import Source
 from dhr_lightning.data.frozen_features import FeatureReader, recorded
 from dhr_lightning.data.gate import address_to_read
 from dhr_lightning.errors import ArtifactError, ConfigError
+from dhr_lightning.shards import Shard
 from dhr_lightning.steps import TRUTH, StepSpec, get_method
 
 NO_METHOD = StepSpec("none", "none", "images and tags alone")
@@ -75,6 +76,7 @@ class RunInputs:
     inputs: dict[str, str]
     context: RunContext | None
     mask_round: int | None
+    shard: Shard | None = None  # the job that predicts its share of the images
 
     @property
     def task(self) -> Any:  # noqa: ANN401 - a task, which lies a floor above
@@ -104,6 +106,10 @@ class RunInputs:
                 "No run is attached to this data, so nothing can be written. Use a recipe or the commands."
             )
         return self.context
+
+    def own_share(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Those of some images that this job predicts; all of them unless several jobs share them."""
+        return records if self.shard is None else self.shard.of(records)
 
     def input_address(self, port: str) -> str | None:
         """Address of what is read at a port: as named, or what a sanity gate replaces it by; None if there is none."""

@@ -23,6 +23,13 @@ def pays(device: torch.device) -> bool:
     return device.type != "cpu" or not processor_emulates_bfloat16()
 
 
+def pays_on(accelerator: object) -> bool:
+    """The same of what Lightning calls an accelerator: `cpu`, `gpu`, `auto`, ..."""
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_processor = accelerator == "cpu" or (accelerator == "auto" and not found)
+    return not on_processor or pays(torch.device("cpu"))
+
+
 def _seconds(dtype: torch.dtype) -> float:
     left, right = torch.ones(2, _SIDE, _SIDE, dtype=dtype)
     left @ right  # the first product of a type prepares it

@@ -10,9 +10,11 @@ from dhr_lightning.errors import ConfigError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan, make_plan
 from dhr_lightning.pipeline.request import BUILTIN, Request, add_options, split_overrides, to_request
 from dhr_lightning.pipeline.runner import run_plan
+from dhr_lightning.pipeline.sharding import run_shard, seal
 from dhr_lightning.pipeline.show import show_plan
 from dhr_lightning.progress import configure_logging, exit_status
 from dhr_lightning.ranks import decided, join, part
+from dhr_lightning.shards import read_shard
 from dhr_lightning.steps import did_you_mean
 
 log = logging.getLogger("dhr_lightning")
@@ -63,15 +65,37 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
         meet()
     plan = make_plan(request) if options.dry else prepared_plan(request)
     steps = chosen_steps(plan, until=options.until, stage=stage)
+    if options.until is None and (options.shard or options.no_predict):
+        raise ConfigError("--shard and --no-predict are about one step: name it with --until STEP.")
     force = _forced(options.force, steps)
     if options.dry:
         show_plan(plan, steps)
         return 0
+    if options.shard:
+        run_shard(plan, steps, read_shard(options.shard))
+        part()
+        return 0
     title = stage.name if stage else f"run {plan.recipe.name}"
-    ran = run_plan(plan, steps, title=title, force=force, foretell=options.forecast)
-    if set(plan.recipe.outputs) & {step.name for step in steps}:
+    predicts = not options.no_predict
+    ran = run_plan(plan, steps, title=title, force=force, foretell=options.forecast, predict_last=predicts)
+    if predicts and set(plan.recipe.outputs) & {step.name for step in steps}:
         decided(lambda: write_reports(plan, again=ran))
     part()
+    return 0
+
+
+def seal_command(arguments: Sequence[str]) -> int:
+    """The command `seal`."""
+    words, overrides = split_overrides(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m dhr_lightning seal", allow_abbrev=False,
+        description="Declare complete what jobs with --shard have written; nothing is computed in their place.",
+    )  # fmt: skip
+    add_options(parser)
+    parser.add_argument("--until", metavar="STEP", required=True, help="the step that they predicted")
+    options = parser.parse_args(words)
+    plan = prepared_plan(to_request(options, overrides))
+    seal(plan, chosen_steps(plan, until=options.until, stage=None)[-1])
     return 0
 
 
@@ -160,5 +184,9 @@ def _parser(stage: Stage | None) -> argparse.ArgumentParser:
         "--forecast", action=argparse.BooleanOptionalAction, default=None,
         help="say first how long it will take, timed on a few images (default: for photos of your own)",
     )  # fmt: skip
+    parser.add_argument(
+        "--shard", metavar="I/N", help="one of N jobs that share the prediction of the step that --until names"
+    )
+    parser.add_argument("--no-predict", action="store_true", help="only fit the step that --until names")
     parser.add_argument("--dry", action="store_true", help="show what would run, and why, without running it")
     return parser

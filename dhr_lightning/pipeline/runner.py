@@ -34,6 +34,7 @@ from dhr_lightning.provenance.recorded import check_inputs
 from dhr_lightning.provenance.start_checks import check_packages, check_trainers, check_weights
 from dhr_lightning.provenance.views import DataView
 from dhr_lightning.ranks import decided, ranks
+from dhr_lightning.shards import Shard
 
 log = logging.getLogger("dhr_lightning")
 
@@ -45,6 +46,7 @@ def run_plan(
     title: str,
     force: Sequence[str] = (),
     foretell: bool | None = None,
+    predict_last: bool = True,
 ) -> bool:
     """Bring some steps of a recipe up to date.
 
@@ -54,6 +56,7 @@ def run_plan(
         title: shown at the end.
         force: names of steps to make again.
         foretell: say first how long it will take; default: of photos of one's own.
+        predict_last: whether the last step predicts after its fit; several jobs may do so afterwards, see `sharding`.
 
     Returns:
         Whether anything ran.
@@ -62,7 +65,7 @@ def run_plan(
         DHRError: if an input is absent or stale, or anything else a user can repair.
     """
     start, ran = time.monotonic(), False
-    decided(lambda: _get_ready(plan, steps, foretell=foretell))
+    decided(lambda: get_ready(plan, steps, foretell=foretell))
     for step in steps:
         if step.identity is None:
             continue
@@ -71,12 +74,13 @@ def run_plan(
         if needed is None:
             continue
         ran = True
-        run_step(step.identity, force=step.name in force, refit=needed == "rounds")
+        predicts = predict_last or step is not steps[-1]
+        run_step(step.identity, force=step.name in force, refit=needed == "rounds", predicts=predicts)
     log.info("%s: %s", title, f"done in {duration(time.monotonic() - start)}" if ran else "up to date")
     return ran
 
 
-def _get_ready(plan: RecipePlan, steps: Sequence[PlannedStep], *, foretell: bool | None) -> None:
+def get_ready(plan: RecipePlan, steps: Sequence[PlannedStep], *, foretell: bool | None) -> None:
     """Refuse what cannot work before the long work, and say how long that will take."""
     refuse_old_workspace(plan.view)
     configs = {step.name: dict(step.identity.config) for step in steps if step.identity}
@@ -161,13 +165,14 @@ def prepare(view: DataView) -> None:
     check_dataset(view.store.root / view.store.dataset, records, view.info.classes)
 
 
-def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False) -> None:
+def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False, predicts: bool = True) -> None:
     """Fit (or continue, or reuse a finished fit), then predict and seal.
 
     Args:
         identity: of the step.
         force: forget the artifacts there are, then fit from the beginning.
         refit: fit from the beginning if the fit has finished, because something that only a fit writes is missing.
+        predicts: whether it predicts; otherwise it fits alone.
     """
     folder = identity.run_folder
     if identity.spec.fits:
@@ -176,12 +181,22 @@ def run_step(identity: StepIdentity, *, force: bool = False, refit: bool = False
         if force:
             decided(partial(_forget, identity))
         checkpoint = fit(identity, folder, again=force, refit=refit) if identity.spec.fits else None
-        if not identity.outputs_of_prediction():
-            return
-        log.info("%s: predicting", identity.step)
-        weights = ["--ckpt_path", str(checkpoint)] if checkpoint else []
-        run = checkpoint.parents[1] if checkpoint else None
-        _lightning(identity, "predict", *weights, run_dir=run)
+        if predicts and identity.outputs_of_prediction():
+            predict(identity, checkpoint)
+
+
+def predict(identity: StepIdentity, checkpoint: Path | None, *, shard: Shard | None = None) -> None:
+    """Predict all images, or one job's share of them, which stays unsealed.
+
+    Args:
+        identity: of the step.
+        checkpoint: of its fit, if it has one.
+        shard: which job.
+    """
+    log.info("%s: predicting%s", identity.step, f" shard {shard}" if shard else "")
+    weights = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+    run = checkpoint.parents[1] if checkpoint else None
+    _lightning(identity, "predict", *weights, run_dir=run, shard=shard)
 
 
 def _forget(identity: StepIdentity) -> None:
@@ -242,8 +257,10 @@ def _after_fit(folder: Path, run: Path, seconds: float) -> Path | None:
     return final
 
 
-def _lightning(identity: StepIdentity, command: str, *arguments: str, run_dir: Path | None) -> None:
+def _lightning(
+    identity: StepIdentity, command: str, *arguments: str, run_dir: Path | None, shard: Shard | None = None
+) -> None:
     from dhr_lightning.cli import run_lightning
 
     config = yaml.safe_dump(dict(identity.config), sort_keys=False)
-    run_lightning([command, "--config", config, *arguments], run_dir=run_dir, in_recipe=True)
+    run_lightning([command, "--config", config, *arguments], run_dir=run_dir, in_recipe=True, shard=shard)
