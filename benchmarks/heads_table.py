@@ -1,7 +1,7 @@
 """Do heads on a frozen backbone help MARS and DHR? Their masks of the training split beside those of raw layers.
 
     python benchmarks/heads_table.py --workspace bench_heads --photos VOC --weights FILE --limit 500
-    python benchmarks/heads_table.py ... --layer stage5 --heads raw whitening stego  # of a convolutional network
+    python benchmarks/heads_table.py ... --backbone tu-tf_efficientnet_lite0 --layer stage5 --heads raw whitening stego
 
 Masks, CAMs and supervised layers are the same in every row; only the USS features differ. Heads that train do so for a
 few hundred steps (`benchmarks/heads.yaml`), far fewer than published. The same command continues an interrupted run;
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     results: dict[str, list[Figures]] = {}
     for head in options.heads:
         for step in ("mars", "dhr"):
-            plan = run_until(request_of(base, head, step, options.layer), step)
+            plan = run_until(request_of(base, head, step, options), step)
             if START not in results:
                 results[START] = [judge(plan, "propagation", "train")]
             results[f"{step}, {head}"] = [judge(plan, step, "train")]
@@ -53,15 +53,16 @@ def _run(options: argparse.Namespace) -> None:
     log.info("%s", table(results))
 
 
-def request_of(base: Request, head: str, step: str, layer: str) -> Request:
+def request_of(base: Request, head: str, step: str, options: argparse.Namespace) -> Request:
     """The recipe of one row."""
     if head == RAW:
-        layer = f"--mars.taps=[{layer}]"
+        layer = f"--mars.taps=[{options.layer}]"
         return replace(base, recipe="frozen_mars", overrides=(*base.overrides, layer)) if step == "mars" else base
     recipe = str(HERE / "heads.yaml")
+    words = (f"--head.backbone={options.backbone}",) if options.backbone else ()
     if head in TRAINED:
-        return replace(base, recipe=recipe, swaps={"head": head})
-    return replace(base, recipe=recipe, overrides=(*base.overrides, f"--head.head={FITTED[head]}"))
+        return replace(base, recipe=recipe, swaps={"head": head}, overrides=(*base.overrides, *words))
+    return replace(base, recipe=recipe, overrides=(*base.overrides, *words, f"--head.head={FITTED[head]}"))
 
 
 def _parse() -> argparse.Namespace:
@@ -70,6 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, required=True, help="photos in the VOC layout")
     parser.add_argument("--weights", type=Path, required=True, help="weights of the frozen backbone")
     parser.add_argument("--limit", type=int, help="at most this many photos of each split")
+    parser.add_argument("--backbone", help="name of the backbone that the weights belong to, as the heads take it")
     parser.add_argument("--layer", default="keys", help="layer of the backbone that `raw` means for MARS")
     known = (RAW, *FITTED, *TRAINED)
     parser.add_argument("--heads", nargs="+", choices=known, default=known, help="rows of the table")

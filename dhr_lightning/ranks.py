@@ -96,6 +96,27 @@ def align(tensors: Iterable["Tensor"]) -> None:
             distributed.broadcast(tensor, src=0)
 
 
+def everywhere(rows: "Tensor") -> "Tensor":
+    """Rows `(n, ...)` of every rank one after another in the order of ranks, on each of them; n may differ.
+
+    No gradient goes through it. What a bank keeps goes through it first, so that all ranks keep the same.
+    """
+    own = ranks()
+    if own.size == 1:
+        return rows
+    import torch
+    from torch import distributed
+
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(own.size)]
+    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = max(int(count) for count in counts)
+    bits = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
+    padded = torch.cat([bits, bits.new_zeros(most - len(bits), *bits.shape[1:])]).contiguous()
+    found = [torch.empty_like(padded) for _ in range(own.size)]
+    distributed.all_gather(found, padded)
+    return torch.cat([one[: int(count)] for one, count in zip(found, counts, strict=True)]).to(rows.dtype)
+
+
 def gathered(part: T) -> list[T]:
     """What every rank brings, in the order of ranks, on each of them; it must be plain data or tensors on the host."""
     own = ranks()

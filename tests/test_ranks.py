@@ -29,10 +29,14 @@ def words(data: Path, place: Path, *more: str) -> list[str]:
 
 
 def launched(count: int, arguments: list[str]) -> list[str]:
+    return [*torchrun(count), "-m", "dhr_lightning", "run", *arguments]
+
+
+def torchrun(count: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = [
+    return [
         sys.executable,
         "-m",
         "torch.distributed.run",
@@ -41,7 +45,6 @@ def launched(count: int, arguments: list[str]) -> list[str]:
         "--master-port",
         str(port),
     ]
-    return [*torchrun, "-m", "dhr_lightning", "run", *arguments]
 
 
 def environment() -> dict[str, str]:

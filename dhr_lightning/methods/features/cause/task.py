@@ -14,6 +14,7 @@ from dhr_lightning.methods.features.cause.spec import SPEC
 from dhr_lightning.methods.features.images import images_of
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.cause import DECODERS, CauseNetwork, nearest_codes
+from dhr_lightning.ranks import everywhere
 
 _CELL = 4  # one token is kept of each square of this side
 _KEPT = 0.5  # of the teacher's vectors that go into the bank
@@ -123,8 +124,12 @@ class CauseTask(FeatureTask):
         self._step(loss)
         network.update_teacher(self.constants["decay"])
         kept = torch.rand(ids.numel()) < _KEPT
-        self.bank.add(targets.flatten(0, 1)[kept], ids.flatten()[kept])
+        self._keep(targets, ids, kept)
         self.log("train/loss_contrast", loss, prog_bar=True, batch_size=len(features))
+
+    def _keep(self, targets: Tensor, ids: Tensor, kept: Tensor) -> None:
+        """Put some of the teacher's vectors `(B, P, D)` of codes `(B, P)` into the bank, and those of other ranks."""
+        self.bank.add(everywhere(targets.flatten(0, 1)[kept]), everywhere(ids.flatten()[kept]))
 
     def _contrast(self, anchors: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         """Mean over images of the contrast with this batch and with the bank, where they have positives."""

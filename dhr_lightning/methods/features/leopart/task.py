@@ -14,6 +14,7 @@ from dhr_lightning.methods.features.base import FeatureTask
 from dhr_lightning.methods.features.leopart.spec import SPEC
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.leopart import LeopartNetwork, Seen
+from dhr_lightning.ranks import everywhere
 
 _FEWEST = 4  # patches along a large view
 _PUBLISHED = {"hidden": 2048, "outputs": 256, "prototypes": 300, "queue": 8192, "decay": 0.9995}
@@ -135,7 +136,8 @@ class LeopartTask(FeatureTask):
         return targets
 
     def _enqueue(self, cells: Tensor) -> None:
-        """The newest cells first; it is read once it is full."""
+        """The newest cells of all ranks first; it is read once it is full."""
+        cells = everywhere(cells)
         if len(self.queue):
             self.queue.copy_(torch.cat([cells.to(self.queue.dtype), self.queue])[: len(self.queue)])
             self.queued.add_(len(cells))

@@ -19,6 +19,7 @@ from dhr_lightning.models.classifier import masked_mean
 from dhr_lightning.ops.cam import gather_classes, normalize_cam
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.resize import valid_cells
+from dhr_lightning.ranks import everywhere
 
 
 class SFCTask(CAMTask):
@@ -104,7 +105,7 @@ class SFCTask(CAMTask):
         image, valid, tags = batch["image"], batch["valid"], batch["tags"]
         if self.hparams.bank == 0:
             return image, valid, tags
-        self.bank.update(Crops(batch["pixels"], valid, tags))
+        self.bank.update(Crops(*map(everywhere, (batch["pixels"], valid, tags))))
         drawn = self.bank.draw(self.hparams.bank)
         more = normalize(drawn.pixels, drawn.valid, self.card).to(image.dtype)
         return torch.cat([image, more]), torch.cat([valid, drawn.valid]), torch.cat([tags, drawn.tags.to(tags.dtype)])
