@@ -1,5 +1,6 @@
 """A recipe in two processes, as `torchrun` starts them: the same masks, one manifest, and nothing lost by a death."""
 
+import csv
 import os
 import shutil
 import signal
@@ -65,6 +66,14 @@ def weights(plan: RecipePlan, step: str) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def validated(plan: RecipePlan) -> dict[str, float]:
+    """What the fit of the CAMs logged of the validation images, at its last epoch."""
+    (path,) = plan["cam"].identity.run_folder.glob("version_*/metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: float(row[name]) for row in rows for name in row if name.startswith("val/") and row[name]}
+
+
 def masks(plan: RecipePlan, step: str) -> dict[str, bytes]:
     found = {}
     for address, split in plan[step].outputs():
@@ -92,6 +101,9 @@ def test_two_processes_do_what_one_does(debug_data: Path, tmp_path: Path):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+    before, after = validated(one), validated(two)
+    assert before.keys() == after.keys() >= {"val/loss_cls", "val/tag_map"}
+    assert after == pytest.approx(before, abs=1e-4)  # each process has half of the images
     for step in ("cam", "propagation", "baseline"):
         assert all(two[step].status(*place).fresh for place in two[step].outputs()), step
     assert masks(one, "propagation") == masks(two, "propagation")

@@ -1,6 +1,7 @@
 """What banks and queues keep when several processes train: the same on each, from the images of all."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,8 +68,6 @@ def child(folder: str) -> None:
 
 @pytest.mark.slow
 def test_banks_hold_the_images_of_all_processes(tmp_path: Path):
-    import subprocess
-
     script = f"from tests.test_ranks_banks import child; child({str(tmp_path)!r})"
     subprocess.run(
         [*torchrun(2), "--no-python", sys.executable, "-c", script], env=environment(), check=True, timeout=240

@@ -28,7 +28,6 @@ from dhr_lightning.data.transforms import Augmentation
 from dhr_lightning.data.untagged import usable_images
 from dhr_lightning.data.views import ViewDataset
 from dhr_lightning.models.cards import IMAGENET_CARD, WeightsCard
-from dhr_lightning.steps import TRUTH
 
 
 class WSSSDataModule(RunInputs, L.LightningDataModule):
@@ -215,10 +214,6 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
             seed=self.seed,
         )
 
-    def _truth_port(self) -> str | None:
-        """Port at which the ground truth stands in for masks, or None."""
-        return next((port for port, address in self.inputs.items() if address == TRUTH), None)
-
     def stored_dataloader(self, records: Sequence[Record]) -> DataLoader[Any]:
         """Stored features of some training images, in order, whole and without their photos."""
         sources = {port: one for port, one in self._sources("predict").items() if one.kind.role == "features"}
@@ -230,11 +225,16 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         return self._loader(FiveCrops(records, self.classes, crop), batch_size=CROPS * self.predict_batch_size)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Whole validation images with ground truth where there is any; none for a task that does not look at them."""
+        """Whole validation images with ground truth where there is any; none for a task that does not look at them.
+
+        Several processes share them, if there are enough: each metric sums over all processes.
+        """
         if not getattr(self.task, "validates", True):
             return []
+        (ranks, rank), records = self._ranks, self.records("val")
+        mine = records[rank::ranks] if len(records) >= ranks else records  # one without an image would not meet others
         inputs = self._sources("predict", "val")
-        return self._whole(SegmentationDataset(self.records("val"), self.classes, inputs=inputs, gt_mask=True))
+        return self._whole(SegmentationDataset(mine, self.classes, inputs=inputs, gt_mask=True))
 
     test_dataloader = val_dataloader
 

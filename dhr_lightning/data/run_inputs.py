@@ -107,6 +107,10 @@ class RunInputs:
             )
         return self.context
 
+    def _truth_port(self) -> str | None:
+        """Port at which the ground truth stands in for masks, or None."""
+        return next((port for port, address in self.inputs.items() if address == TRUTH), None)
+
     def own_share(self, records: Sequence[Record]) -> Sequence[Record]:
         """Those of some images that this job predicts; all of them unless several jobs share them."""
         return records if self.shard is None else self.shard.of(records)
