@@ -21,7 +21,7 @@ from dhr_lightning.data.dataset import SegmentationDataset
 from dhr_lightning.data.loading import CanvasBatches, EpochSampler, SizedSampler, WorkerDataLoader
 from dhr_lightning.data.normalize import normalize
 from dhr_lightning.data.registry import resolve_dataset
-from dhr_lightning.data.run_inputs import RunContext, RunInputs
+from dhr_lightning.data.run_inputs import LAYERS, RunContext, RunInputs
 from dhr_lightning.data.sample import Batch, collate
 from dhr_lightning.data.stored import GridCrop, StoredDataset
 from dhr_lightning.data.transforms import Augmentation
@@ -215,9 +215,8 @@ class WSSSDataModule(RunInputs, L.LightningDataModule):
         )
 
     def stored_dataloader(self, records: Sequence[Record]) -> DataLoader[Any]:
-        """Stored features of some training images, in order, whole and without their photos."""
-        sources = {port: one for port, one in self._sources("predict").items() if one.kind.role == "features"}
-        dataset = StoredDataset(records, self.classes, sources, GridCrop())
+        """Stored layers of some training images, in order, whole and without their photos."""
+        dataset = StoredDataset(records, self.classes, {LAYERS: self._sources("predict")[LAYERS]}, GridCrop())
         return self._loader(dataset, batch_size=self.predict_batch_size)
 
     def crops_dataloader(self, crop: FiveCrop, records: Sequence[Record]) -> DataLoader[Any]:

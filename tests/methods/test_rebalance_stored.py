@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from dhr_lightning.methods.masks.rebalance_stored.task import RebalanceStoredTas
 from dhr_lightning.methods.masks.stored_layers import chosen_layers, default_layers, stored_inputs
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
+from tests.stand_ins import keep
 from tests.stored_samples import CAMS, MASKS, features_of, predict, put_cams, put_masks, stored_module, task_on
 from tests.task_samples import make_task
 
@@ -139,6 +141,31 @@ def test_features_are_scaled_over_the_training_images_and_split_into_layers(
         assert len(inputs.wss) == len(names)
         for one, name in zip(inputs.wss, names, strict=True):
             torch.testing.assert_close(one[0], parts[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layers", [None, {"uss": ["block1"], "wss": ["keys"]}])
+def test_a_step_read_as_uss_takes_the_place_of_a_layer_as_it_is_on_its_own_grid(
+    tiny_voc: Path, tmp_path: Path, seen: list[Any], layers: dict[str, list[str]] | None
+):
+    """It has another number of cells, and no layer of the same names as the stored ones."""
+    head = "stego/1a2b/features"
+    inputs = {"masks": MASKS, "cam": CAMS, "uss": head}
+    datamodule = stored_module(tiny_voc, tmp_path, "rebalance_stored", inputs=inputs, predict_batch_size=1)
+    put_masks(datamodule)
+    put_cams(datamodule)
+    own = {}
+    for number, record in enumerate(datamodule.records("train")):
+        height, width = features_of(record).shape[1:]
+        own[record.id] = (np.full((5, 2 * height, 2 * width), number, np.float16),)
+    keep(datamodule, head, "train", own)
+    predict(task_on(datamodule, features=layers), datamodule, tmp_path)
+    assert len(seen) == 4
+    for index, (inputs_of, _) in enumerate(seen):
+        (expected,) = own[datamodule.records("train")[index].id]
+        assert torch.equal(inputs_of.uss[0], torch.from_numpy(expected).float())
+        whole = expected_features(datamodule, index, standardize=True)
+        wss = whole[4:] if layers else whole[:4]
+        torch.testing.assert_close(inputs_of.wss[0][0], wss, atol=1e-3, rtol=1e-3)
 
 
 def test_only_layers_that_are_compared_are_read(tiny_voc: Path, tmp_path: Path, seen: list[Any]):
