@@ -1,5 +1,7 @@
 """What the mask step costs on a GPU: the dense CRF, the step without it, and training with refreshed masks."""
 
+import functools
+import itertools
 import logging
 import statistics
 import time
@@ -16,6 +18,8 @@ from torch.nn import functional
 
 from dhr_lightning.losses.pixels import segmentation_loss
 from dhr_lightning.methods.masks.dhr.task import DHRTask
+from dhr_lightning.methods.segmentation import SegmentationTask
+from dhr_lightning.methods.segmenters.wss.task import WSSTask
 from dhr_lightning.ops.crf.dense import dense_crf
 from dhr_lightning.ops.refine import Refiner
 
@@ -35,6 +39,7 @@ class Setup:
         counts: images per batch of the CRF.
         batch: images per batch of the mask step and of the training.
         backbone: encoder.
+        strides: output strides whose training is timed.
         copied: MiB of the copy that measures the memory bandwidth.
     """
 
@@ -43,6 +48,7 @@ class Setup:
     counts: tuple[int, ...] = (1, 8, 16)
     batch: int = 16
     backbone: str = "resnet101"
+    strides: tuple[int, ...] = (8, 16)
     copied: int = 1024
 
     @property
@@ -64,6 +70,7 @@ def measure(setup: Setup, options: Options) -> Iterator[Ratio]:
     yield from _lattice(setup, options)
     yield from _mask_step(setup, options)
     yield from _training(setup, options)
+    yield from _speed(setup, options)
 
 
 def median_seconds(function: Callable[[], object], setup: Setup, options: Options) -> float:
@@ -166,6 +173,46 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
         yield Ratio(name, slow / plain, OVERHEAD, at_most=True, detail=detail + times)
 
 
+def _speed(setup: Setup, options: Options) -> Iterator[Ratio]:
+    """Images per second and memory of plain training and of DHR's, which trains a classifier on the same features."""
+    images = _training_batch(setup)
+    for stride, half in itertools.product(setup.strides, (False, True)):
+        about = f"output stride {stride}, {'bf16' if half else 'float32'}"
+        seconds: dict[type[SegmentationTask], float] = {}
+        for kind in (WSSTask, DHRTask):
+            task = _task(setup, kind, stride)
+            optimizer = torch.optim.SGD(task.parameters(), lr=1e-3, momentum=0.9)
+            step = functools.partial(_step, task, optimizer, images, setup, half=half)
+            seconds[kind], memory = median_seconds(step, setup, options), _peak(setup)
+            name = f"{'DHR' if kind is DHRTask else 'plain'} training, {about}"
+            where = f"{_where(setup)}, {setup.backbone}, batch of {setup.batch}; peak memory {memory}"
+            yield Ratio(name, setup.batch / seconds[kind], unit="img/s", detail=where)
+        ratio = seconds[DHRTask] / seconds[WSSTask]
+        yield Ratio(f"a step of DHR training vs a plain one, {about}", ratio, OVERHEAD, at_most=True)
+
+
+def _step(
+    task: SegmentationTask, optimizer: torch.optim.Optimizer, images: dict[str, Any], setup: Setup, *, half: bool
+) -> None:
+    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=half):
+        output = task.network(images["image"])
+        loss = task.network_loss(output, images["inputs"]["masks"])
+        if output.cam is not None:
+            loss = loss + functional.multilabel_soft_margin_loss(output.cam.mean((2, 3)), images["tags"])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def _peak(setup: Setup) -> str:
+    """Most memory that was in use on a GPU since the last call."""
+    if setup.device.type != "cuda":
+        return "not counted here"
+    used = torch.cuda.max_memory_allocated(setup.device)
+    torch.cuda.reset_peak_memory_stats(setup.device)
+    return f"{used / 2**30:.1f} GiB"
+
+
 def _refresh(task: DHRTask, images: dict[str, Any], setup: Setup) -> Tensor:
     with _bf16(setup):
         return task.pseudo_masks(images).mask
@@ -175,9 +222,9 @@ def _bf16(setup: Setup) -> torch.autocast:
     return torch.autocast(setup.device.type, dtype=torch.bfloat16)
 
 
-def _task(setup: Setup) -> DHRTask:
+def _task(setup: Setup, kind: type[SegmentationTask] = DHRTask, stride: int = 8) -> Any:
     names = ["background", *(f"class {i}" for i in range(TAGS))]
-    return DHRTask(class_names=names, backbone=setup.backbone, output_stride=8).to(setup.device)
+    return kind(class_names=names, backbone=setup.backbone, output_stride=stride).to(setup.device).train()
 
 
 def _training_batch(setup: Setup) -> dict[str, Any]:

@@ -56,10 +56,12 @@ def test_plain_mask_step_equals_the_batched_one(monkeypatch, profile):
 def test_rows_of_a_gpu_are_made_on_any_device(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     module, base = importlib.import_module("ratio_gpu"), importlib.import_module("ratio_base")
-    setup = module.Setup(torch.device("cpu"), side=64, counts=(1, 2), batch=2, backbone="small32", copied=1)
+    setup = module.Setup(
+        torch.device("cpu"), side=64, counts=(1, 2), batch=2, backbone="small32", strides=(8,), copied=1
+    )
     rows = list(module.measure(setup, base.Options(repeats=1)))
     names = [row.name for row in rows]
-    assert len(set(names)) == len(names) == 2 + 2 + 3 * 4
+    assert len(set(names)) == len(names) == 2 + 2 + 3 * 4 + 2 * 3
     assert all(row.value > 0 for row in rows)
     overhead = {
         name: row.value for name, row in zip(names, rows, strict=True) if "every" in name and "CRF at 1" in name
@@ -67,3 +69,12 @@ def test_rows_of_a_gpu_are_made_on_any_device(monkeypatch):
     every1, every2, every5, _ = overhead.values()
     assert every1 - 1 == pytest.approx(2 * (every2 - 1)) == pytest.approx(5 * (every5 - 1))
     assert "100.00 % of the labels as at full size" in rows[4].detail
+
+
+def test_a_refresh_is_timed_in_both_ways_with_equal_masks(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module, base = importlib.import_module("ratio_refresh"), importlib.import_module("ratio_base")
+    setup = module.Setup(torch.device("cpu"), side=32, batch=2, backbone="small32")
+    row = module.measure(setup, base.Options(repeats=1))
+    assert row.value > 0
+    assert "equal masks" in row.detail
