@@ -1,4 +1,4 @@
-"""A mask refresh whose network works on the next batch while the masks before are refined, against one after the other."""
+"""A mask refresh whose network works on the next batch while masks are refined, against one after the other."""
 
 import logging
 from collections.abc import Iterator
