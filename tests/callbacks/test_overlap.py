@@ -57,7 +57,7 @@ def test_never_two_are_finished_at_once_and_at_most_one_is_begun_ahead():
         return number
 
     assert list(finished_behind(source(), finish)) == list(range(5))
-    assert max(most) <= 2 + 1  # one being finished, one that waits for it, and the new one
+    assert max(most) <= 2
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
