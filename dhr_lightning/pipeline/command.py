@@ -65,8 +65,7 @@ def _run(arguments: Sequence[str], *, stage: Stage | None) -> int:
         meet()
     plan = make_plan(request) if options.dry else prepared_plan(request)
     steps = chosen_steps(plan, until=options.until, stage=stage)
-    if options.until is None and (options.shard or options.no_predict):
-        raise ConfigError("--shard and --no-predict are about one step: name it with --until STEP.")
+    _check_parts(options, steps)
     force = _forced(options.force, steps)
     if options.dry:
         show_plan(plan, steps)
@@ -146,6 +145,23 @@ def chosen_steps(plan: RecipePlan, *, until: str | None, stage: Stage | None) ->
         recipe = replace(plan.recipe, outputs=(until,))
         return plan.only([step.name for step in recipe.ordered()])
     return plan.steps if stage is None else plan.only(stage.steps)
+
+
+def _check_parts(options: argparse.Namespace, steps: Sequence[PlannedStep]) -> None:
+    """Refuse `--shard` and `--no-predict` where they make no sense.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if not (options.shard or options.no_predict):
+        return
+    if options.until is None:
+        raise ConfigError("--shard and --no-predict are about one step: name it with --until STEP.")
+    if options.shard and (options.no_predict or options.force is not None):
+        raise ConfigError("--shard predicts a share of the images; it goes neither with --no-predict nor with --force.")
+    identity = steps[-1].identity
+    if options.no_predict and not (identity and identity.spec.fits):
+        raise ConfigError(f"{options.until} has no fit, so that --no-predict would leave nothing to do.")
 
 
 def _forced(given: Sequence[str] | None, steps: Sequence[PlannedStep]) -> list[str]:

@@ -100,6 +100,11 @@ def test_options_that_make_no_sense_are_refused(workspace: Workspace, lines: Lin
     assert workspace.run(options=["--shard", "1/2"]) == 2
     assert workspace.run(options=["--no-predict"]) == 2
     assert lines.text.count("name it with --until STEP") == 2
+    assert workspace.run(options=["--until", "cam", "--shard", "1/2", "--force"]) == 2
+    assert workspace.run(options=["--until", "cam", "--shard", "1/2", "--no-predict"]) == 2
+    assert lines.text.count("it goes neither with --no-predict nor with --force") == 2
+    assert workspace.run(options=["--until", "propagation", "--no-predict"]) == 2
+    assert "propagation has no fit" in lines.text
     assert shard(workspace, "cam", "3/2") == 2
     assert "but got '3/2'" in lines.text
     assert seal(workspace, "camm") == 2
