@@ -4,7 +4,7 @@
     python benchmarks/heads_table.py ... --backbone tu-tf_efficientnet_lite0 --layer stage5 --heads raw whitening stego
 
 Masks, CAMs and supervised layers are the same in every row; only the USS features differ. Heads that train do so for a
-few hundred steps (`benchmarks/heads.yaml`), far fewer than published. The same command continues an interrupted run;
+hundred steps or so (`benchmarks/heads.yaml`), far fewer than published. The same command continues an interrupted run;
 the table is `<workspace>/heads.md`, the figures `<workspace>/heads.json`.
 """
 
