@@ -165,7 +165,8 @@ def inference_info(task: BaseTask, split: str, *, device: torch.device) -> dict[
         refiner = prediction_refiner(task)
         return {"refine": refiner.resolve(device) if refiner else "none", **task.inference_info()}
     protocol = inference.protocol(split, device)
-    return {"refine": protocol.backend or "none", "protocol": protocol.record()}
+    tiled = {"tiled_out_of_memory": sorted(inference.tiled)} if inference.tiled else {}
+    return {"refine": protocol.backend or "none", "protocol": protocol.record(), **tiled}
 
 
 def prediction_refiner(task: BaseTask) -> Refiner | None:

@@ -1,6 +1,7 @@
 """Masks from a segmenter at test time: scales, flip, and an optional dense CRF."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,8 +14,10 @@ from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.models.segmenter import multi_scale_probability
 from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ops.tiles import predict_tiles
 from dhr_lightning.protocol import EvaluationProtocol
 
+log = logging.getLogger("dhr_lightning")
 _BACKENDS = ("auto", *BACKENDS)
 
 
@@ -53,6 +56,7 @@ class Inference:
                 if unknown
                 else f"Expected test_crf.backend to be one of {', '.join(_BACKENDS)}, but got {backend!r}."
             )
+        self.tiled: list[str] = []  # images that came in tiles because memory ran out
         self.refiner: Refiner | None = None
         if test_crf is not None:
             self.refiner = Refiner(backend, CRFSettings(**options), workers=workers)
@@ -81,10 +85,32 @@ class Inference:
         Returns:
             `(B, H, W)` int64 class values; padding holds any value.
         """
-        probability = multi_scale_probability(
-            network, batch["image"], scales=self.settings.scales, flip=self.settings.flip
-        )
+        views = {"scales": self.settings.scales, "flip": self.settings.flip}
+
+        def whole(image: Tensor) -> Tensor:
+            return multi_scale_probability(network, image, **views)
+
+        probability = within_memory(whole, batch["image"])
+        if probability is None:  # one by one: a result does not depend on the others of its batch
+            found = [self._alone(whole, *one) for one in zip(torch.split(batch["image"], 1), batch["id"], strict=True)]
+            probability = torch.cat(found)
         return self.masks(probability, batch, allowed=allowed)
+
+    def _alone(self, whole: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
+        """Probabilities of one image `(1, 3, H, W)`; where they do not fit either, those of its tiles, once."""
+        probability = within_memory(whole, image)
+        if probability is not None:
+            return probability
+        height, width = image.shape[-2:]
+        side = half_tile(height, width)
+        log.warning("%s: out of memory at %d x %d pixels, predicted in tiles of %d", name, height, width, side)
+        self.tiled.append(name)
+
+        def tile(rows: slice, columns: slice) -> Tensor:
+            return whole(image[..., rows, columns])[0]
+
+        bands = predict_tiles((height, width), tile, side=side, overlap=side // 4)
+        return torch.cat([band.clone() for _, band in bands], dim=1)[None].to(image.device)
 
     def masks(self, probability: Tensor, batch: Batch, *, allowed: Tensor | None = None) -> Tensor:
         """Masks from class probabilities that are already there.
@@ -108,6 +134,22 @@ class Inference:
             return probability
         present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
         return self.refiner(batch["pixels"], probability, present, valid=batch["valid"])
+
+
+def within_memory(compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor | None:
+    """What `compute` gives for images, or None if the memory of the accelerator ran out; nothing else is caught."""
+    try:
+        return compute(image)
+    except torch.cuda.OutOfMemoryError:
+        pass  # the error holds on to the tensors of the attempt until here
+    if image.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def half_tile(height: int, width: int) -> int:
+    """Side of tiles in pixels, a multiple of 32, with half the sides of an image, 64 at least."""
+    return max(64, max(height, width) // 64 * 32)
 
 
 def check_finite_outputs(outputs: Tensor, batch: Batch) -> None:

@@ -1,5 +1,6 @@
 """A model that predicts any image: `load` makes one, `Model.predict` uses it."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 import dhr_lightning
 from dhr_lightning.artifacts.manifest import digest_config, digest_file
 from dhr_lightning.artifacts.runs import LAST
 from dhr_lightning.data.catalog import ClassSet
-from dhr_lightning.data.files import read_image
-from dhr_lightning.errors import CheckpointError, ConfigError, DataError, run_command
-from dhr_lightning.methods.inference import Inference
+from dhr_lightning.errors import CheckpointError, ConfigError, run_command
+from dhr_lightning.methods.inference import Inference, half_tile
 from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.methods.segmenters.light.task import LightTask
 from dhr_lightning.models.checkpoints import read_checkpoint
@@ -31,13 +30,14 @@ from dhr_lightning.predicting.engines import (
     to_batch,
 )
 from dhr_lightning.predicting.onnx import OnnxEngine
+from dhr_lightning.predicting.pictures import Picture, to_pixels
 from dhr_lightning.predicting.portable import read_portable
 from dhr_lightning.predicting.prediction import Prediction
 from dhr_lightning.predicting.sources import Source, find_source
 from dhr_lightning.predicting.suffixes import ONNX, PORTABLE
 from dhr_lightning.steps import method_of_task
 
-Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+log = logging.getLogger("dhr_lightning")
 WHOLE_PIXELS = 4_000_000  # larger images come in tiles
 TILE, OVERLAP = 1024, 256
 
@@ -127,8 +127,8 @@ class Model:
         if isinstance(image, Sequence) and not isinstance(image, str):
             return [self.predict(one, tags=tags) for one in image]
         pixels, name = to_pixels(image)
-        mask, confidence = self._predict(pixels, name, self._allowed(tags))
-        return Prediction(mask, confidence, pixels, self.class_set, name)
+        (mask, confidence), tile = self._predict(pixels, name, self._allowed(tags))
+        return Prediction(mask, confidence, pixels, self.class_set, name, tile)
 
     def _allowed(self, tags: Sequence[str] | None) -> Tensor | None:
         if tags is None:
@@ -142,21 +142,40 @@ class Model:
         allowed[0, [self.classes.index(tag) for tag in tags]] = True
         return allowed
 
-    def _predict(self, pixels: Pixels, name: str, allowed: Tensor | None) -> tuple[Pixels, np.ndarray[Any, Any]]:
-        height, width = pixels.shape[:2]
-        mask, confidence = np.empty((height, width), np.uint8), np.empty((height, width), np.float32)
-        for rows, scores in self._bands(pixels, name, allowed):
+    def _predict(
+        self, pixels: Pixels, name: str, allowed: Tensor | None
+    ) -> tuple[tuple[Pixels, np.ndarray[Any, Any]], int | None]:
+        """Mask and confidence; where memory runs out, from tiles of half the sides, once, and the side of these."""
+        size = (pixels.shape[0], pixels.shape[1])
+        side = self._side(size)
+        try:
+            return self._from_bands(self._bands(pixels, name, allowed, side), size), None
+        except torch.cuda.OutOfMemoryError:
+            smaller = half_tile(side, side) if 0 < side < max(size) else half_tile(*size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("%s: out of memory at %d x %d pixels, predicted in tiles of %d", name, *size, smaller)
+        return self._from_bands(self._bands(pixels, name, allowed, smaller), size), smaller
+
+    def _from_bands(
+        self, bands: Iterator[tuple[slice, Tensor]], size: tuple[int, int]
+    ) -> tuple[Pixels, np.ndarray[Any, Any]]:
+        mask, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
+        for rows, scores in bands:
             best = scores.max(0)
             mask[rows] = best.indices.to(torch.uint8).numpy()
             confidence[rows] = best.values.clamp(0, 1).numpy()
         return mask, confidence
 
-    def _bands(self, pixels: Pixels, name: str, allowed: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    def _side(self, size: tuple[int, int]) -> int:
+        """Side of the tiles in pixels; 0 for the whole image."""
+        if self.settings.tile is not None:
+            return self.settings.tile
+        return TILE if size[0] * size[1] > WHOLE_PIXELS else 0
+
+    def _bands(self, pixels: Pixels, name: str, allowed: Tensor | None, side: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the image and their scores `(C, rows, W)`."""
         size = (pixels.shape[0], pixels.shape[1])
-        side = self.settings.tile
-        if side is None:
-            side = TILE if size[0] * size[1] > WHOLE_PIXELS else 0
         if side == 0 or max(size) <= side:
             yield slice(0, size[0]), self._scores(pixels, name, allowed, self.engine.inference)
             return
@@ -184,30 +203,6 @@ def _inference(given: Inference, settings: Settings) -> Inference:
     changed = Inference(scales, flip=flip, test_crf=crf if keep else None, ignore_index=given.settings.ignore_index)
     changed.settings = replace(changed.settings, gate=given.settings.gate)
     return changed
-
-
-def to_pixels(image: Picture) -> tuple[Pixels, str]:
-    """Pixels `(H, W, 3)` uint8 RGB of anything that shows an image, and its name.
-
-    Raises:
-        DataError: if it is no image.
-    """
-    if isinstance(image, str | Path):
-        return np.asarray(read_image(Path(image))), Path(image).stem
-    if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise DataError(f"The image has {image.mode} pixels of more than 8 bits. Scale its range to 0-255.")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(upright), Path(getattr(image, "filename", "") or "image").stem
-    array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, 2)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise DataError(
-            f"Expected an image (H, W, 3) or (H, W) uint8, or a tensor (3, H, W) uint8, but got {array.shape} "
-            f"{array.dtype}. Values are 0 to 255."
-        )
-    return array, "image"
 
 
 def load(source: str | Path, *, device: str = "auto", settings: Settings | None = None, **request: Any) -> Model:

@@ -27,6 +27,7 @@ class Prediction:
         image: `(H, W, 3)` uint8 RGB, upright.
         class_set: class list with its colours.
         name: of the image, without suffix.
+        tile: side in pixels of the tiles that it was made of because memory ran out; None otherwise.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -34,6 +35,7 @@ class Prediction:
     image: npt.NDArray[np.uint8]
     class_set: ClassSet
     name: str = "image"
+    tile: int | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dhr_lightning.predicting.prediction import OUTPUTS, Prediction
 from dhr_lightning.progress import track
 
 RECORD, TABLE, FAILED = "segment.json", "predictions.csv", "failed.csv"
+TILED = "tiled.tsv"  # photos that came in tiles because memory ran out, and the side of these
 COLUMNS = ("image", "class", "pixels", "share", "confidence")
 log = logging.getLogger("dhr_lightning")
 
@@ -143,6 +144,7 @@ def _open_output(model: Model, job: Job, *, force: bool) -> None:
         for kind, end in OUTPUTS.items():
             for path in (job.output / kind).rglob(f"*{end}"):
                 path.unlink()
+        (job.output / TILED).unlink(missing_ok=True)
     elif others := sorted(path.name for path in job.output.iterdir() if path.name != ".lock"):
         raise ConfigError(f"{job.output} holds other things, such as {others[0]}. Choose an empty --output.")
     content = {"schema": 1, "identity": identity, "model": model.title, "classes": list(model.classes)}
@@ -152,8 +154,11 @@ def _open_output(model: Model, job: Job, *, force: bool) -> None:
 
 def _predicted(model: Model, job: Job, one: str) -> Prediction:
     prediction: Prediction = model.predict(job.images[one], tags=job.tags.get(one))
-    named = Prediction(prediction.mask, prediction.confidence, prediction.image, prediction.class_set, one)
+    named = replace(prediction, name=one)
     named.save(job.output, overlay=job.overlays)
+    if named.tile is not None:  # now, and not at the end: an interrupted run does not predict it again
+        with (job.output / TILED).open("a", encoding="utf-8") as file:
+            file.write(f"{one}\t{named.tile}\n")
     return named
 
 

@@ -18,6 +18,7 @@ from dhr_lightning.losses.stego import (
     stego_loss,
     stego_settings,
 )
+from dhr_lightning.models.stego import StegoHead
 
 BATCH, CHANNELS, DIMENSION, POINTS = 2, 6, 4, 5
 
@@ -283,3 +284,44 @@ def test_presets_are_the_published_rows(preset: str, weights: tuple[float, ...],
     assert stego_settings(preset).weights == weights[::-1]
     assert stego_settings(preset).shifts == shifts[::-1]
     assert stego_settings(preset).points == 11
+
+
+def halves(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Features `(B, 16, 8, 8)` that hardly differ between two classes, which share each image, and the classes."""
+    classes = torch.zeros(count, 8, 8, dtype=torch.long)
+    for image, cut in enumerate(torch.randint(2, 7, (count,), generator=generator).tolist()):
+        classes[image, :, cut:] = 1
+        classes[image] = classes[image] if image % 2 else 1 - classes[image].T
+    shared, own = torch.eye(16)[0], torch.eye(16)[1:3]
+    features = 3 * shared + own[classes]  # (B, 8, 8, 16)
+    return (features + 0.25 * torch.randn(features.shape, generator=generator)).permute(0, 3, 1, 2), classes
+
+
+def separation(maps: Tensor, classes: Tensor) -> float:
+    """Mean cosine of cells of one class less that of cells of different ones, over all images."""
+    cells, labels = F.normalize(maps.movedim(1, -1).flatten(0, 2), dim=1), classes.flatten()
+    cosines, same = cells @ cells.T, labels[:, None] == labels[None]
+    return float(cosines[same].mean() - cosines[~same].mean())
+
+
+def test_the_head_separates_what_the_cosine_of_the_features_does_not():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    features, classes = halves(8, generator)
+    head = StegoHead(16, 4)
+    settings = StegoSettings(weights=(1.0, 1.0, 1.0), shifts=(0.9, 0.9, 0.9), points=8)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    before, untrained = separation(features, classes), separation(head.eval()(features).detach(), classes)
+    for _ in range(150):
+        anchors = Maps(features, head.train()(features))
+        others = torch.randperm(len(features))
+        neighbours = Maps(features[others], anchors.codes[others])
+        loss = stego_loss(anchors, neighbours, draw_pairs(len(features), settings), settings).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    unseen, their_classes = halves(8, generator)
+    found = separation(head.eval()(unseen).detach(), their_classes)
+    assert before < 0.15
+    assert untrained < 0.3
+    assert found > 0.8

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +255,33 @@ def test_tiles_of_a_large_photo_agree_with_the_whole_inside(workspace: Workspace
     assert (tiled.mask == whole.mask).mean() > 0.8
     with pytest.raises(ConfigError, match="tiles of 64 pixels or more"):
         dl.Settings(tile=8)
+
+
+def test_a_photo_that_memory_has_no_room_for_comes_in_smaller_tiles_once_and_is_recorded(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    array = np.tile(np.asarray(Image.open(photos(workspace.data)[0]).convert("RGB")), (2, 2, 1))
+    Image.fromarray(array).save("large.png")
+    model = dl.load(workspace.run_folder("dhr"))
+    real, sizes, room = model.engine.probability, [], 200 * 200
+
+    def limited(batch: Any) -> Any:
+        sizes.append(tuple(batch["pixels"].shape[-2:]))
+        if sizes[-1][0] * sizes[-1][1] > room:
+            raise torch.cuda.OutOfMemoryError
+        return real(batch)
+
+    monkeypatch.setattr(model.engine, "probability", limited)
+    assert segment_photos(model, Job({"large": Path("large.png")}, Path("out"), {})) == 0
+    assert sizes[0] == (256, 256)
+    assert set(sizes[1:]) == {(128, 128)}
+    assert Path("out/tiled.tsv").read_text() == "large\t128\n"
+    tiled = dl.load(workspace.run_folder("dhr"), settings=dl.Settings(tile=128)).predict("large.png")
+    assert np.array_equal(read_mask(Path("out/masks/large.png")), tiled.mask)
+    assert tiled.tile is None  # it was asked for
+    room = 100
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        model.predict("large.png")
 
 
 def test_what_is_no_finished_segmenter_is_refused(workspace: Workspace, lines: Lines):
