@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeGuard
 
 from dhr_lightning.artifacts import layout
+from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.runs import finished_checkpoint, read_state
 from dhr_lightning.errors import ArtifactError, ConfigError
 from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
@@ -58,17 +58,15 @@ def seal(plan: RecipePlan, step: PlannedStep) -> None:
         log.info("%s: up to date", step.name)
         return
     _weights(plan, identity)
-    for output, status in statuses.items():
+    for (address, split), status in statuses.items():
         if not status.fresh:
-            _refuse_missing(plan, step, *output)
+            _refuse_others(step, address, split, identity.describe(address, split))
+            _refuse_missing(plan, step, address, split)
     run_step(identity)
 
 
 def _predicting(step: PlannedStep) -> StepIdentity:
-    def predicts(identity: StepIdentity | None) -> TypeGuard[StepIdentity]:
-        return identity is not None and bool(identity.outputs_of_prediction())
-
-    if not predicts(step.identity):
+    if step.identity is None or not step.identity.outputs_of_prediction():
         raise ConfigError(f"{step.name} predicts nothing that jobs could share. Name another step with --until.")
     return step.identity
 
@@ -95,6 +93,17 @@ def _weights(plan: RecipePlan, identity: StepIdentity) -> Path | None:
             f"`{plan.request.command('run', '--until', identity.step, '--no-predict')}`."
         )
     return checkpoint
+
+
+def _refuse_others(step: PlannedStep, address: str, split: str, expected: Manifest) -> None:
+    """Raise if the files there are not what jobs with today's settings wrote: to seal them would make them again."""
+    folder = step.view.store.folder(address, split)
+    begun = folder / layout.PARTIAL
+    changes = Manifest.load(begun).changes_to(expected) if begun.exists() else ["no job has begun it"]
+    if changes:
+        raise ArtifactError(
+            f"{folder} does not hold what jobs with these settings write: {'; '.join(changes)}. Run all shards again."
+        )
 
 
 def _refuse_missing(plan: RecipePlan, step: PlannedStep, address: str, split: str) -> None:

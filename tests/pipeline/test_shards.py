@@ -96,6 +96,25 @@ def test_what_jobs_need_is_made_by_one_of_them_first(empty_workspace: Workspace,
     assert empty_workspace.status("cam/train").fresh
 
 
+def test_files_of_other_settings_are_neither_sealed_nor_made_again(workspace: Workspace, ran: list[str], lines: Lines):
+    """Of a step whose address stays, such as one that reads a photo that was replaced."""
+    assert seal(workspace, "propagation") == 0  # up to date
+    (workspace.artifact("propagation/train") / "manifest.json").unlink()
+    assert seal(workspace, "propagation") == 2
+    assert "does not hold what jobs with these settings write: no job has begun it. Run all shards again" in lines.text
+    shutil.rmtree(workspace.artifact("propagation/train"))
+    for text in ("1/2", "2/2"):
+        assert shard(workspace, "propagation", text) == 0
+    partial = workspace.artifact("propagation/train") / ".partial.json"
+    partial.write_text(partial.read_text().replace(workspace.manifest("cam/train").digest[:12], "0" * 12))
+    before = workspace.hashes("propagation/train")
+    lines.clear()
+    assert seal(workspace, "propagation") == 2
+    assert "does not hold what jobs with these settings write" in lines.text
+    assert workspace.hashes("propagation/train") == before
+    assert ran == ["predict propagation"] * 2
+
+
 def test_options_that_make_no_sense_are_refused(workspace: Workspace, lines: Lines, no_lightning: None):
     assert workspace.run(options=["--shard", "1/2"]) == 2
     assert workspace.run(options=["--no-predict"]) == 2
