@@ -9,11 +9,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from dhr_lightning.errors import DHRError, machine_error, set_run_command
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # Python 3.10 has no types for it
 
 Item = TypeVar("Item")
 log = logging.getLogger("dhr_lightning")
@@ -131,11 +136,24 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+class MessageHandler(_StreamHandler):
+    """Writes messages; when the reader of a pipe has gone (`status | head`), the work goes on without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the broken pipe; all other errors are shown as ever."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())  # the interpreter writes what is left at its end
+        os.close(nowhere)
+
+
 def configure_logging() -> None:
     """Our messages go to standard output as plain lines, errors to standard error."""
     if log.handlers:
         return
-    lines, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    lines, errors = MessageHandler(sys.stdout), MessageHandler(sys.stderr)
     lines.addFilter(lambda record: record.levelno < logging.ERROR)
     errors.setLevel(logging.ERROR)
     for handler in (lines, errors):

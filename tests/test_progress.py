@@ -1,7 +1,10 @@
 import io
 import logging
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +112,18 @@ def test_messages_go_to_standard_output_and_errors_to_standard_error(
     fresh_log.warning("careful")
     fresh_log.error("broken")
     assert capsys.readouterr() == ("done\ncareful\n", "broken\n")
+
+
+def test_a_reader_that_leaves_ends_no_work_and_says_nothing(tmp_path: Path):
+    """As `status | head -1`: the pipe is closed long before the last line."""
+    script = (
+        "import logging, pathlib\n"
+        "from dhr_lightning.progress import configure_logging\n"
+        "configure_logging()\n"
+        "for number in range(20000):\n    logging.getLogger('dhr_lightning').info('line %d', number)\n"
+        f"pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} | head -1"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("line 0\n", "")
+    assert (tmp_path / "done").exists()

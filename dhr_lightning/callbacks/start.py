@@ -39,7 +39,7 @@ class StepStart(L.Callback):
         elif stage == "predict":
             if self.identity is not None and not self.in_recipe:
                 refuse_replacing(self.identity, data)
-            images = sum(len(data.records(split)) for split in data.predict_splits)
+            images = sum(len(data.own_share(data.records(split))) for split in data.predict_splits)
             what = f"predicts {images} images of {', '.join(data.predict_splits)}"
         else:
             return

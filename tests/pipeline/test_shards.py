@@ -45,6 +45,7 @@ def test_jobs_in_any_order_make_what_one_makes_and_only_seal_declares_it(
     assert "after the last one: python -m dhr_lightning seal dhr" in lines.text
     assert shard(workspace, "cam", "1/3") == 0
     assert ran == ["predict cam"] * 2
+    assert lines.text.count("cam: predicts 4 images of train") == 2
     lines.clear()
     assert seal(workspace, "cam") == 2
     assert "4 of 12 files of shard 2/3 are missing" in lines.text
