@@ -1,4 +1,4 @@
-"""Every shipped recipe is built: its networks, one training step in bfloat16 where that pays, one mask refresh, one prediction."""
+"""Every shipped recipe is built: its networks, one training step (in bfloat16 where that pays), refresh, prediction."""
 
 from typing import Any
 
