@@ -1,6 +1,5 @@
 """Where bfloat16 is not used although it was asked for."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,9 @@ from dhr_lightning.cli import run_lightning
 from dhr_lightning.data.microworld.generate import ensure
 from dhr_lightning.models.taps import TapEncoder
 from dhr_lightning.ops import bfloat16
+from tests.pipeline_workspace import Lines
+
+pytest_plugins = ["tests.pipeline_fixtures"]
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def test_the_product_is_really_timed():
     ],
 )
 def test_a_fit_computes_in_float32_where_bfloat16_is_emulated_and_says_so(
-    emulated: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    emulates: bool, asked: str, accelerator: str, used: str,
+    emulated: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: Lines, emulates: bool,
+    asked: str, accelerator: str, used: str,
 ):  # fmt: skip
     if accelerator == "auto" and torch.cuda.is_available():
         pytest.skip("auto is the GPU here")
@@ -62,11 +64,9 @@ def test_a_fit_computes_in_float32_where_bfloat16_is_emulated_and_says_so(
     monkeypatch.setattr(L.Trainer, "fit", lambda trainer, *given, **options: seen.append(trainer.precision))
     words = ["--trainer.precision", asked, "--trainer.accelerator", accelerator]
     place = ["--data.root", str(tmp_path / "data"), "--data.workspace", str(tmp_path), "--data.options", "{train: 4}"]
-    monkeypatch.setattr(logging.getLogger("dhr_lightning"), "propagate", True)
-    with caplog.at_level(logging.INFO, "dhr_lightning"):
-        run_lightning(["fit", "--config", "methods/cam.yaml", "--config", "debug.yaml", *place, *words])
+    run_lightning(["fit", "--config", "methods/cam.yaml", "--config", "debug.yaml", *place, *words])
     assert seen == [used]
-    assert caplog.text.count(f"only emulates bfloat16 (trainer.precision {asked})") == (used != asked)
+    assert lines.text.count(f"only emulates bfloat16 (trainer.precision {asked})") == (used != asked)
 
 
 def test_a_frozen_backbone_computes_in_float32_with_the_same_weights(emulated: Any):
