@@ -37,7 +37,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(
     planned: list[str] = []
     monkeypatch.setattr("dhr_lightning.pipeline.runner.check_inputs", lambda *arguments, **options: None)
 
-    def note(identity, *, force: bool = False, refit: bool = False) -> None:
+    def note(identity, *, force: bool = False, refit: bool = False, predicts: bool = True) -> None:
         state = identity.run_folder / "state.json"
         if identity.spec.fits and (force or refit or not state.is_file()):
             planned.append(f"fit {identity.step}")
