@@ -176,6 +176,13 @@ def test_scores_do_not_depend_on_the_batch_and_padding_counts_for_nothing(monkey
         task.validation_step(one, 0)
     for alone, both in zip(matrices(), together, strict=True):
         assert (alone - both).abs().sum() <= 4  # a pixel on the edge between two clusters
+    one = {k: v[:1] for k, v in batch.items() if k != "inputs"}
+    one = {**one, "image": one["image"][..., :48, :64], "gt_mask": one["gt_mask"][..., :48, :64]}
+    task.validation_step(one, 0)
+    upright = matrices()
+    task.validation_step({**one, "image": one["image"].flip(-1), "gt_mask": one["gt_mask"].flip(-1)}, 0)
+    for mirrored, plain in zip(matrices(), upright, strict=True):
+        assert (mirrored - plain).abs().sum() <= 4  # both views count in each
     del batch["gt_mask"]
     task.validation_step(batch, 0)
     assert [int(one.sum()) for one in matrices()] == [0, 0]
