@@ -1,5 +1,6 @@
 """Arrays of jobs that share a prediction: what each writes, what `seal` declares, and what is refused."""
 
+import json
 import re
 import shutil
 
@@ -114,6 +115,15 @@ def test_files_of_other_settings_are_neither_sealed_nor_made_again(workspace: Wo
     assert "does not hold what jobs with these settings write" in lines.text
     assert workspace.hashes("propagation/train") == before
     assert ran == ["predict propagation"] * 2
+
+
+def test_weights_of_a_fit_on_other_inputs_are_not_used(workspace: Workspace, ran: list[str], lines: Lines):
+    shutil.rmtree(workspace.artifact("cam/train"))
+    state = workspace.run_folder("cam") / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "digest": "of other inputs"}))
+    assert shard(workspace, "cam", "1/2") == 2
+    assert "fit of cam has not finished" in lines.text
+    assert ran == []
 
 
 def test_options_that_make_no_sense_are_refused(workspace: Workspace, lines: Lines, no_lightning: None):
