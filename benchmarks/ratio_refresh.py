@@ -1,6 +1,5 @@
 """A mask refresh whose network works on the next batch while masks are refined, against one after the other."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ from dhr_lightning.callbacks.overlap import finished_behind
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 
 BATCHES = 4
-log = logging.getLogger("dhr_lightning")
 
 
 def rows(options: Options) -> Iterator[Ratio]:
