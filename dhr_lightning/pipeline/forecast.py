@@ -110,7 +110,7 @@ def _cost(step: PlannedStep, whole: PlannedStep, run_step: RunStep) -> Cost:
         return Cost(0, 0)
     with timed() as laps:
         run_step(step.identity)
-    more = {split: len(whole.view.records(split)) / len(step.view.records(split)) for split in whole.view.splits}
+    more = {split: _times_more(whole, step, split) for split in whole.view.splits}
     made = {
         place: Cost(more[place[1]] * seconds, more[place[1]] * size)
         for place in step.outputs()
@@ -128,6 +128,12 @@ def _cost(step: PlannedStep, whole: PlannedStep, run_step: RunStep) -> Cost:
     return Cost(seconds, size)
 
 
+def _times_more(whole: PlannedStep, few: PlannedStep, split: str) -> float:
+    """How many times the images of a split are those of its few; 0 for a split without images."""
+    images = len(whole.view.records(split))
+    return images / len(few.view.records(split)) if images else 0.0
+
+
 def _measured(step: PlannedStep, address: str, split: str) -> Cost:
     """What an output took; of a prediction that writes several, each says the seconds of all."""
     manifest = step.view.store.manifest(address, split)
@@ -141,6 +147,8 @@ def _iterations(config: Mapping[str, Any], images: int) -> int:
     """Iterations of a fit, which epochs or steps may end; -1 of either is no end."""
     trainer = config.get("trainer") or {}
     each = math.ceil(images / int((config.get("data") or {}).get("batch_size") or 16))
+    limit = trainer.get("limit_train_batches")
+    each = each if limit is None else min(each, limit if isinstance(limit, int) else int(limit * each))
     epochs, steps = int(trainer.get("max_epochs") or -1), int(trainer.get("max_steps") or -1)
     ends = [end for end in (each * epochs, steps) if end > 0]
     return min(ends, default=0)

@@ -15,6 +15,7 @@ from dhr_lightning.pipeline import forecast as module
 from dhr_lightning.pipeline.command import split_request
 from dhr_lightning.pipeline.plan import PlannedStep, make_plan
 from dhr_lightning.provenance.identity import StepIdentity
+from tests.data.datasets.folder_samples import write_folder
 from tests.pipeline_workspace import RECIPE, Lines, Workspace
 
 pytest_plugins = ["tests.pipeline_fixtures"]
@@ -100,6 +101,19 @@ def test_a_run_tells_time_and_disk_and_leaves_the_same_files(
     assert before
 
 
+def test_photos_of_which_none_are_held_out_are_timed_like_others(
+    tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    photos = {f"{index}.png": [["cat", "dog"][index % 2]] for index in range(8)}
+    table = "".join(f"{name},{tag}\n" for name, (tag,) in photos.items())
+    write_folder(Path("photos"), f"image,tag\n{table}", photos)
+    Path("own.yaml").write_text("data: {dataset: folder, root: photos, options: {holdout: 0}}\n")
+    words = ["base", "--overlay", "debug.yaml", "--data", "own.yaml", "--until", "propagation"]
+    assert main(["run", *words, "--forecast"]) == 0, lines.text
+    assert any(line.startswith("about ") for line in lines.messages)
+
+
 def test_what_the_few_images_refuse_is_said_and_the_run_goes_on(
     empty_workspace: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ):
@@ -120,8 +134,11 @@ def test_what_the_few_images_refuse_is_said_and_the_run_goes_on(
         ({"max_epochs": -1, "max_steps": 600}, 600),
         ({"max_epochs": 3, "max_steps": 10}, 10),
         ({"max_epochs": 3, "max_steps": 100}, 21),
+        ({"max_epochs": 3, "limit_train_batches": 2}, 6),
+        ({"max_epochs": 3, "limit_train_batches": 50}, 21),
+        ({"max_epochs": 3, "limit_train_batches": 0.5}, 9),
         ({}, 0),
     ],
 )
-def test_a_fit_ends_by_epochs_or_steps_whichever_comes_first(trainer: dict[str, int], expected: int):
+def test_a_fit_ends_by_epochs_or_steps_whichever_comes_first(trainer: dict[str, float], expected: int):
     assert module._iterations({"trainer": trainer, "data": {"batch_size": 4}}, 27) == expected
