@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.artifacts.kinds import round_address
@@ -23,6 +24,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.evaluation.compare import compare_masks
 from dhr_lightning.methods.base import cut_masks
+from dhr_lightning.methods.memory import in_pieces
 from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.progress import duration
@@ -123,16 +125,24 @@ class PseudoMaskRefresh(L.Callback):
         training, mode = task.training, trainer.precision_plugin.forward_context
         task.eval()
 
+        def maps(batch: Batch) -> RebalanceInputs:
+            with torch.no_grad(), mode():
+                return task.mask_inputs(batch)
+
         def begun() -> Iterator[tuple[Batch, RebalanceInputs]]:
             for batch in task.whole_batches(records, what, when="refresh"):
-                with torch.no_grad(), mode():
-                    inputs = task.mask_inputs(batch)
-                yield batch, inputs
+                yield from in_pieces(maps, batch)
 
         def finish(one: tuple[Batch, RebalanceInputs]) -> list[tuple[str, NDArray[np.uint8]]]:
+            def masks(batch: Batch) -> list[tuple[Tensor]]:  # an image of those that do not fit is begun again
+                result = task.rebalanced(one[1]) if batch is one[0] else task.pseudo_masks(batch)
+                return cut_masks(result.mask, batch)
+
+            found: list[tuple[str, NDArray[np.uint8]]] = []
             with torch.no_grad(), mode():
-                (masks,) = zip(*cut_masks(task.rebalanced(one[1]).mask, one[0]), strict=True)
-            return [(image_id, mask.numpy()) for image_id, mask in zip(one[0]["id"], masks, strict=True)]
+                for images, cut in in_pieces(masks, one[0]):
+                    found += [(name, mask.numpy()) for name, (mask,) in zip(images["id"], cut, strict=True)]
+            return found
 
         for masks in finished_behind(begun(), finish):
             for image_id, mask in masks:

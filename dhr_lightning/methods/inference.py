@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, DataError
+from dhr_lightning.methods.memory import in_pieces, within_memory
 from dhr_lightning.models.segmenter import multi_scale_probability
 from dhr_lightning.ops.crf.dense import BACKENDS, CRFSettings
 from dhr_lightning.ops.refine import Refiner
@@ -85,22 +86,23 @@ class Inference:
         Returns:
             `(B, H, W)` int64 class values; padding holds any value.
         """
-        views = {"scales": self.settings.scales, "flip": self.settings.flip}
+        pieces = in_pieces(lambda one: self._probability(network, one), batch)
+        return self.masks(torch.cat([found for _, found in pieces]), batch, allowed=allowed)
+
+    def _probability(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Class probabilities; those of one image that does not fit into memory come in tiles, once."""
 
         def whole(image: Tensor) -> Tensor:
-            return multi_scale_probability(network, image, **views)
+            return multi_scale_probability(network, image, scales=self.settings.scales, flip=self.settings.flip)
 
-        probability = within_memory(whole, batch["image"])
-        if probability is None:  # one by one: a result does not depend on the others of its batch
-            found = [self._alone(whole, *one) for one in zip(torch.split(batch["image"], 1), batch["id"], strict=True)]
-            probability = torch.cat(found)
-        return self.masks(probability, batch, allowed=allowed)
-
-    def _alone(self, whole: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
-        """Probabilities of one image `(1, 3, H, W)`; where they do not fit either, those of its tiles, once."""
+        image = batch["image"]
+        if len(image) > 1:
+            return whole(image)
         probability = within_memory(whole, image)
-        if probability is not None:
-            return probability
+        return self._of_tiles(whole, image, batch["id"][0]) if probability is None else probability
+
+    def _of_tiles(self, whole: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
+        """Probabilities of one image `(1, 3, H, W)` from tiles of half its sides."""
         height, width = image.shape[-2:]
         side = half_tile(height, width)
         log.warning("%s: out of memory at %d x %d pixels, predicted in tiles of %d", name, height, width, side)
@@ -134,17 +136,6 @@ class Inference:
             return probability
         present = strong_classes(probability, batch["valid"], prune=self.settings.prune)
         return self.refiner(batch["pixels"], probability, present, valid=batch["valid"])
-
-
-def within_memory(compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor | None:
-    """What `compute` gives for images, or None if the memory of the accelerator ran out; nothing else is caught."""
-    try:
-        return compute(image)
-    except torch.cuda.OutOfMemoryError:
-        pass  # the error holds on to the tensors of the attempt until here
-    if image.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return None
 
 
 def half_tile(height: int, width: int) -> int:

@@ -12,6 +12,7 @@ from dhr_lightning.artifacts.files import read_mask
 from dhr_lightning.callbacks.refresh import PseudoMaskRefresh, weights_digest
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from tests.pipeline_workspace import ROUNDS, Lines, Workspace
 from tests.stand_ins import compared
@@ -149,6 +150,38 @@ def test_a_round_is_made_in_evaluation_mode_and_training_goes_on_after_it(monkey
             assert np.array_equal(found, mask[:height, :width])
         assert {module.training for module in task.network.modules()} == {training}
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
+
+
+@pytest.mark.parametrize("half", ["mask_inputs", "rebalanced", "both"])
+def test_images_that_do_not_fit_together_are_refreshed_one_by_one(half: str, monkeypatch: pytest.MonkeyPatch):
+    task = make_task("DHRTask", refine="none").eval()
+    batches = [make_batch([[1, 2], [3]], [(64, 48), (48, 64)]), make_batch([[1, 4]], [(48, 48)])]
+    batches[0]["id"], batches[1]["id"] = ["a", "b"], ["c"]
+    expected = [mask.numpy() for batch in batches for (mask,) in cut_masks(task.pseudo_masks(batch).mask, batch)]
+    seen: dict[str, list[int]] = {"mask_inputs": [], "rebalanced": []}
+
+    def small(name: str, work: Any) -> Any:
+        def limited(given: Any) -> Any:
+            count = len(given["id"] if name == "mask_inputs" else given.image)
+            seen[name].append(count)
+            if count > 1 and half in (name, "both"):
+                raise torch.cuda.OutOfMemoryError
+            return work(given)
+
+        return limited
+
+    for name in seen:
+        monkeypatch.setattr(task, name, small(name, getattr(task, name)))
+    monkeypatch.setattr(task, "whole_batches", lambda records, what, *, when: batches)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    written: list[tuple[str, np.ndarray]] = []
+    writer = SimpleNamespace(write=lambda image_id, mask: written.append((image_id, mask)))
+    PseudoMaskRefresh()._write(trainer, task, writer, batches, "round 0")
+    assert [name for name, _ in written] == ["a", "b", "c"]
+    assert all(np.array_equal(found, mask) for (_, found), mask in zip(written, expected, strict=True))
+    assert seen["mask_inputs"] == [2, 1, 1, 1] or half == "rebalanced"
+    assert seen["rebalanced"] == ([1, 1, 1] if half != "rebalanced" else [2, 1, 1, 1])
+    assert torch.is_grad_enabled()
 
 
 def test_the_digest_follows_every_weight():

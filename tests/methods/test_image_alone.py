@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dhr_lightning.artifacts.files import read_cam, read_mask
+from dhr_lightning.methods import memory
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.pipeline.command import split_request, stage_main
 from dhr_lightning.pipeline.plan import make_plan
@@ -83,10 +84,28 @@ def test_the_result_of_a_photo_is_that_of_the_photo_alone(
     alone: tuple[BaseTask, Files], photos: MixedPhotos, chosen: list[int], batch_size: int
 ):
     task, expected = alone
-    found = photos.outputs(task, chosen, batch_size)
+    check_files(photos.outputs(task, chosen, batch_size), expected, {photos.records[index].id for index in chosen})
+
+
+@torch.no_grad()
+def test_photos_come_one_at_a_time_where_memory_has_no_room_for_several(
+    alone: tuple[BaseTask, Files], photos: MixedPhotos, monkeypatch: pytest.MonkeyPatch
+):
+    refused: list[int] = []
+    monkeypatch.setattr(memory, "within_memory", lambda compute, batch: refused.append(len(batch["id"])))
+    task, expected = alone
+    everything = list(range(len(SIZES)))
+    check_files(photos.outputs(task, everything, 4), expected, {record.id for record in photos.records})
+    loaders = photos.datamodule.predict_dataloader()
+    together = [len(batch["id"]) for loader in loaders for batch in loader if len(batch["id"]) > 1]
+    assert refused == together  # photos come together that share a canvas, which for some tasks none of these do
+
+
+def check_files(found: Files, expected: Files, ids: set[str]) -> None:
+    """The files of some photos are those of each photo alone."""
     assert set(found) == set(expected)
     for kind, files in found.items():
-        assert set(files) == {photos.records[index].id for index in chosen}
+        assert set(files) == ids
         for image_id, arrays in files.items():
             maps, masks = largest_difference(arrays, expected[kind][image_id])
             assert maps <= MAP_TOLERANCE, (kind, image_id)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dhr_lightning.callbacks.writers import inference_info
-from dhr_lightning.methods.inference import Inference, half_tile, within_memory
+from dhr_lightning.methods.inference import Inference, half_tile
+from dhr_lightning.methods.memory import within_memory
 from dhr_lightning.models.segmenter import SegmenterOutput
+from dhr_lightning.steps import methods
 from tests.task_samples import make_batch
 
 CPU = torch.device("cpu")
@@ -56,6 +58,13 @@ def test_an_image_that_does_not_fit_comes_in_tiles_and_is_recorded(caplog: pytes
     info = inference_info(SimpleNamespace(inference=inference), "val", device=CPU)
     assert info["tiled_out_of_memory"] == batch["id"]
     assert "tiled_out_of_memory" not in inference_info(SimpleNamespace(inference=Inference((1.0,))), "val", device=CPU)
+
+
+def test_every_method_predicts_images_alone_where_several_do_not_fit():
+    alone_anyway = {"FrozenTask", "CropsTask"}  # one photo at a time; small crops of one size
+    tasks = {method.spec.task_class() for method in methods().values()}
+    assert len(tasks) > 15
+    assert {task.__name__ for task in tasks if not hasattr(task.predict_step, "__wrapped__")} == alone_anyway
 
 
 def test_only_once_and_nothing_else_is_caught():

@@ -7,6 +7,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.methods.features.images import equal_sizes, space_on_disk
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.models.uss import USSNetwork
 
 log = logging.getLogger("dhr_lightning")
@@ -52,6 +53,7 @@ class FeatureTask(BaseTask):
             space = space_on_disk(records, self.network, self.hparams.dimension, self.hparams.scales[0], folder)
             log.info("features: %s", space)
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Features of whole images without padding, evenly over each image."""
         result: list[Any] = [None] * len(batch["geometry"])

@@ -13,6 +13,7 @@ from dhr_lightning.data.sample import Batch, sample_features
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.losses.affinity import affinity_loss
 from dhr_lightning.methods.base import cut_masks
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.refinement import RefiningTask
 from dhr_lightning.methods.segmentation import initialise
 from dhr_lightning.models.cards import card_of
@@ -115,6 +116,7 @@ class AffinityTask(RefiningTask):
         self.log("train/loss_aff", loss, prog_bar=True, batch_size=len(batch["image"]))
         return self.check_loss(loss, batch, batch_idx)
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of a batch of whole images."""
         masks, boundary = self.masks(batch, batch["inputs"]["cam"])

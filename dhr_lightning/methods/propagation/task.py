@@ -12,6 +12,7 @@ from dhr_lightning.data.catalog import subsample_evenly
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import cut_masks
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.propagation.crf.spec import SPEC
 from dhr_lightning.methods.refinement import RefiningTask
 from dhr_lightning.ops.cam import background_score, equal_activation, labels_from_scores
@@ -102,6 +103,7 @@ class PropagationTask(RefiningTask):
             return {}
         return {"background": self.background, "background_rule": self.background_rule}
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of a batch of whole images."""
         return {"mask": cut_masks(self.masks(batch, batch["inputs"]["cam"]), batch)}

@@ -10,6 +10,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.spec import SPEC
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.methods.segmentation import SegmentationTask
 from dhr_lightning.models.classifier import masked_mean, multi_scale_cam, published_cam
@@ -67,6 +68,7 @@ class DHRTask(RebalancingTask, SegmentationTask):
         """Masks `(B, H, W)` to learn: those of the last refresh."""
         return batch["inputs"]["masks"]
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size from all classes: tags are unknown at test time."""
         return {"prediction": cut_masks(self.inference(self.network, batch), batch)}

@@ -9,6 +9,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.dhr_online.spec import SPEC
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.models.segmenter import SegmenterOutput
 
 
@@ -40,6 +41,7 @@ class OnlineDHRTask(DHRTask):
             return self.published_seed_cam(output.features[-1].detach())
         return output.cam.detach().float().relu()
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Rebalanced masks of whole training images; masks of all other images from all classes."""
         if self.trainer.datamodule.predict_splits[dataloader_idx] == "train":

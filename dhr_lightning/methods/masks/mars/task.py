@@ -13,6 +13,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ConfigError, MaskError, run_command
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.mars.spec import SPEC
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.refinement import RefiningTask
 from dhr_lightning.ops.classes import ImageClasses
 from dhr_lightning.ops.crf.dense import CRFSettings
@@ -177,6 +178,7 @@ class MARSTask(RefiningTask):
         gate = Gate(source, lost, rejected, h.max_lost_tags, h.max_rejected)
         return {"threshold": self.threshold, "gate": gate.record()}
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Reject foreground pixels that resemble no debiased centroid of the image's classes."""
         threshold = self.threshold

@@ -6,6 +6,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.dhr.task import DHRTask
 from dhr_lightning.methods.masks.rebalance.spec import SPEC
+from dhr_lightning.methods.memory import one_by_one_if_needed
 
 
 class RebalanceTask(DHRTask):
@@ -26,6 +27,7 @@ class RebalanceTask(DHRTask):
         """Take encoder and CAM head of the step read as `init`."""
         self.take_over_weights()
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of whole training images."""
         return {"mask": cut_masks(self.pseudo_masks(batch).mask, batch)}

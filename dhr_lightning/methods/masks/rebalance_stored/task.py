@@ -10,6 +10,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.masks.rebalance_stored.spec import SPEC
 from dhr_lightning.methods.masks.stored_layers import chosen_layers, stored_inputs
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.rebalancing import RebalancingTask
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.standardize import StandardizedModule
@@ -51,6 +52,7 @@ class RebalanceStoredTask(RebalancingTask, StoredTask):
         if self.hparams.standardize:
             self.statistics.set_statistics(*self.feature_statistics())
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks of whole training images."""
         return {"mask": cut_masks(self.pseudo_masks(batch).mask, batch)}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from dhr_lightning.data.sample import Batch, Geometry, sample_features
 from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
 from dhr_lightning.methods.base import BaseTask
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.seeds.cam.spec import SPEC
 from dhr_lightning.models.cards import card_of
 from dhr_lightning.models.classifier import CAMClassifier, masked_mean, multi_scale_cam
@@ -96,6 +97,7 @@ class CAMTask(BaseTask):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images."""
         classes = self.tagged(batch)

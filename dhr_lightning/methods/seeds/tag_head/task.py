@@ -11,6 +11,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.data.stored import GridCrop
 from dhr_lightning.errors import ConfigError, DataError
 from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.seeds.tag_head.spec import SPEC
 from dhr_lightning.methods.stored import StoredTask
 from dhr_lightning.models.tag_head import TagHead
@@ -156,6 +157,7 @@ class TagHeadTask(StoredTask):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """CAMs `(keys, maps)` of a batch of whole images, on the grid of their features."""
         features, classes = batch["inputs"]["features"], self.tagged(batch)

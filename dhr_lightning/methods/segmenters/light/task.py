@@ -12,6 +12,7 @@ from dhr_lightning.errors import ConfigError, check_keys
 from dhr_lightning.losses.soft_labels import soft_cross_entropy
 from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.methods.inference import Inference
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.scored import ScoredTask
 from dhr_lightning.methods.segmentation import allowed_classes
 from dhr_lightning.methods.segmenters.light.gate import TagGate
@@ -114,6 +115,7 @@ class LightTask(ScoredTask, StoredTask):
         """Gate predictions by a tag classifier from now on."""
         self.gate = gate
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""
         split = self.trainer.datamodule.predict_splits[dataloader_idx]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dhr_lightning.data.sample import Batch
 from dhr_lightning.methods.base import cut_masks
+from dhr_lightning.methods.memory import one_by_one_if_needed
 from dhr_lightning.methods.segmentation import SegmentationTask, allowed_classes
 from dhr_lightning.methods.segmenters.wss.spec import SPEC
 
@@ -26,6 +27,7 @@ class WSSTask(SegmentationTask):
         self.log("train/loss_seg", loss, prog_bar=True, batch_size=len(batch["image"]))
         return self.check_loss(loss, batch, batch_idx)
 
+    @one_by_one_if_needed
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Masks at image size; on the training split restricted to the image's tags."""
         split = self.trainer.datamodule.predict_splits[dataloader_idx]
