@@ -2,6 +2,7 @@
 DATASET ?= microworld
 RECIPE ?=
 ARGS ?=
+JOBS ?= auto
 VOC ?= data/VOCdevkit/VOC2012
 WEIGHTS ?= vit_base_patch16_clip_quickgelu_224.openai
 VENV := .venv
@@ -57,8 +58,8 @@ gc: $(READY) ## remove what no recipe needs that ran here (asks)
 tensorboard: $(READY) ## scalars and panels of all runs
 	$(RUN) -m tensorboard.main --logdir runs
 
-test: $(READY) ## run the tests
-	$(RUN) -m pytest $(ARGS)
+test: $(READY) ## run the tests, in as many processes as there are cores (JOBS=0: in one)
+	$(RUN) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff, mypy and the one-way import rule
 	$(RUN) -m ruff check .

@@ -19,6 +19,10 @@ from dhr_lightning.errors import set_run_command
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = os.environ["TORCH_HOME"] = os.path.join(os.sep, "nonexistent", "weights")
 
+# Processes that share the cores would wait for each other's threads; torch reads this when it is first imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 

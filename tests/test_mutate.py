@@ -107,13 +107,25 @@ def test_a_larger_sample_holds_the_smaller_one_and_packages_take_turns(tools):
     names = [f"dhr_lightning.{package}.m.x_f__mutmut_{k}" for package in ("ops", "data") for k in range(20)]
     codes = dict.fromkeys(names)
     results = tools.mutate.Results(dict.fromkeys(names, SimpleNamespace(exit_code_by_key=codes)))
-    options = Namespace(seed=0, count=5, all=False)
+    only = ["ops", "data"]
+    options = Namespace(seed=0, count=5, all=False, only=only)
     few = tools.mutate._choose(results, options)
     assert len(few) == 10
     assert [name.split(".")[1] for name in few[:4]] in (["ops", "data"] * 2, ["data", "ops"] * 2)
     assert few == tools.mutate._choose(results, options)
-    assert set(few) < set(tools.mutate._choose(results, Namespace(seed=0, count=9, all=False)))
-    assert set(few) != set(tools.mutate._choose(results, Namespace(seed=1, count=5, all=False)))
-    assert len(tools.mutate._choose(results, Namespace(seed=0, count=5, all=True))) == 40
+    assert set(few) < set(tools.mutate._choose(results, Namespace(seed=0, count=9, all=False, only=only)))
+    assert set(few) != set(tools.mutate._choose(results, Namespace(seed=1, count=5, all=False, only=only)))
+    assert len(tools.mutate._choose(results, Namespace(seed=0, count=5, all=True, only=only))) == 40
     codes[few[0]] = 1
     assert tools.mutate._choose(results, options) == few[1:], "what was tested is not tested again"
+
+
+def test_a_place_is_a_package_a_folder_or_a_module(tools):
+    name, places = (
+        "dhr_lightning.methods.features.stego.task.x_f__mutmut_1",
+        ["ops", "methods/features/stego", "methods"],
+    )
+    assert tools.mutate._place(name, places) == "methods/features/stego"
+    assert tools.mutate._place(name, ["methods/features/stego/task"]) == "methods/features/stego/task"
+    assert tools.mutate._place(name, ["methods/features/"]) == "methods/features/"
+    assert tools.mutate._place(name, ["methods/feature", "features", "methods/features/steg"]) is None

@@ -42,7 +42,9 @@ PACKAGES = (
     "ops", "methods", "callbacks", "data", "evaluation", "losses", "models", "artifacts", "provenance", "pipeline",
 )  # fmt: skip
 FOLDER = Path("mutants")
-TRANSPARENT = ("staticmethod", "classmethod", "torch.no_grad", "lru_cache", "cache")  # what a mutant may stand under
+TRANSPARENT = (  # what a mutant may stand under
+    "staticmethod", "classmethod", "torch.no_grad", "lru_cache", "cache", "one_by_one_if_needed",
+)  # fmt: skip
 MESSAGE = m.Call(func=m.Attribute(attr=m.OneOf(*(m.Name(name) for name in ("debug", "info", "warning", "warn")))))
 LATE_IMPORTS = ("torch.distributed.tensor",)  # by `torch.testing.assert_close`; seconds
 NO_TESTS, SURVIVED = 33, 0
@@ -50,7 +52,7 @@ NO_TESTS, SURVIVED = 33, 0
 
 @dataclass
 class Results:
-    """Mutants of the chosen packages, and the files of mutmut that keep what became of them."""
+    """Mutants of the chosen places, and the files of mutmut that keep what became of them."""
 
     files: dict[str, SourceFileMutationData]  # by name of the mutant
 
@@ -90,8 +92,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=PACKAGES, default=PACKAGES, help="packages; all without it")
-    parser.add_argument("--count", type=int, default=60, help="mutants of each package that the sample holds")
+    only = "packages, or folders and modules in them such as methods/features; all packages without it"
+    parser.add_argument("--only", nargs="+", default=PACKAGES, help=only)
+    parser.add_argument("--count", type=int, default=60, help="mutants of each of them that the sample holds")
     parser.add_argument("--all", action="store_true", help="all mutants instead of a sample")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another sample")
     parser.add_argument("--minutes", type=float, default=28, help="no mutant is started later than this")
@@ -218,17 +221,29 @@ def _tests_changed() -> bool:
     return before != digest.hexdigest()
 
 
-def _load(packages: Sequence[str]) -> Results:
+def _load(places: Sequence[str]) -> Results:
     found, _ = mutmut.collect_source_file_mutation_data(mutant_names=())
-    return Results({name: file for file, name, _ in found if name.split(".")[1] in packages})
+    results = Results({name: file for file, name, _ in found if _place(name, places)})
+    for place in places:
+        if not any(_place(name, (place,)) for name in results.files):
+            raise SystemExit(
+                f"error: no mutants in {place!r}. Known: {', '.join(PACKAGES)}, or a folder in one of them."
+            )
+    return results
+
+
+def _place(name: str, places: Sequence[str]) -> str | None:
+    """The first of some places such as `methods/features` in which a mutant lies."""
+    module = name.partition(".")[2].replace(".", "/")
+    return next((place for place in places if f"{module}/".startswith(f"{place.rstrip('/')}/")), None)
 
 
 def _choose(results: Results, options: argparse.Namespace) -> list[str]:
-    """Untested mutants of the sample, the packages in turns; a larger sample holds the smaller one."""
-    packages: dict[str, list[str]] = {}
+    """Untested mutants of the sample, the places in turns; a larger sample holds the smaller one."""
+    places: dict[str, list[str]] = {}
     for name in sorted(results.files, key=lambda name: hashlib.sha256(f"{options.seed} {name}".encode()).digest()):
-        packages.setdefault(name.split(".")[1], []).append(name)
-    turns = [(turn, name) for names in packages.values() for turn, name in enumerate(names)]
+        places.setdefault(str(_place(name, options.only)), []).append(name)
+    turns = [(turn, name) for names in places.values() for turn, name in enumerate(names)]
     untested = set(results.untested())
     return [
         name

@@ -22,6 +22,7 @@ from dhr_lightning.data.sample import Batch
 from dhr_lightning.errors import ArtifactError
 from dhr_lightning.methods.base import BaseTask
 from dhr_lightning.ops.refine import Refiner
+from dhr_lightning.ranks import gathered
 
 log = logging.getLogger("dhr_lightning")
 
@@ -101,6 +102,8 @@ class ArtifactWriters(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: BaseTask) -> None:
         """Seal every artifact once all ranks have written; a job that has a share of the images leaves it unsealed."""
         trainer.strategy.barrier("written")
+        if hasattr(pl_module, "inference"):
+            pl_module.inference.tiled = [name for names in gathered(pl_module.inference.tiled) for name in names]
         self._seal(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: BaseTask, stage: str) -> None:
@@ -117,7 +120,7 @@ class ArtifactWriters(L.Callback):
         if trainer.is_global_zero and trainer.datamodule.shard is None:
             for (_, split), writer in self._writers.items():
                 # not the device of the task, which has left it when nothing was left to predict
-                info = inference_info(task, split, device=trainer.strategy.root_device)
+                info = inference_info(task, split, ids=writer.ids, device=trainer.strategy.root_device)
                 store = trainer.datamodule.store
                 photos = photos_digest(store.root / store.dataset, split, writer.ids)
                 info |= {"photos": photos} if photos else {}
@@ -158,15 +161,23 @@ def _tell_gate(manifest: Manifest, folder: Path) -> None:
         log.info("%s: %s", name, gate.verdict())
 
 
-def inference_info(task: BaseTask, split: str, *, device: torch.device) -> dict[str, Any]:
-    """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks."""
+def inference_info(task: BaseTask, split: str, *, ids: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """How an artifact was made, for its manifest: `refine`, and the test-time `protocol` of a segmenter's masks.
+
+    Args:
+        task: that has predicted.
+        split: of the artifact.
+        ids: of its images.
+        device: that the task predicted on.
+    """
     inference = getattr(task, "inference", None)
     if inference is None:
         refiner = prediction_refiner(task)
         return {"refine": refiner.resolve(device) if refiner else "none", **task.inference_info()}
     protocol = inference.protocol(split, device)
-    tiled = {"tiled_out_of_memory": sorted(inference.tiled)} if inference.tiled else {}
-    return {"refine": protocol.backend or "none", "protocol": protocol.record(), **tiled}
+    tiled = sorted(set(ids).intersection(inference.tiled))
+    more = {"tiled_out_of_memory": tiled} if tiled else {}
+    return {"refine": protocol.backend or "none", "protocol": protocol.record(), **more}
 
 
 def prediction_refiner(task: BaseTask) -> Refiner | None:

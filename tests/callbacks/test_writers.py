@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dhr_lightning.callbacks import writers
 from dhr_lightning.callbacks.writers import ArtifactWriters, enter_together, inference_info, to_arrays
 from tests.task_samples import make_task
 
@@ -55,17 +56,29 @@ def test_the_refinement_of_the_device_is_recorded(
     monkeypatch: pytest.MonkeyPatch, refine: str, device: torch.device, name: str
 ):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
-    assert inference_info(make_task("PropagationTask", refine=refine), "train", device=device)["refine"] == name
-    assert inference_info(make_task("CAMTask"), "train", device=device) == {"refine": "none"}
+    assert inference_info(make_task("PropagationTask", refine=refine), "train", ids=[], device=device)["refine"] == name
+    assert inference_info(make_task("CAMTask"), "train", ids=[], device=device) == {"refine": "none"}
 
 
 def test_the_crf_of_the_device_is_recorded_in_the_protocol(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dhr_lightning.ops.refine.has_pydensecrf", lambda: True)
     task = make_task("DHRTask", test_crf={})
     for device, name in ((CPU, "pydensecrf"), (CUDA, "lattice")):
-        info = inference_info(task, "val", device=device)
+        info = inference_info(task, "val", ids=[], device=device)
         assert info["refine"] == info["protocol"]["backend"] == name
-    assert inference_info(make_task("DHRTask"), "val", device=CUDA)["refine"] == "none"
+    assert inference_info(make_task("DHRTask"), "val", ids=[], device=CUDA)["refine"] == "none"
+
+
+def test_what_came_in_tiles_on_any_rank_is_sealed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writers, "gathered", lambda names: [names, ["of another rank"]])
+    sealed: list[list[str]] = []
+    monkeypatch.setattr(ArtifactWriters, "_seal", lambda self, trainer, task: sealed.append(task.inference.tiled))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(barrier=lambda name: None))
+    task = make_task("WSSTask")
+    task.inference.tiled.append("of this one")
+    ArtifactWriters().on_predict_end(trainer, task)
+    ArtifactWriters().on_predict_end(trainer, make_task("LightTask"))
+    assert sealed == [["of this one", "of another rank"], ["of another rank"]]
 
 
 @pytest.mark.parametrize(("task", "words"), [("PropagationTask", "dense CRF by"), ("CAMTask", None), ("DHRTask", None)])

@@ -1,5 +1,6 @@
 """When the memory of a GPU runs out: one image at a time, then tiles of half the sides, once, and it is recorded."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,9 +56,9 @@ def test_an_image_that_does_not_fit_comes_in_tiles_and_is_recorded(caplog: pytes
     assert half_tile(128, 192) == 96
     assert set(tiled.sizes[2:]) == {(1, 96, 96)}
     assert inference.tiled == batch["id"]
-    info = inference_info(SimpleNamespace(inference=inference), "val", device=CPU)
-    assert info["tiled_out_of_memory"] == batch["id"]
-    assert "tiled_out_of_memory" not in inference_info(SimpleNamespace(inference=Inference((1.0,))), "val", device=CPU)
+    recorded = partial(inference_info, SimpleNamespace(inference=inference), "val", device=CPU)
+    assert recorded(ids=["another", *batch["id"]])["tiled_out_of_memory"] == batch["id"]
+    assert "tiled_out_of_memory" not in recorded(ids=["another"])  # of another split
 
 
 def test_every_method_predicts_images_alone_where_several_do_not_fit():
