@@ -58,12 +58,12 @@ def check_inputs(identity: StepIdentity, *, advice: Mapping[str, str]) -> None:
     Raises:
         ArtifactError: names the input, why it cannot be used, and the command that makes it.
     """
-    store, named = identity.store, identity.inputs
+    store, named, views = identity.store, identity.inputs, DataViews()  # read now: it may have changed since the plan
     for port, used in identity.used_inputs().items():
         splits = [split for split in identity.data.splits if split in identity.spec.reads[port].splits]
         # what is named, too: whether it is read depends on its gate
         for address, split in itertools.product(dict.fromkeys((named[port], used)), splits):
-            status = recorded_status(store, address, split)
+            status = recorded_status(store, address, split, views=views)
             if not status.fresh:
                 what = f"{identity.step} needs {port}, {address}/{split}, which is {status}"
                 command = advice.get(port)
