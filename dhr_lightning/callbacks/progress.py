@@ -16,14 +16,14 @@ class PlainProgress(L.Callback):
     """One line after each epoch, and every half minute in long ones: metrics, time spent, time left."""
 
     def __init__(self) -> None:
-        self._start, self._first = 0.0, 0
+        self._start, self._first, self._steps = 0.0, 0, 0
         self._done = self._total = 0
         self._last = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._start, self._first = time.monotonic(), trainer.current_epoch
-        self._last, self._done = self._start, 0
+        self._last, self._done, self._steps = self._start, 0, trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
         """Print a line if none has come for a while."""
@@ -31,11 +31,18 @@ class PlainProgress(L.Callback):
         now = time.monotonic()
         if now - self._last <= _SECONDS_BETWEEN_STEPS or not trainer.is_global_zero:
             return
-        epochs = planned_epochs(trainer) - self._first
-        steps = int(trainer.num_training_batches) * epochs if trainer.num_training_batches != float("inf") else None
-        progress = describe(self._done, steps, now - self._start)
+        progress = describe(self._done, self._batches(trainer), now - self._start)
         log.info("%s epoch %d: %s", getattr(pl_module, "step", "fit"), trainer.current_epoch + 1, progress)
         self._last = now
+
+    def _batches(self, trainer: L.Trainer) -> int | None:
+        """Batches of this fit from its start to its end, which epochs or steps of the optimiser may be."""
+        if trainer.num_training_batches == float("inf"):
+            return None
+        whole = int(trainer.num_training_batches) * (planned_epochs(trainer) - self._first)
+        if trainer.max_steps < 0:
+            return whole
+        return min(whole, (trainer.max_steps - self._steps) * trainer.accumulate_grad_batches)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""

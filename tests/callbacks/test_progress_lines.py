@@ -25,7 +25,7 @@ def test_long_epochs_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch):
     handler.emit = lambda record: lines.append(record.getMessage())
     clock = iter([0.0, 10.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    trainer = trainer_of(max_epochs=2, current_epoch=0, is_global_zero=True)
+    trainer = trainer_of(max_epochs=2, current_epoch=0, global_step=0, is_global_zero=True)
     callback = PlainProgress()
     progress.log.addHandler(handler)
     level = progress.log.level

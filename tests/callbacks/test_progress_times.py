@@ -21,9 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def fit_of(**others: Any) -> SimpleNamespace:
     """A fit of four epochs with five batches each."""
-    return trainer_of(
-        **{"max_epochs": 4, "max_steps": -1, "num_training_batches": 5, "progress_bar_metrics": {}, **others}
-    )
+    usual = {"max_epochs": 4, "max_steps": -1, "global_step": 0, "accumulate_grad_batches": 1}
+    return trainer_of(**{**usual, "num_training_batches": 5, "progress_bar_metrics": {}, **others})
 
 
 def train(callback: PlainProgress, trainer: SimpleNamespace, clock: Clock, seconds: list[float]) -> None:
@@ -54,6 +53,16 @@ def test_a_resumed_fit_counts_the_epochs_that_it_runs_itself(clock: Clock, lines
         "wss epoch 3:  [1/2 (50 %), 50 s, 50 s left]",
         "wss epoch 4: 3/10 (30 %), 1 min 21 s, 3 min 09 s left",
     ]
+
+
+def test_steps_that_end_a_fit_within_an_epoch_are_counted(clock: Clock, lines: Lines):
+    for steps, done, accumulated, whole in ((3, 0, 1, 3), (7, 0, 1, 7), (9, 5, 1, 4), (2, 0, 2, 4), (100, 0, 1, 20)):
+        callback, trainer = PlainProgress(), fit_of(max_steps=steps, accumulate_grad_batches=accumulated)
+        trainer.global_step = done
+        callback.on_train_start(trainer, TASK)
+        trainer.global_step += 1
+        train(callback, trainer, clock, [31])
+        assert lines.messages[-1].startswith(f"wss epoch 1: 1/{whole} ("), steps
 
 
 def test_a_second_fit_starts_its_own_count_and_clock(clock: Clock, lines: Lines):
