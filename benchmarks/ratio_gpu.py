@@ -137,8 +137,8 @@ def _mask_step(setup: Setup, options: Options) -> Iterator[Ratio]:
 
 def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
     """Training with masks made again between epochs, or at every step, against training on masks that stay."""
-    images = _training_batch(setup)
-    task = _task(setup)
+    images = training_batch(setup)
+    task = task_of(setup)
     optimizer = torch.optim.SGD(task.parameters(), lr=1e-3, momentum=0.9)
 
     def step(every_step: bool = False) -> None:
@@ -175,12 +175,12 @@ def _training(setup: Setup, options: Options) -> Iterator[Ratio]:
 
 def _speed(setup: Setup, options: Options) -> Iterator[Ratio]:
     """Images per second and memory of plain training and of DHR's, which trains a classifier on the same features."""
-    images = _training_batch(setup)
+    images = training_batch(setup)
     for stride, half in itertools.product(setup.strides, (False, True)):
         about = f"output stride {stride}, {'bf16' if half else 'float32'}"
         seconds: dict[type[SegmentationTask], float] = {}
         for kind in (WSSTask, DHRTask):
-            task = _task(setup, kind, stride)
+            task = task_of(setup, kind, stride)
             optimizer = torch.optim.SGD(task.parameters(), lr=1e-3, momentum=0.9)
             step = functools.partial(_step, task, optimizer, images, setup, half=half)
             seconds[kind], memory = median_seconds(step, setup, options), _peak(setup)
@@ -222,12 +222,12 @@ def _bf16(setup: Setup) -> torch.autocast:
     return torch.autocast(setup.device.type, dtype=torch.bfloat16)
 
 
-def _task(setup: Setup, kind: type[SegmentationTask] = DHRTask, stride: int = 8) -> Any:
+def task_of(setup: Setup, kind: type[SegmentationTask] = DHRTask, stride: int = 8) -> Any:
     names = ["background", *(f"class {i}" for i in range(TAGS))]
     return kind(class_names=names, backbone=setup.backbone, output_stride=stride).to(setup.device).train()
 
 
-def _training_batch(setup: Setup) -> dict[str, Any]:
+def training_batch(setup: Setup) -> dict[str, Any]:
     """Photos of noise in blobs, whose masks and features agree with them."""
     size = (setup.side, setup.side)
     drawn = make_batch([3] * setup.batch, size=size, grid=setup.grid, deep=(2, 2), channels=(1, 1))

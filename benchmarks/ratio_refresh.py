@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from ratio_base import Options, Ratio, paired_medians
-from ratio_gpu import Setup, _task, _training_batch
+from ratio_gpu import Setup, task_of, training_batch
 from torch import Tensor
 
 from dhr_lightning.callbacks.overlap import finished_behind
@@ -25,7 +25,7 @@ def rows(options: Options) -> Iterator[Ratio]:
 @torch.no_grad()
 def measure(setup: Setup, options: Options) -> Ratio:
     """Seconds of a refresh of a few batches in both ways, whose masks must be the same."""
-    batch, task = _training_batch(setup), _task(setup).eval()
+    batch, task = training_batch(setup), task_of(setup).eval()
 
     def both(overlap: bool) -> list[Tensor]:
         begun = (task.mask_inputs(batch) for _ in range(BATCHES))

@@ -11,9 +11,10 @@ import pytest
 from dhr_lightning.artifacts.manifest import Manifest
 from dhr_lightning.artifacts.store import ArtifactStore, Status
 from dhr_lightning.errors import ArtifactError
+from dhr_lightning.provenance import recorded
 from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
-from dhr_lightning.provenance.views import DataView
+from dhr_lightning.provenance.views import DataView, DataViews
 from dhr_lightning.steps import Read, methods
 from tests.data.datamodules import make_datamodule, put
 from tests.provenance.conftest import INPUTS, Make
@@ -187,3 +188,12 @@ def test_a_split_that_the_dataset_lacks_is_not_asked_for(
     monkeypatch.setattr(DataView, "splits", ("train",))
     shutil.rmtree(store.folder(FEATURES, "val"))
     check_inputs(light(), advice={})
+
+
+def test_the_dataset_is_read_once_for_all_inputs(
+    light: Callable[..., StepIdentity], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
+    step, read = light(), []
+    monkeypatch.setattr(recorded, "DataViews", lambda: read.append(1) or DataViews())
+    check_inputs(step, advice={})
+    assert read == [1]
