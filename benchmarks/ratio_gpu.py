@@ -223,6 +223,7 @@ def _bf16(setup: Setup) -> torch.autocast:
 
 
 def task_of(setup: Setup, kind: type[SegmentationTask] = DHRTask, stride: int = 8) -> Any:
+    """A task in training mode that learns all classes of the setup."""
     names = ["background", *(f"class {i}" for i in range(TAGS))]
     return kind(class_names=names, backbone=setup.backbone, output_stride=stride).to(setup.device).train()
 

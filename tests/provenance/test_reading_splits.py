@@ -193,7 +193,10 @@ def test_a_split_that_the_dataset_lacks_is_not_asked_for(
 def test_the_dataset_is_read_once_for_all_inputs(
     light: Callable[..., StepIdentity], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ):
-    step, read = light(), []
-    monkeypatch.setattr(recorded, "DataViews", lambda: read.append(1) or DataViews())
-    check_inputs(step, advice={})
-    assert read == [1]
+    given: list[object] = []
+    status = recorded.recorded_status
+    monkeypatch.setattr(recorded, "recorded_status", lambda *a, views: given.append(views) or status(*a, views=views))
+    check_inputs(light(), advice={})
+    assert len(given) == 3
+    assert len(set(map(id, given))) == 1
+    assert isinstance(given[0], DataViews)
