@@ -100,6 +100,7 @@ def test_colours_change_if_asked():
         ({"counts": (1, 0)}, "two in all"),
         ({"sizes": (224, 0)}, "sizes >= 1"),
         ({"scales": ((0.5, 0.2), (0.1, 0.2))}, r"scales\[0\] <= scales\[1\]"),
+        ({"scales": ((0.0, 0.2), (0.1, 0.2))}, r"0 < scales\[0\]"),
         ({"overlap": 1.0}, "overlap < 1"),
     ],
 )

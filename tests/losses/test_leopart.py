@@ -125,6 +125,7 @@ def test_the_foreground_is_the_fewest_cells_that_hold_the_mass():
     found = foreground_of(attention, mass=0.6, blur=0)
     assert found[0].tolist() == [[True, False, False], [True, False, False]]
     assert int(found[1].sum()) == 4  # the fourth of six equal cells is the first to pass 60 %
+    assert torch.equal(foreground_of(0.01 * attention, mass=0.6, blur=0), found)  # shares
     assert foreground_of(attention, mass=1.0, blur=0).all()
     spike = torch.zeros(1, 9, 9)
     spike[0, 4, 4] = 1

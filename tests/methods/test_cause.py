@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.features.cause import task as module
 from dhr_lightning.methods.features.cause.task import CauseTask, one_of_each_square
 from dhr_lightning.models.cause import CauseHead, nearest_codes
 from tests.pipeline_workspace import Workspace
@@ -178,3 +179,26 @@ def test_codes_start_within_one_over_their_number():
     assert float(codes.abs().max()) <= 1 / 50
     assert float(codes.min()) < -0.018  # of both signs, up to the end
     assert float(codes.max()) > 0.018
+
+
+def test_the_contrast_is_a_mean_over_tokens_with_positives(monkeypatch: pytest.MonkeyPatch):
+    given = iter([(torch.tensor([2.0, 4.0]), torch.tensor([True, True])), (torch.tensor([9.0]), torch.tensor([True]))])
+    monkeypatch.setattr(module, "contrast_loss", lambda *_, **__: next(given))
+    task = task_with_optimizers(1)
+    task.bank.add(torch.randn(4, 8), torch.tensor([0, 0, 1, 1]))
+    assert float(task._contrast(torch.eye(2, 8)[None], torch.eye(2, 8)[None], torch.tensor([[0, 1]]))) == 5
+
+
+def test_the_decoder_alone_has_weight_decay():
+    codebook, heads = make_task("CauseTask", weight_decay=0.03).configure_optimizers()
+    assert {group["weight_decay"] for group in codebook.param_groups} == {0}
+    assert {group["weight_decay"] for group in heads.param_groups} == {0.03}
+
+
+def test_an_image_alone_has_the_code_that_it_has_beside_others():
+    task = make_task("CauseTask")
+    features = torch.randn(3, task.network.features(torch.randn(1, 3, 64, 64)).shape[1], 5, 4)
+    together = task.network.student(features, task.network.codes)
+    for row in range(3):
+        alone = task.network.student(features[row : row + 1], task.network.codes)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dhr_lightning.cli import quiet
 from dhr_lightning.data.datamodule import WSSSDataModule
 from dhr_lightning.errors import ConfigError
+from dhr_lightning.methods.features.leopart import task as module
 from dhr_lightning.methods.features.leopart.task import LeopartTask
 from tests.methods.test_uss import Keep
 from tests.pipeline_workspace import Workspace
@@ -234,3 +235,17 @@ def test_a_recipe_runs_with_it(workspace: Workspace, ran: list[str]):
     assert ran == ["fit uss", "predict uss"]
     (address, split), *_ = workspace.plan(options=options)["uss"].outputs()
     assert len(list(workspace.store.folder(address, split).glob("*.npy"))) == 12
+
+
+def test_the_loss_is_computed_in_float32_in_mixed_precision(monkeypatch: pytest.MonkeyPatch):
+    task, seen = task_in_training(), []
+    real = module.view_loss
+
+    def watched(target: Tensor, cosines: Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append((torch.is_autocast_enabled("cpu"), cosines.dtype))
+        return real(target, cosines, *rest, **options)
+
+    monkeypatch.setattr(module, "view_loss", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        task.training_step(batch_of(), 0)
+    assert set(seen) == {(False, torch.float32)}

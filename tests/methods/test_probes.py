@@ -224,3 +224,10 @@ def test_what_cannot_work_is_refused_before_the_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(DependencyError, match=r"dhr-lightning\[probes\]"):
         Probes(["cluster"], 4, CLASSES)
+
+
+def test_the_linear_probe_reads_finer_truth_at_the_middles_of_pixels():
+    torch.manual_seed(3)
+    probes, code, truth = Probes(["linear"], 4, CLASSES), torch.randn(1, 4, 2, 3), torch.randint(0, 3, (1, 8, 12))
+    finer = torch.nn.Upsample(scale_factor=4, mode="bilinear")(probes.linear(code))
+    assert torch.allclose(probes.losses(code, truth)["linear"], F.cross_entropy(finer, truth))

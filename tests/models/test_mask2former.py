@@ -190,3 +190,10 @@ def test_null_takes_back_an_option_of_another_decoder():
     ):
         make_task("WSSTask", **changes, decoder_options={"channels": 8, "rates": [1], **SMALL})
     make_task("WSSTask", **changes, decoder_options={"channels": None, "rates": None, **SMALL})
+
+
+def test_layers_have_the_channels_that_were_asked_for():
+    network = build(feedforward=40)
+    inner = {name: one.out_features for name, one in network.decoder.named_modules() if name.endswith("fc1")}
+    assert {width for name, width in inner.items() if name.startswith("pixels")} == {40}
+    assert {width for name, width in inner.items() if name.startswith("queries")} == {80}

@@ -23,6 +23,7 @@ def test_it_has_the_published_parameters():
                         ("bn7.weight", (4096,))):  # fmt: skip
         assert tuple(named[name].shape) == shape
     assert not any(name.startswith("b4_5.conv_branch1") for name in named)
+    assert not [name for name in named if "conv" in name and name.endswith("bias")]
 
 
 @pytest.fixture
