@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from dhr_lightning.artifacts.files import read_mask
+from dhr_lightning.methods.base import cut_masks
 from dhr_lightning.ops.rebalance_inputs import RebalanceInputs
 from dhr_lightning.ops.rebalancing import rebalance
 from tests.pipeline_workspace import Workspace
-from tests.task_samples import make_batch, make_task, training_loss
+from tests.task_samples import make_batch, make_task, predicting, training_loss
 
 pytest_plugins = ["tests.pipeline_fixtures"]
 SIZES = [(64, 64), (40, 56)]
@@ -80,3 +81,19 @@ def test_a_recipe_runs_with_it(workspace: Workspace, ran: list[str]):
     ran.clear()
     assert workspace.run(options=options) == 0
     assert ran == []
+
+
+@torch.no_grad()
+def test_training_images_get_rebalanced_masks_and_others_predictions():
+    task, batch = predicting(make_task("OnlineDHRTask"), "train", "val"), make_batch([[1, 3], [2]], SIZES)
+    (masks,) = task.predict_step(batch, 0, 0).values()
+    for (found,), (expected,) in zip(masks, cut_masks(task.pseudo_masks(batch).mask, batch), strict=True):
+        assert torch.equal(found, expected)
+    plain = predicting(make_task("DHRTask"), "train", "val")
+    plain.network.load_state_dict(task.network.state_dict())
+    (kind,), (same,) = task.predict_step(batch, 0, 1), plain.predict_step(batch, 0, 1)
+    assert kind == same == "prediction"
+    for (found,), (expected,) in zip(
+        task.predict_step(batch, 0, 1)[kind], plain.predict_step(batch, 0, 1)[kind], strict=True
+    ):
+        assert torch.equal(found, expected)
