@@ -85,16 +85,16 @@ def test_classes_that_are_not_allowed_never_appear(test_crf):
 @torch.no_grad()
 def test_tasks_record_what_they_do():
     task = make_task("DHRTask", test_crf=CRF, scales=[1.0, 0.5])
-    info = inference_info(task, "val", device=CPU)
+    info = inference_info(task, "val", ids=[], device=CPU)
     assert info["refine"] == info["protocol"]["backend"] == "lattice"
     assert info["protocol"]["scales"] == [1.0, 0.5]
     assert info["protocol"]["crf"]["iterations"] == 2
     assert info["protocol"]["crf"]["bilateral_sxy"] == 67.0
     wss = make_task("WSSTask")
-    assert inference_info(wss, "train", device=CPU)["protocol"]["tags"] is True
-    assert inference_info(wss, "val", device=CPU)["protocol"]["tags"] is False
-    assert inference_info(wss, "val", device=CPU)["refine"] == "none"
-    assert "protocol" not in inference_info(make_task("CAMTask"), "train", device=CPU)
+    assert inference_info(wss, "train", ids=[], device=CPU)["protocol"]["tags"] is True
+    assert inference_info(wss, "val", ids=[], device=CPU)["protocol"]["tags"] is False
+    assert inference_info(wss, "val", ids=[], device=CPU)["refine"] == "none"
+    assert "protocol" not in inference_info(make_task("CAMTask"), "train", ids=[], device=CPU)
 
 
 @pytest.mark.parametrize(
