@@ -271,6 +271,7 @@ def main() -> int:
     """Run all drills, or those whose names hold a word; returns 1 if any fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default="", metavar="WORD", help="drills whose name holds it")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
     chosen = {name: drill for name, drill in DRILLS.items() if parser.parse_args().only in name}
     failed = 0
     with tempfile.TemporaryDirectory(prefix="drills-") as folder:
