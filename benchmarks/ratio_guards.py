@@ -33,7 +33,8 @@ GUARDS = (
     "provenance.start_checks.check_trainers",
     "provenance.start_checks.check_weights",
 )
-RUN = ("quickstart", "--no-forecast", "--data.limit=160", "--data.num_workers=0")
+DATA = "--data.options={train: 200, val: 80}"
+RUN = ("quickstart", "--no-forecast", DATA, "--data.num_workers=0")
 EPOCHS = ("--cam.trainer.max_epochs=4", "--baseline.trainer.max_epochs=1", "--dhr.trainer.max_epochs=2")
 
 
@@ -98,5 +99,5 @@ def rows(options: Options) -> Iterator[Ratio]:
     if status:
         raise SystemExit(f"The run that is measured failed with status {status}.")
     most = max(seconds, key=lambda name: seconds[name])
-    detail = f"{sum(seconds.values()):.2f} of {whole:.0f} s, 160 images; most of it {most.rpartition('.')[2]}"
+    detail = f"{sum(seconds.values()):.2f} of {whole:.0f} s, 200 images; most of it {most.rpartition('.')[2]}"
     yield Ratio("checks of a run", 100 * sum(seconds.values()) / whole, 2, at_most=True, unit="%", detail=detail)
