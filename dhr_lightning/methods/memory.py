@@ -78,9 +78,9 @@ def one_by_one_if_needed(predict_step: Step) -> Step:
     """
 
     @functools.wraps(predict_step)
-    def predict(task: object, batch: Batch, *rest: int) -> Artifacts:
+    def predict(task: object, batch: Batch, *args: int, **kwargs: int) -> Artifacts:
         result: Artifacts = {}
-        for _, found in in_pieces(lambda one: predict_step(task, one, *rest), batch):
+        for _, found in in_pieces(lambda one: predict_step(task, one, *args, **kwargs), batch):
             for kind, values in found.items():
                 result.setdefault(kind, []).extend(values)
         return result

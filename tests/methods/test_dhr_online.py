@@ -86,7 +86,7 @@ def test_a_recipe_runs_with_it(workspace: Workspace, ran: list[str]):
 @torch.no_grad()
 def test_training_images_get_rebalanced_masks_and_others_predictions():
     task, batch = predicting(make_task("OnlineDHRTask"), "train", "val"), make_batch([[1, 3], [2]], SIZES)
-    (masks,) = task.predict_step(batch, 0, 0).values()
+    (masks,) = task.predict_step(batch, batch_idx=0, dataloader_idx=0).values()
     for (found,), (expected,) in zip(masks, cut_masks(task.pseudo_masks(batch).mask, batch), strict=True):
         assert torch.equal(found, expected)
     plain = predicting(make_task("DHRTask"), "train", "val")
