@@ -78,3 +78,22 @@ def test_a_refresh_is_timed_in_both_ways_with_equal_masks(monkeypatch):
     row = module.measure(setup, base.Options(repeats=1))
     assert row.value > 0
     assert "equal masks" in row.detail
+
+
+def test_seconds_in_checks_are_counted_wherever_they_are_imported_and_nested_ones_once(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("ratio_guards")
+    recorded = importlib.import_module("dhr_lightning.provenance.recorded")
+    runner = importlib.import_module("dhr_lightning.pipeline.runner")
+    files = importlib.import_module("dhr_lightning.data.files")
+    before = recorded.check_inputs
+    clock = iter([0.0, 1.0, 3.0, 7.0])  # outer starts, inner starts and ends, outer ends
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(recorded, "check_inputs", lambda: files.check_mask())
+    monkeypatch.setattr(runner, "check_inputs", recorded.check_inputs)
+    monkeypatch.setattr(files, "check_mask", lambda: None)
+    mine = runner.check_inputs
+    with module.counted(("provenance.recorded.check_inputs", "data.files.check_mask")) as seconds:
+        runner.check_inputs()
+    assert seconds == {"provenance.recorded.check_inputs": 7.0, "data.files.check_mask": 0.0}
+    assert runner.check_inputs is mine is not before

@@ -110,7 +110,7 @@ def _cost(step: PlannedStep, whole: PlannedStep, run_step: RunStep) -> Cost:
         return Cost(0, 0)
     with timed() as laps:
         run_step(step.identity)
-    more = {split: _times_more(whole, step, split) for split in whole.view.splits}
+    more = {split: _per_measured_image(whole, step, split) for split in whole.view.splits}
     made = {
         place: Cost(more[place[1]] * seconds, more[place[1]] * size)
         for place in step.outputs()
@@ -128,8 +128,8 @@ def _cost(step: PlannedStep, whole: PlannedStep, run_step: RunStep) -> Cost:
     return Cost(seconds, size)
 
 
-def _times_more(whole: PlannedStep, few: PlannedStep, split: str) -> float:
-    """How many times the images of a split are those of its few; 0 for a split without images."""
+def _per_measured_image(whole: PlannedStep, few: PlannedStep, split: str) -> float:
+    """Images of a split for each one that was measured; 0 for a split without images."""
     images = len(whole.view.records(split))
     return images / len(few.view.records(split)) if images else 0.0
 
