@@ -5,12 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from plain_mask_step import plain_mask_step
-from ratio_base import Options, Ratio, paired_medians
+from ratio_base import Options, Ratio, paired_medians, peak_growth
 from torch import Tensor
 from torch.nn import functional
 
@@ -150,15 +149,7 @@ def peak_mebibytes(count: int = 4) -> float:
     batch = make_batch([7] * count, size=(512, 512), grid=(64, 64), deep=(64, 64), channels=CHANNELS)
     small = make_batch([7], size=(64, 64), grid=(8, 8), deep=(8, 8), channels=(8, 8))
     batched(small)  # libraries load on first use
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    batched(batch)
-    return (_resident("VmHWM") - before) / 1024 / count
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return peak_growth(lambda: batched(batch)) / count
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from ratio_base import Options, Ratio, paired_medians
-from ratio_gpu import Setup, task_of, training_batch
+from ratio_training import Setup, task_of, training_batch
 from torch import Tensor
 
 from dhr_lightning.callbacks.overlap import finished_behind

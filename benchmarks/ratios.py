@@ -22,7 +22,19 @@ from ratio_base import Options, Ratio
 
 # Processes of the dense CRF import this file again, so torch must not be imported before `main`.
 log = logging.getLogger("dhr_lightning")
-BENCHMARKS = ("crf", "transport", "mask_step", "walk", "methods", "batches", "features", "refresh", "guards", "gpu")
+BENCHMARKS = (
+    "crf",
+    "transport",
+    "mask_step",
+    "walk",
+    "methods",
+    "batches",
+    "features",
+    "refresh",
+    "guards",
+    "training",
+    "gpu",
+)
 
 
 def main() -> int:

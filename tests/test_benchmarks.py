@@ -1,6 +1,7 @@
 """The table of a run on photos, and the plain mask step that the batched one is timed against."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,30 @@ def test_plain_mask_step_equals_the_batched_one(monkeypatch, profile):
 def test_rows_of_a_gpu_are_made_on_any_device(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     module, base = importlib.import_module("ratio_gpu"), importlib.import_module("ratio_base")
-    setup = module.Setup(
-        torch.device("cpu"), side=64, counts=(1, 2), batch=2, backbone="small32", strides=(8,), copied=1
-    )
+    setup = module.Setup(torch.device("cpu"), side=64, counts=(1, 2), batch=2, copied=1)
+    rows = list(module.measure(setup, base.Options(repeats=1)))
+    assert len({row.name for row in rows}) == len(rows) == 2 + 2
+    assert all(row.value > 0 for row in rows)
+
+
+def test_the_cost_of_dhr_training_is_measured_on_any_device(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module, base = importlib.import_module("ratio_training"), importlib.import_module("ratio_base")
+    monkeypatch.setattr(module, "pays", lambda device: True)
+    setup = module.Setup(torch.device("cpu"), side=64, batch=2, backbone="small32", strides=(8,))
     rows = list(module.measure(setup, base.Options(repeats=1)))
     names = [row.name for row in rows]
-    assert len(set(names)) == len(names) == 2 + 2 + 3 * 4 + 2 * 3
+    assert len(set(names)) == len(names) == 3 * 4 + 2 * 3
     assert all(row.value > 0 for row in rows)
     overhead = {
         name: row.value for name, row in zip(names, rows, strict=True) if "every" in name and "CRF at 1" in name
     }
     every1, every2, every5, _ = overhead.values()
     assert every1 - 1 == pytest.approx(2 * (every2 - 1)) == pytest.approx(5 * (every5 - 1))
-    assert "100.00 % of the labels as at full size" in rows[4].detail
+    assert "100.00 % of the labels as at full size" in rows[0].detail
+    taken = [int(re.search(r"at most (\d+) MiB", row.detail)[1]) for row in rows if row.unit == "img/s"]
+    assert len(taken) == 2 * 2
+    assert all(0 < one < 1000 for one in taken)
 
 
 def test_a_refresh_is_timed_in_both_ways_with_equal_masks(monkeypatch):
