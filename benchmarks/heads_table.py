@@ -60,6 +60,8 @@ def request_of(base: Request, head: str, step: str, options: argparse.Namespace)
         return replace(base, recipe="frozen_mars", overrides=(*base.overrides, layer)) if step == "mars" else base
     recipe = str(HERE / "heads.yaml")
     words = (f"--head.backbone={options.backbone}",) if options.backbone else ()
+    if head == "leopart" and options.channels:
+        words = (*words, f"--head.dimension={options.channels}")
     if head in TRAINED:
         return replace(base, recipe=recipe, swaps={"head": head}, overrides=(*base.overrides, *words))
     return replace(base, recipe=recipe, overrides=(*base.overrides, *words, f"--head.head={FITTED[head]}"))
@@ -72,6 +74,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="weights of the frozen backbone")
     parser.add_argument("--limit", type=int, help="at most this many photos of each split")
     parser.add_argument("--backbone", help="name of the backbone that the weights belong to, as the heads take it")
+    parser.add_argument("--channels", type=int, help="channels of the backbone, which Leopart's features keep")
     parser.add_argument("--layer", default="keys", help="layer of the backbone that `raw` means for MARS")
     known = (RAW, *FITTED, *TRAINED)
     parser.add_argument("--heads", nargs="+", choices=known, default=known, help="rows of the table")
