@@ -1,7 +1,6 @@
 """The command `doctor`: look at a dataset before any long work, and say what is wrong with it."""
 
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +10,10 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from dhr_lightning.artifacts.files import write_json
-from dhr_lightning.artifacts.kinds import KINDS
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.inspection.doctor import Examination, examine, sorted_findings
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level
 from dhr_lightning.inspection.picture import draw_sheet, save_sheet
-from dhr_lightning.inspection.space import ArtifactPlan
 from dhr_lightning.inspection.trial import trial_findings
 from dhr_lightning.pipeline.plan import make_plan
 from dhr_lightning.pipeline.request import BUILTIN, Request, data_section
@@ -29,9 +26,6 @@ _HEADINGS: Mapping[Level, tuple[str, str]] = {
     "warning": ("warning", "warnings"),
     "fact": ("fact", "facts"),
 }
-_PATCH = re.compile(r"patch(\d+)")
-_PATCHES_STRIDE, _ENCODER_STRIDE = 4, 16
-_FROZEN_CHANNELS, _FROZEN_SIDE = 3072, 448  # four taps of CLIP ViT-B/16, the largest of the usual backbones
 
 
 def run_doctor(arguments: Sequence[str]) -> int:
@@ -77,7 +71,7 @@ def doctor(
         info,
         folder,
         artifacts=store.root / info.name,
-        plan=artifact_plan(request),
+        steps=make_plan(request).steps,
         untagged=settings["data"].get("untagged", "drop"),
         workers=workers,
     )
@@ -104,42 +98,6 @@ def _write(result: Examination, json: str | None, picture: str | None) -> None:
         title = f"{result.info.name}: " + ", ".join(f"{len(rows)} {name}" for name, rows in result.records.items())
         save_sheet(draw_sheet(result.scans, result.counts, result.info.classes, title=title), Path(picture))
         log.info("Picture: %s", picture)
-
-
-def artifact_plan(request: Request) -> ArtifactPlan:
-    """What the recipe of a dataset writes: strides, channels and numbers of masks as configured.
-
-    Args:
-        request: names the data; the recipe is the default one.
-    """
-    steps = {step.name: step.identity for step in make_plan(request).steps if step.identity}
-    masks = [
-        write
-        for step in steps.values()
-        for kind, write in step.spec.writes.items()
-        if KINDS[kind].is_mask and not write.rounds
-    ]
-    cam, uss = steps["cam"].arguments, steps["uss"].arguments
-    plan = ArtifactPlan(
-        cam_stride=int(cam.get("cam_stride", ArtifactPlan.cam_stride)),
-        rounds=sum(step.rounds for step in steps.values()),
-        masks=sum("train" in write.splits for write in masks),
-        predictions=sum("val" in write.splits for write in masks),
-    )
-    if steps["uss"].spec.name == "frozen":
-        return replace(
-            plan, uss_dimension=_FROZEN_CHANNELS, cells=int(uss.get("side", _FROZEN_SIDE)) // _ENCODER_STRIDE
-        )
-    stride = feature_stride(str(uss.get("backbone", ""))) / uss["scales"][0]
-    return replace(plan, uss_dimension=int(uss.get("dimension", ArtifactPlan.uss_dimension)), uss_stride=stride)
-
-
-def feature_stride(backbone: str) -> int:
-    """Pixels per feature cell of a backbone for features: vision transformers name their patch size."""
-    match = _PATCH.search(backbone)
-    if match:
-        return int(match[1])
-    return _PATCHES_STRIDE if backbone == "patches" else _ENCODER_STRIDE
 
 
 def describe(result: Examination, *, show: int) -> str:

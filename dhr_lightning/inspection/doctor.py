@@ -11,7 +11,7 @@ from dhr_lightning.inspection.duplicates import duplicate_findings, id_findings
 from dhr_lightning.inspection.files import image_findings, mask_findings
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level, finding
 from dhr_lightning.inspection.scan import Scan, scan_records
-from dhr_lightning.inspection.space import ArtifactPlan, space_findings
+from dhr_lightning.inspection.space import space_findings
 from dhr_lightning.inspection.tags import (
     Counts,
     agreement_findings,
@@ -21,6 +21,7 @@ from dhr_lightning.inspection.tags import (
     coverage_findings,
     tag_matrix,
 )
+from dhr_lightning.pipeline.plan import PlannedStep
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class Examination:
 
 
 def examine(
-    info: DatasetInfo, root: Path, *, artifacts: Path, plan: ArtifactPlan, untagged: str, workers: int | None = None
+    info: DatasetInfo,
+    root: Path,
+    *,
+    artifacts: Path,
+    steps: Sequence[PlannedStep] = (),
+    untagged: str,
+    workers: int | None = None,
 ) -> Examination:
     """Read the lists and tags of a dataset, decode every file, and collect what is wrong or worth knowing.
 
@@ -57,7 +64,7 @@ def examine(
         info: catalog entry.
         root: folder of the dataset; nothing in it is changed.
         artifacts: folder of its artifacts, for the disk space.
-        plan: what will be written there.
+        steps: of the recipe that will write there.
         untagged: policy for images without tags, see `apply_untagged_policy`.
         workers: threads that decode; default: one per usable core, at most 8.
 
@@ -74,7 +81,7 @@ def examine(
         tags = tag_matrix(records["train"], info.classes)
         used = tags if untagged == "background" else tags[tags.any(1)]
         findings += balance_findings(counts, len(used), info.classes) + cooccurrence_findings(used, info.classes)
-    findings += agreement_findings(scans, info.classes) + space_findings(scans, plan, artifacts)
+    findings += agreement_findings(scans, info.classes) + space_findings(scans, steps, artifacts)
     return Examination(info, root, records, scans, counts, sorted_findings(findings))
 
 

@@ -13,7 +13,6 @@ from dhr_lightning.inspection import files as doctor_files
 from dhr_lightning.inspection.doctor import Examination, examine
 from dhr_lightning.inspection.finding import Finding
 from dhr_lightning.inspection.scan import scan_records
-from dhr_lightning.inspection.space import ArtifactPlan
 
 PHOTO = "JPEGImages/2007_000001.jpg"  # 64 x 48, train, tag cat
 MASK = "SegmentationClass/2007_000001.png"
@@ -22,9 +21,7 @@ ALWAYS = {"absent-class", "rare-class", "inseparable-classes"}
 
 
 def look(root: Path, untagged: str = "drop") -> Examination:
-    return examine(
-        get_dataset("voc"), root, artifacts=root.parent / "artifacts", plan=ArtifactPlan(), untagged=untagged, workers=2
-    )
+    return examine(get_dataset("voc"), root, artifacts=root.parent / "artifacts", untagged=untagged, workers=2)
 
 
 def complaints(result: Examination) -> dict[str, Finding]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,7 @@ from torch import Tensor
 from dhr_lightning.__main__ import main
 from dhr_lightning.errors import ConfigError
 from dhr_lightning.evaluation.metrics.tag_precision import TagPrecision
-from dhr_lightning.inspection.command import artifact_plan, feature_stride
-from dhr_lightning.inspection.space import ArtifactPlan
 from dhr_lightning.methods.masks.mars.task import MARSTask
-from dhr_lightning.pipeline.request import Request
 
 
 def doctor(root: Path, *options: str) -> int:
@@ -100,22 +96,6 @@ def test_a_configuration_file_names_dataset_root_and_policy(voc_copy: Path, tmp_
     config.write_text("data: {dataset: voc, root: nowhere, untagged: background}\n")
     assert main(["doctor", "--data", str(config), "--root", str(voc_copy), "--workspace", str(tmp_path)]) == 0
     assert "count as background only" in said.text
-
-
-def test_the_plan_is_what_the_recipe_of_the_dataset_writes(voc_copy: Path, tmp_path: Path):
-    published, builtin = ArtifactPlan(4, 70, 4, rounds=6, masks=3), ArtifactPlan(4, 96, 4, rounds=2, masks=3)
-    assert artifact_plan(Request(data="voc", root=str(voc_copy))) == published
-    assert artifact_plan(Request(workspace=str(tmp_path))) == builtin
-    without_background = artifact_plan(Request(data="ade", root=str(tmp_path)))
-    assert without_background == replace(published, masks=2)  # MARS is left out
-
-
-@pytest.mark.parametrize(
-    ("backbone", "stride"),
-    [("vit_base_patch8_224.dino", 8), ("vit_small_patch16_224", 16), ("patches", 4), ("mobilenet_v2", 16)],
-)
-def test_the_stride_of_features_follows_from_the_backbone(backbone: str, stride: int):
-    assert feature_stride(backbone) == stride
 
 
 def test_the_recipe_is_built_on_the_classes_before_doctor_is_content(

@@ -29,14 +29,14 @@ def test_a_small_disk_stops_a_recipe_before_anything_is_written(
 
 def test_the_estimate_is_near_what_is_written(workspace: Workspace):
     plan = workspace.plan()
-    fresh = sum(space._bytes_of(step) for step in plan.steps)
+    fresh = sum(space._bytes_missing(step) for step in plan.steps)
     assert fresh == 0  # all of it is there
     written = estimated = 0
     for step in plan.steps:
         for address, split in step.outputs():
             folder = plan.view.store.folder(address, split)
             written += sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".png", ".npz", ".npy"))
-            estimated += space._bytes_of_one(step, address, split)
+            estimated += space.estimate_bytes(step.identity, address, space.facts_of(step.view.records(split)))
     assert 0.5 < estimated / written < 2
 
 
@@ -50,6 +50,7 @@ def test_what_is_there_needs_no_room(
 
 def test_maps_on_the_grid_of_stored_features_are_small(empty_workspace: Workspace):
     plan = make_plan(Request("frozen", root=str(empty_workspace.data), overlays=("debug.yaml",)))
-    ((address, split),) = plan["cam"].outputs()
-    assert space._bytes_of_one(plan["cam"], address, split) == 0
-    assert space._bytes_of_one(plan["dhr"], *plan["dhr"].outputs()[0]) > 0
+    facts = space.facts_of(plan.view.records("train"))
+    largest = 520 + 2 * int(facts.tags.max()) * 28 * 28  # bytes of an image
+    assert 0 < space.bytes_by_role([plan["cam"]], {"train": facts})["cam"] <= largest * facts.count
+    assert space._bytes_missing(plan["uss"]) == 0  # its own step knows the channels

@@ -12,7 +12,6 @@ from dhr_lightning.data.preparation.check import check_dataset
 from dhr_lightning.errors import ConfigError, MaskError
 from dhr_lightning.evaluation.truth import DatasetTruth
 from dhr_lightning.inspection.doctor import examine
-from dhr_lightning.inspection.space import ArtifactPlan
 from tests.data.datasets.folder_samples import read, resolve, write_folder
 
 MASK = np.zeros((16, 24), np.uint8)
@@ -34,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def found(root: Path, **options: object) -> dict[str, str]:
     info = resolve(root, **options)
-    result = examine(info, root, artifacts=root.parent / "artifacts", plan=ArtifactPlan(), untagged="drop")
+    result = examine(info, root, artifacts=root.parent / "artifacts", untagged="drop")
     return {item.code: item.advice for item in result.findings if item.level == "problem"}
 
 

@@ -16,7 +16,6 @@ from dhr_lightning.data.preparation.stuff import prepare_stuff
 from dhr_lightning.data.registry import get_dataset, resolve_dataset
 from dhr_lightning.errors import DataError
 from dhr_lightning.inspection.doctor import examine
-from dhr_lightning.inspection.space import ArtifactPlan
 from dhr_lightning.provenance.identity import StepIdentity
 from tests.data.datamodules import make_datamodule, spec_of
 from tests.data.datasets.folder_samples import read, resolve, write_folder
@@ -178,12 +177,12 @@ def test_doctor_looks_at_test_images_and_asks_nothing_of_them(tmp_path: Path):
     root = tmp_path / "data"
     info = make_voc(root, True)
     Image.new("RGB", (70, 40), (1, 2, 3)).save(root / "JPEGImages" / "val_1.jpg")
-    result = examine(info, root, artifacts=tmp_path, plan=ArtifactPlan(), untagged="error", workers=1)
+    result = examine(info, root, artifacts=tmp_path, untagged="error", workers=1)
     texts = {item.code: item.text for item in result.findings}
     assert texts["coverage-test"] == "test: 1 images, which are predicted only."
     assert not {"untagged-image", "untagged-val", "no-tags", "no-truth"} & texts.keys()
     assert set(result.counts) == set(TAGGED_SPLITS)
     assert "leaked-file" in texts  # train_1 and test_1 are the same photo
     (root / "ImageSets" / "Segmentation" / "test.txt").write_text("train_1\n")
-    result = examine(info, root, artifacts=tmp_path, plan=ArtifactPlan(), untagged="drop", workers=1)
+    result = examine(info, root, artifacts=tmp_path, untagged="drop", workers=1)
     assert {item.code: item.items for item in result.findings}["shared-id"] == ("train_1",)
