@@ -15,7 +15,7 @@ from dhr_lightning.inspection.doctor import Examination, examine, sorted_finding
 from dhr_lightning.inspection.finding import LEVELS, Finding, Level
 from dhr_lightning.inspection.picture import draw_sheet, save_sheet
 from dhr_lightning.inspection.trial import trial_findings
-from dhr_lightning.pipeline.plan import make_plan
+from dhr_lightning.pipeline.plan import RecipePlan, make_plan
 from dhr_lightning.pipeline.request import BUILTIN, Request, data_section
 from dhr_lightning.progress import duration
 from dhr_lightning.provenance.views import DataView
@@ -66,27 +66,28 @@ def doctor(
     settings = data_section(data, root, workspace)
     view = DataView(settings["data"])
     info, folder, store = view.info, view.root, view.store
-    start, request = time.monotonic(), Request(data=data, root=root, workspace=workspace)
+    start = time.monotonic()
+    plan = make_plan(Request(data=data, root=root, workspace=workspace))
     result = examine(
         info,
         folder,
         artifacts=store.root / info.name,
-        steps=make_plan(request).steps,
+        steps=plan.steps,
         untagged=settings["data"].get("untagged", "drop"),
         workers=workers,
     )
-    result = replace(result, findings=sorted_findings([*result.findings, *_trial(request, result)]))
+    result = replace(result, findings=sorted_findings([*result.findings, *_trial(plan, result)]))
     log.info("%s", describe(result, show=show))
     log.info("\nLooked at %d images in %s.", len(result.scans), duration(time.monotonic() - start))
     _write(result, json, picture)
     return int(bool(result.of_level("problem")))
 
 
-def _trial(request: Request, result: Examination) -> list[Finding]:
+def _trial(plan: RecipePlan, result: Examination) -> list[Finding]:
     """Build the recipe, unless what is known already would stop it."""
     records = result.records.get("train")
     stopped = records is None or result.of_level("problem")
-    return [] if stopped or records is None else trial_findings(request, records, result.info.classes)
+    return [] if stopped or records is None else trial_findings(plan, records, result.info.classes)
 
 
 def _write(result: Examination, json: str | None, picture: str | None) -> None:

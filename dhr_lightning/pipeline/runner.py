@@ -28,6 +28,7 @@ from dhr_lightning.pipeline.plan import PlannedStep, RecipePlan
 from dhr_lightning.pipeline.recipe import RecipeStep
 from dhr_lightning.pipeline.records import refuse_old_workspace, remember
 from dhr_lightning.pipeline.space import refuse_small_disk
+from dhr_lightning.pipeline.trial import refuse_unbuildable
 from dhr_lightning.progress import duration
 from dhr_lightning.provenance.identity import StepIdentity
 from dhr_lightning.provenance.recorded import check_inputs
@@ -90,8 +91,10 @@ def get_ready(plan: RecipePlan, steps: Sequence[PlannedStep], *, foretell: bool 
     for step in steps:
         if step.identity is None:  # what cannot be made here is missed before the long work
             refuse_imports(step, step.statuses())
-    refuse_small_disk(steps, plan.view.workspace)
+    pending = [step for step in steps if not all(status.fresh for status in step.statuses().values())]
+    refuse_small_disk(pending, plan.view.workspace)
     prepare(plan.view)
+    refuse_unbuildable(pending, plan.view.info.classes)
     if (plan.view.info.own_classes if foretell is None else foretell) and ranks().size == 1:
         tell_forecast(plan, steps, run_step)
     remember(plan)

@@ -25,7 +25,7 @@ def content(workspace: Workspace) -> dict[str, dict[str, str]]:
         ("--baseline.test_crf={iterations: 1}", ["predict baseline"]),
         ("--mars.workers=1", []),
         ("--uss.scales=[0.5]", ["predict uss", "fit mars", "predict mars", "fit dhr", "predict dhr"]),
-        ("--mars.rejected=[0.4, 0.6]", ["predict mars", "fit dhr", "predict dhr"]),
+        ("--mars.rejected=ignore", ["predict mars", "fit dhr", "predict dhr"]),
         ("--propagation.crf.iterations=2", ["predict propagation", *BEHIND_MASKS]),
         ("--baseline.lr=0.01", ["fit baseline", "predict baseline"]),
         ("--data.num_workers=1", []),

@@ -1,0 +1,51 @@
+"""Build the tasks of a recipe before any work: what the last step would refuse is said before the first one runs."""
+
+from collections.abc import Sequence
+
+from dhr_lightning.data.catalog import ClassSet
+from dhr_lightning.errors import ConfigError, DHRError
+from dhr_lightning.pipeline.plan import PlannedStep
+from dhr_lightning.provenance.identity import StepIdentity
+
+
+def refuse_unbuildable(steps: Sequence[PlannedStep], classes: ClassSet) -> None:
+    """Raise what the constructor of a task says of its settings and of the classes, with the name of the step.
+
+    Args:
+        steps: those that will run.
+        classes: of the data.
+
+    Raises:
+        ConfigError: of the first step that cannot be built.
+    """
+    for step in steps:
+        error = build_error(step, classes)
+        if error is not None:
+            raise ConfigError(f"{step.name}: {error}") from error
+
+
+def build_error(step: PlannedStep, classes: ClassSet) -> Exception | None:
+    """What a task refuses, without weights of a file or a download; None if it can be built or has nothing to build."""
+    if step.identity is None:
+        return None
+    try:
+        _build(step.identity, classes)
+    except (DHRError, ValueError) as error:
+        return error
+    return None
+
+
+def _build(identity: StepIdentity, classes: ClassSet) -> None:
+    """Shapes alone, which takes no time and no memory; with numbers where a network computes some while it is built."""
+    import torch  # a plan is made without it
+
+    arguments = dict(identity.config["model"].get("init_args") or {})
+    arguments |= {"class_names": list(classes.names), "has_background": classes.has_background}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = False
+    task = identity.spec.task_class()
+    try:
+        with torch.device("meta"):
+            task(**arguments)
+    except (RuntimeError, NotImplementedError):  # what torch says of numbers that shapes alone do not have
+        task(**arguments)
