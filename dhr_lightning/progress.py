@@ -125,6 +125,8 @@ def stopped_by_signals() -> Iterator[None]:
             return
         for one in found:  # once is enough; the way out must not be disturbed
             signal.signal(one, signal.SIG_IGN)
+        if hasattr(signal, "SIGCHLD"):  # workers got the signal too: torch would raise an error at their end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise StoppedError(number)
 
     for number in found:

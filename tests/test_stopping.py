@@ -17,7 +17,7 @@ NAMES = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr
 
 @pytest.fixture(autouse=True)
 def default_signals() -> Iterator[None]:
-    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in NAMES}
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in (*NAMES, "SIGCHLD")}
     yield
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
@@ -51,6 +51,23 @@ def test_a_second_signal_does_not_disturb_the_way_out():
 
     assert exit_status(run) == 128 + signal.SIGTERM
     assert cleaned == [True]
+
+
+def test_workers_that_end_by_the_same_signal_do_not_disturb_the_way_out(lines: Lines):
+    def complain(*_: object) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal")
+
+    signal.signal(signal.SIGCHLD, complain)  # as torch does
+
+    def run() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGCHLD)
+        return 0
+
+    assert exit_status(run) == 128 + signal.SIGTERM
+    assert lines.messages[-1].startswith("stopped by SIGTERM")
 
 
 def test_signals_that_somebody_handles_or_ignores_are_left_alone():
