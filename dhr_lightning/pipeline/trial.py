@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ConfigError, DHRError
 from dhr_lightning.pipeline.plan import PlannedStep
-from dhr_lightning.provenance.identity import StepIdentity
+from dhr_lightning.provenance.identity import AUTO, StepIdentity
 
 
 def refuse_unbuildable(steps: Sequence[PlannedStep], classes: ClassSet) -> None:
@@ -25,14 +25,22 @@ def refuse_unbuildable(steps: Sequence[PlannedStep], classes: ClassSet) -> None:
 
 
 def build_error(step: PlannedStep, classes: ClassSet) -> Exception | None:
-    """What a task refuses, without weights of a file or a download; None if it can be built or has nothing to build."""
-    if step.identity is None:
+    """What a task refuses, without weights of a file or a download; None if it can be built or has nothing to build.
+
+    A backbone that a file of weights names is left to its own step, which reads the file.
+    """
+    if step.identity is None or _named_by_weights(step.identity):
         return None
     try:
         _build(step.identity, classes)
     except (DHRError, ValueError) as error:
         return error
     return None
+
+
+def _named_by_weights(identity: StepIdentity) -> bool:
+    arguments, frozen = identity.arguments, not identity.spec.fits
+    return frozen and arguments.get("backbone", AUTO) == AUTO and isinstance(arguments.get("pretrained"), str)
 
 
 def _build(identity: StepIdentity, classes: ClassSet) -> None:
@@ -47,5 +55,5 @@ def _build(identity: StepIdentity, classes: ClassSet) -> None:
     try:
         with torch.device("meta"):
             task(**arguments)
-    except (RuntimeError, NotImplementedError):  # what torch says of numbers that shapes alone do not have
+    except RuntimeError:  # what torch says of numbers that shapes alone do not have
         task(**arguments)

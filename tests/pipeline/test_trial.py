@@ -62,3 +62,17 @@ def test_a_network_that_needs_numbers_is_built_with_them(debug_data: Path, monke
         refuse_unbuildable(plan.steps[:1], plan.view.info.classes)
     assert devices == ["meta", "cpu"]
     assert str(build_error(plan["cam"], plan.view.info.classes)) == "as it is"
+
+
+def test_a_backbone_that_its_weights_name_is_left_to_its_own_step(debug_data: Path):
+    def error(*settings: str) -> Exception | None:
+        overrides = (
+            "--uss.taps=[stage5]",
+            *settings,
+        )  # no layer of the default, a transformer
+        plan = make_plan(Request("frozen", root=str(debug_data), overrides=overrides))
+        return build_error(plan["uss"], plan.view.info.classes)
+
+    assert "stage5" in str(error())
+    assert error("--uss.pretrained=lite0.safetensors") is None
+    assert "stage5" in str(error("--uss.pretrained=x.pth", "--uss.backbone=vit_base_patch16_clip_quickgelu_224.openai"))
