@@ -92,9 +92,9 @@ def get_ready(plan: RecipePlan, steps: Sequence[PlannedStep], *, foretell: bool 
         if step.identity is None:  # what cannot be made here is missed before the long work
             refuse_imports(step, step.statuses())
     pending = [step for step in steps if not all(status.fresh for status in step.statuses().values())]
+    refuse_unbuildable(pending, plan.view.info.classes)
     refuse_small_disk(pending, plan.view.workspace)
     prepare(plan.view)
-    refuse_unbuildable(pending, plan.view.info.classes)
     if (plan.view.info.own_classes if foretell is None else foretell) and ranks().size == 1:
         tell_forecast(plan, steps, run_step)
     remember(plan)

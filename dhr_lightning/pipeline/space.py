@@ -137,7 +137,7 @@ def _cam_cells(step: StepIdentity, sizes: Counts) -> Counts:
 
 
 def _feature_channels(step: StepIdentity) -> int:
-    return _FROZEN_CHANNELS if step.spec.name == _FROZEN else int(step.arguments.get("dimension", 0))
+    return _FROZEN_CHANNELS if step.spec.name == _FROZEN else int(step.arguments.get("dimension") or 0)
 
 
 def _feature_cells(step: StepIdentity, sizes: Counts) -> Counts:

@@ -1,11 +1,16 @@
 """Build the tasks of a recipe before any work: what the last step would refuse is said before the first one runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from dhr_lightning.data.catalog import ClassSet
 from dhr_lightning.errors import ConfigError, DHRError
 from dhr_lightning.pipeline.plan import PlannedStep
 from dhr_lightning.provenance.identity import AUTO, StepIdentity
+
+_SECTION = "model.init_args"
 
 
 def refuse_unbuildable(steps: Sequence[PlannedStep], classes: ClassSet) -> None:
@@ -35,6 +40,8 @@ def build_error(step: PlannedStep, classes: ClassSet) -> Exception | None:
         _build(step.identity, classes)
     except (DHRError, ValueError) as error:
         return error
+    except TypeError as error:  # a field that settings do not have, a null
+        return ConfigError(f"the configuration cannot be used: {error}")
     return None
 
 
@@ -52,8 +59,21 @@ def _build(identity: StepIdentity, classes: ClassSet) -> None:
     if arguments.get("pretrained"):
         arguments["pretrained"] = False
     task = identity.spec.task_class()
+    arguments = _typed(task, arguments)
     try:
         with torch.device("meta"):
             task(**arguments)
     except RuntimeError:  # what torch says of numbers that shapes alone do not have
         task(**arguments)
+
+
+def _typed(task: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as the command line of a step turns them into the types of a constructor."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(task, _SECTION)
+    section, name = _SECTION.split(".")
+    try:
+        parsed: dict[str, Any] = parser.parse_object({section: {name: dict(arguments)}}).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).removeprefix("Parser key ").split())) from error
+    return dict(parsed[section][name])

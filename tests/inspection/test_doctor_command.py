@@ -113,9 +113,9 @@ def test_the_recipe_is_built_on_the_classes_before_doctor_is_content(
 
 
 def test_a_step_that_refuses_the_classes_is_a_problem(voc_copy: Path, monkeypatch: pytest.MonkeyPatch, said: Said):
-    def refuse(self: MARSTask, **arguments: object) -> None:
-        raise ConfigError(f"no {len(arguments['class_names'])} classes")
+    def refuse(self: MARSTask, crf: object) -> None:
+        raise ConfigError(f"no {len(self.classes.names)} classes")
 
-    monkeypatch.setattr(MARSTask, "__init__", refuse)
+    monkeypatch.setattr(MARSTask, "build_refiner", refuse)
     assert doctor(voc_copy) == 1
     assert "mars: no 21 classes" in said.text
