@@ -17,7 +17,12 @@ pytest_plugins = ["tests.pipeline_fixtures"]
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [("--dhr.rebalance.tau=5", "tau"), ("--dhr.scales=0.5", "scales"), ("--dhr.crf_seed.itterations=3", "itterations")],
+    [
+        ("--dhr.rebalance.tau=5", "tau"),
+        ("--dhr.scales=0.5", "scales"),
+        ("--dhr.lr=abc", "lr"),
+        ("--dhr.crf_seed.itterations=3", "itterations"),
+    ],
 )
 def test_a_setting_of_the_last_step_is_refused_before_the_first_one_runs(
     empty_workspace: Workspace, no_lightning: None, lines: Lines, setting: str, named: str
@@ -69,10 +74,7 @@ def test_a_network_that_needs_numbers_is_built_with_them(debug_data: Path, monke
 
 def test_a_backbone_that_its_weights_name_is_left_to_its_own_step(debug_data: Path):
     def error(*settings: str) -> Exception | None:
-        overrides = (
-            "--uss.taps=[stage5]",
-            *settings,
-        )  # no layer of the default, a transformer
+        overrides = ("--uss.taps=[stage5]", *settings)  # no layer of the default, a transformer
         plan = make_plan(Request("frozen", root=str(debug_data), overrides=overrides))
         return build_error(plan["uss"], plan.view.info.classes)
 
