@@ -1,10 +1,11 @@
 """Every seed with every propagation: masks of the training split beside ground truth, and the seconds of each step.
 
     python benchmarks/methods_table.py --workspace bench_methods --seeds 0 1 2
-    python benchmarks/methods_table.py --workspace bench_photos --photos VOC --weights FILE
+    python benchmarks/methods_table.py --workspace bench_photos --photos VOC --weights FILE --seeds 0 --data.limit=300
 
-Without photos (PASCAL VOC layout, ImageNet weights of torchvision's MobileNetV2) it runs on the built-in data with the
-settings of the quick start. A seed draws its own dataset and trains its own networks, in `<workspace>/seed_K`. The same
+Photos (PASCAL VOC layout) go through the recipe `photos`, with ImageNet weights of torchvision's MobileNetV2; without
+them it runs on the built-in data with the settings of the quick start. Other arguments, `--STEP.a.b=value`, go to the
+recipe. A seed draws its own dataset and trains its own networks, in `<workspace>/seed_K`. The same
 command continues an interrupted run; the table is `<workspace>/methods.md`, the figures `<workspace>/methods.json`.
 """
 
@@ -58,13 +59,13 @@ def _run(options: argparse.Namespace) -> None:
 def base_request(options: argparse.Namespace, number: int) -> Request:
     """The recipe on the data of a seed."""
     workspace = options.workspace.resolve() / f"seed_{number}"
-    seeds = (f"--seed_everything={number}", f"--data.seed={number}")
+    seeds = (f"--seed_everything={number}", f"--data.seed={number}", *options.overrides)
     if options.photos:
         place = {"root": str(options.photos), "workspace": str(workspace)}
         return Request("photos", "voc", **place, weights=str(options.weights), overrides=seeds)
     data = f"--data.options={{seed: {number}, train: {options.train}, val: {options.val}}}"
     root, overlays = str(workspace / "data" / "microworld"), ("debug.yaml",) if options.fast else ()
-    overrides = (*seeds, data, *(() if options.fast else SAME_TRAINING))
+    overrides = (data, *(() if options.fast else SAME_TRAINING), *seeds)
     return Request("quickstart", root=root, workspace=str(workspace), overlays=overlays, overrides=overrides)
 
 
@@ -103,7 +104,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="ImageNet weights of MobileNetV2, with --photos")
     parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(val=16)
-    options = parser.parse_args()
+    options, options.overrides = parser.parse_known_args()
     if (options.photos is None) != (options.weights is None):
         parser.error("--photos and --weights go together.")
     return options

@@ -87,7 +87,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="dataset and training seeds")
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(photos=None, weights=None, val=160)
+    parser.set_defaults(photos=None, weights=None, val=160, overrides=())
     return parser.parse_args()
 
 
