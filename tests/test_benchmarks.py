@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from dhr_lightning.evaluation.truth import TruthFacts
 from dhr_lightning.ops.profiles import PROFILES
+from dhr_lightning.pipeline.plan import make_plan
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -109,3 +111,17 @@ def test_seconds_in_checks_are_counted_wherever_they_are_imported_and_nested_one
         runner.check_inputs()
     assert seconds == {"provenance.recorded.check_inputs": 7.0, "data.files.check_mask": 0.0}
     assert runner.check_inputs is mine is not before
+
+
+def test_the_table_of_methods_trains_all_seeds_alike_unless_told_otherwise(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    table = importlib.import_module("methods_table")
+    monkeypatch.setattr("sys.argv", ["methods_table.py", "--workspace", "there", "--train", "400"])
+    shipped = table.base_request(table._parse(), 2)
+    cam, seam, sfc = (make_plan(replace(shipped, swaps={"cam": name}))["cam"] for name in ("cam", "seam", "sfc"))
+    for section, names in (("data", ("crop_size", "scale", "options")), ("trainer", ("max_epochs",))):
+        one, *others = [[step.identity.config[section][name] for name in names] for step in (cam, seam, sfc)]
+        assert others == [one, one]
+    assert (cam.identity.config["data"]["crop_size"], cam.identity.config["data"]["options"]["seed"]) == (128, 2)
+    monkeypatch.setattr("sys.argv", ["methods_table.py", "--workspace", "there", "--cam.trainer.max_epochs=6"])
+    assert make_plan(table.base_request(table._parse(), 2))["cam"].identity.config["trainer"]["max_epochs"] == 6
