@@ -116,9 +116,8 @@ class WideResNet38(nn.Module, EncoderMixin):
         features = [x]
         x = self.conv1a(x)
         blocks = {name: block for name, block in self.named_children() if name.startswith("b") and name != "bn7"}
-        after = {"b3": 1, "b4": 2, "b5": 3, "b6": 4}  # the map before a stage is seen by it after norm and ReLU
         for name, block in blocks.items():
-            if name in after:
+            if name in ("b3", "b4", "b5", "b6"):  # the map before a stage is seen by it after norm and ReLU
                 features.append(block.before(x))
                 if len(features) > self._depth:
                     return features

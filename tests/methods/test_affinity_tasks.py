@@ -222,6 +222,19 @@ def test_the_background_after_the_walk_is_chosen_once_from_walked_maps(tmp_path:
 
 
 @torch.no_grad()
+def test_without_a_run_the_background_after_the_walk_is_that_of_the_images_at_hand():
+    batch = make_batch([[1, 2], [3]], [(64, 64), (42, 60)])  # the padding of the second must not count
+    cam = torch.rand_like(batch["inputs"]["cam"]) * batch["valid"][:, None]
+    batch["inputs"]["cam"] = cam
+    task = make_task("IRNTask", background="auto")
+    found = task.masks(batch, cam)[0]
+    task.background = task.choose_background([batch])
+    assert torch.equal(found, task.masks(batch, cam)[0])
+    task.background /= 2
+    assert not torch.equal(found, task.masks(batch, cam)[0])
+
+
+@torch.no_grad()
 def test_a_background_that_walks_keeps_probabilities_as_they_are():
     """No boundary anywhere and no division: each cell becomes the mean of its image, for background and tags alike."""
     task, batch = (
