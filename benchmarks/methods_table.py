@@ -26,7 +26,7 @@ from dhr_lightning.progress import configure_logging, exit_status
 
 SEEDS, PROPAGATIONS = ("cam", "seam", "sfc", "advcam"), ("crf", "pamr", "psa", "irn")
 COLUMNS = {"miou": "mIoU", "vanished_tag_rate": "vanished tags", "mboundary_iou": "boundary IoU",
-           "head_miou": "head IoU", "tail_miou": "tail IoU", "seconds": "s"}  # fmt: skip
+           "head_miou": "head IoU", "tail_miou": "tail IoU", "rails": "rails as train", "seconds": "s"}  # fmt: skip
 log = logging.getLogger("dhr_lightning")
 Figures = Mapping[str, float | None]
 # the quick start trains `cam` on smaller crops, and for fewer epochs
@@ -46,8 +46,12 @@ def _run(options: argparse.Namespace) -> None:
         base = base_request(options, number)
         for seed, propagation in itertools.product(options.cams, options.propagations):
             request = replace(base, swaps={"cam": seed, "propagation": propagation})
-            plan = run_until(request, "propagation")
-            for step, label in (("cam", seed), ("propagation", f"{seed} + {propagation}")):
+            steps = {"cam": seed, "propagation": f"{seed} + {propagation}"}
+            if options.further:
+                request = replace(request, swaps={**request.swaps, "dhr": "rebalance"})
+                steps |= {"mars": f"{seed} + {propagation} + mars", "dhr": f"{seed} + {propagation} + mars + dhr"}
+            plan = run_until(request, list(steps)[-1])
+            for step, label in steps.items():
                 if step == "cam" and propagation != options.propagations[0]:
                     continue
                 figures = {**judge(plan, step, "train"), "seconds": plan[step].seconds()}
@@ -71,9 +75,11 @@ def base_request(options: argparse.Namespace, number: int) -> Request:
 
 def table(results: Mapping[str, Sequence[Figures]]) -> str:
     """Markdown: one row for each pair, mean over the seeds (least..largest), in percent but for the seconds."""
-    lines = ["| masks | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    further = any(label.endswith("+ mars") for label in results)
+    used = {name: title for name, title in COLUMNS.items() if name != "rails" or further}  # which MARS is there to cut
+    lines = ["| masks | " + " | ".join(used.values()) + " |", "|---" * (len(used) + 1) + "|"]
     for label, rows in results.items():
-        cells = [_cell(name, [one[name] for one in rows if one.get(name) is not None]) for name in COLUMNS]  # type: ignore[misc]
+        cells = [_cell(name, [one[name] for one in rows if one.get(name) is not None]) for name in used]  # type: ignore[misc]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -102,6 +108,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--propagations", nargs="+", default=PROPAGATIONS, help="methods of the step propagation")
     parser.add_argument("--photos", type=Path, help="photos in the VOC layout, instead of the built-in data")
     parser.add_argument("--weights", type=Path, help="ImageNet weights of MobileNetV2, with --photos")
+    parser.add_argument("--further", action="store_true", help="MARS and one pass of DHR behind each pair, too")
     parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(val=16)
     options, options.overrides = parser.parse_known_args()
