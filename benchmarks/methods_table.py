@@ -111,7 +111,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--further", action="store_true", help="MARS and one pass of DHR behind each pair, too")
     parser.add_argument("--fast", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(val=16)
-    options, options.overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args()
+    options.overrides = overrides
     if (options.photos is None) != (options.weights is None):
         parser.error("--photos and --weights go together.")
     return options
