@@ -1,6 +1,7 @@
 """Every seed with every propagation: masks of the training split beside ground truth, and the seconds of each step.
 
     python benchmarks/methods_table.py --workspace bench_methods --seeds 0 1 2
+    python benchmarks/methods_table.py --workspace bench_methods --train 400 --seeds 2 --further
     python benchmarks/methods_table.py --workspace bench_photos --photos VOC --weights FILE --seeds 0 --data.limit=300
 
 Photos (PASCAL VOC layout) go through the recipe `photos`, with ImageNet weights of torchvision's MobileNetV2; without
@@ -115,6 +116,8 @@ def _parse() -> argparse.Namespace:
     options.overrides = overrides
     if (options.photos is None) != (options.weights is None):
         parser.error("--photos and --weights go together.")
+    if options.further and options.photos:
+        parser.error("--further is for the built-in data: the recipe photos has no MARS.")
     return options
 
 

@@ -125,3 +125,16 @@ def test_the_table_of_methods_trains_all_seeds_alike_unless_told_otherwise(monke
     assert (cam.identity.config["data"]["crop_size"], cam.identity.config["data"]["options"]["seed"]) == (128, 2)
     monkeypatch.setattr("sys.argv", ["methods_table.py", "--workspace", "there", "--cam.trainer.max_epochs=6"])
     assert make_plan(table.base_request(table._parse(), 2))["cam"].identity.config["trainer"]["max_epochs"] == 6
+
+
+def test_the_table_of_methods_goes_further_on_the_built_in_data_alone(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    table = importlib.import_module("methods_table")
+    one = {"miou": 0.5, "rails": 0.25, "seconds": 3.0}
+    assert "rails" not in table.table({"cam + crf": [one]})
+    assert "| rails as train |" in table.table({"cam + crf": [one], "cam + crf + mars": [one]})
+    given = ["methods_table.py", "--workspace", "there", "--further", "--photos", "VOC", "--weights", "FILE"]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit):
+        table._parse()
+    assert "has no MARS" in capsys.readouterr().err

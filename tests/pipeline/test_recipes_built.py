@@ -78,10 +78,12 @@ def test_every_step_of_every_recipe_can_be_built_trained_and_used(
     assert {len(one) for one in found.values()} == {2}
 
 
-@pytest.mark.parametrize("swaps", [{"cam": name} for name in ("seam", "sfc", "advcam")] + [{"propagation": "irn"}])
-def test_methods_that_are_swapped_into_photos_have_its_size(swaps: dict[str, str]):
-    (name,) = swaps
-    step = make_plan(Request("photos", "voc", "/nowhere", swaps=swaps))[name]
-    assert step.identity.arguments["backbone"] == "mobilenet_v2"  # published: a ResNet-50
-    assert step.identity.config["data"]["crop_size"] == 256 or name == "propagation"
-    assert step.identity.config["trainer"]["precision"] == "32-true"
+@pytest.mark.parametrize(
+    ("step", "method"),
+    [("cam", "seam"), ("cam", "sfc"), ("cam", "advcam"), ("propagation", "irn"), ("propagation", "psa")],
+)
+def test_methods_that_are_swapped_into_photos_have_its_size(step: str, method: str):
+    identity = make_plan(Request("photos", "voc", "/nowhere", swaps={step: method}))[step].identity
+    assert identity.arguments["backbone"] == "mobilenet_v2"  # published: a ResNet-50
+    assert identity.config["data"]["crop_size"] == 256
+    assert identity.config["trainer"]["precision"] == "32-true"
